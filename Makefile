@@ -1,0 +1,7 @@
+%:
+	@./run $@
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help:
+	@./run

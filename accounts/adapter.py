@@ -1,0 +1,48 @@
+"""What allauth does differently here: https://docs.allauth.org/en/latest/account/adapter.html"""
+
+import logging
+from typing import Any
+
+from allauth.account.adapter import DefaultAccountAdapter
+from allauth.core import ratelimit
+from django.contrib.auth.base_user import AbstractBaseUser
+from django.http import HttpRequest
+
+logger = logging.getLogger(__name__)
+
+
+class MailNotSent(Exception):
+    """The mail server does not take the message now."""
+
+
+class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
+    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
+        """Raises MailNotSent."""
+        try:
+            super().send_mail(template_prefix, email, context)
+        except OSError as error:  # smtplib's own are of this kind too
+            raise MailNotSent from error
+
+    def send_confirmation_mail(self, request: HttpRequest, emailconfirmation: Any, signup: bool) -> None:
+        """Raises MailNotSent; it does not count as sent then, and the next try is not held back."""
+        try:
+            super().send_confirmation_mail(request, emailconfirmation, signup)
+        except MailNotSent:
+            email = emailconfirmation.email_address.email
+            ratelimit.clear(request, action="confirm_email", key=email.lower())
+            raise
+
+    def send_notification_mail(self, template_prefix: str, user: AbstractBaseUser, *args: Any, **kwargs: Any) -> None:
+        """Tells the owner of a change. The change holds even if the message cannot be sent."""
+        try:
+            super().send_notification_mail(template_prefix, user, *args, **kwargs)
+        except MailNotSent:
+            logger.exception("A notification could not be sent to user %s: %s", user.pk, template_prefix)
+
+    def is_ajax(self, request: HttpRequest) -> bool:
+        """Never: the pages are HTML, whatever a client says of itself."""
+        return False
+
+    def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
+        """The address alone. allauth puts the Host before it, whose port a client may vary, for tries without end."""
+        return str(credentials.get("email", "")).lower()

@@ -1,0 +1,141 @@
+"""Avatars: from a file that anybody may have sent to a small picture of our own making, and back out again.
+
+What was sent is never stored. It is checked (accounts.images), decoded, turned upright, cropped to a square, scaled,
+and written anew as WebP without any metadata, under a random name below MEDIA_ROOT/avatars/.
+"""
+
+import io
+import logging
+import secrets
+import threading
+import warnings
+from contextlib import suppress
+from functools import partial
+
+from django.core.exceptions import ValidationError
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.core.files.uploadedfile import UploadedFile
+from django.db import transaction
+from PIL import Image, ImageOps
+
+from accounts.images import NotAPicture, inspect
+from accounts.models import User
+
+logger = logging.getLogger(__name__)
+
+SIDE = 256  # pixels
+FOLDER = "avatars"
+NAME = r"[0-9a-f]{32}\.webp"
+CONTENT_TYPE = "image/webp"
+
+MAX_BYTES = 5_000_000
+# A picture of this size takes up to 200 MB of memory to decode. They differ in what a pixel takes.
+MAX_PIXELS = {"PNG": 16_777_216, "WEBP": 12_500_000, "JPEG": 32_000_000}
+ACCEPTED_TYPES = ("image/png", "image/jpeg", "image/webp")
+ACCEPTED = "Accepted are still pictures as PNG, JPEG or WebP, of up to 5 MB."
+
+# One picture at a time in a process: its memory is then bounded, however many are sent at once.
+_decoding = threading.Lock()
+
+
+class NotStored(Exception):
+    """The picture is fine, and could not be stored: the disk is full or read-only. Nothing was changed."""
+
+
+def make(upload: "UploadedFile[bytes]") -> bytes:
+    """The avatar, a WebP file of SIDE x SIDE pixels, made from what was sent.
+
+    Raises ValidationError, which says what is wrong and what is accepted.
+    """
+    # What a browser says comes from the file's name. A wrong name among the accepted ones is common and does no harm.
+    declared = upload.content_type or "application/octet-stream"
+    if upload.size and upload.size > MAX_BYTES:
+        raise refusal(f"This file has {upload.size / 1e6:.1f} MB.", "too_large")
+    if declared not in (*ACCEPTED_TYPES, "image/jpg", "image/pjpeg", "application/octet-stream"):
+        raise refusal("By its name this file is not a PNG, JPEG or WebP picture.", "type")
+    data = upload.read()
+    try:
+        kind, (width, height) = inspect(data)
+    except NotAPicture as error:
+        raise refusal(str(error), "content") from error
+    if width * height > MAX_PIXELS[kind]:
+        raise refusal(
+            f"This picture has {width:,} x {height:,} pixels, and a {kind} may have {MAX_PIXELS[kind]:,} in all.",
+            "too_many_pixels",
+        )
+    try:
+        # The filters of warnings are the whole process's, so they too are changed under the lock.
+        with _decoding, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of broken metadata, which are dropped anyhow
+            return draw(data, kind, (width, height))
+    except Exception as error:  # the decoders raise nearly every kind
+        logger.info("An avatar could not be decoded: %r", error)
+        raise refusal("This picture is broken: it cannot be decoded.", "broken") from error
+
+
+def refusal(reason: str, code: str) -> ValidationError:
+    return ValidationError(f"{reason} {ACCEPTED}", code=code)
+
+
+def draw(data: bytes, kind: str, size: tuple[int, int]) -> bytes:
+    """`data`, decoded and drawn anew as an avatar. Raises whatever the decoder raises."""
+    with Image.open(io.BytesIO(data), formats=[kind]) as source:
+        if source.size != size:
+            raise ValueError(f"the header says {size}, the decoder {source.size}")
+        source.draft(None, (2 * SIDE, 2 * SIDE))
+        source.load()
+    picture: Image.Image = source
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which a conversion would cut off and not scale
+        picture = picture.point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode not in ("L", "RGB", "RGBA"):
+        picture = picture.convert("RGBA")
+    side = min(picture.size)
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    box = (left, top, left + side, top + side)
+    avatar = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS, box, reducing_gap=3.0).convert("RGBA")
+    with suppress(Exception):  # a picture whose EXIF data are broken is shown as it lies, as browsers do
+        avatar = ImageOps.exif_transpose(avatar)
+    avatar.info.clear()
+    target = io.BytesIO()
+    avatar.save(target, "WEBP", quality=85)
+    return target.getvalue()
+
+
+def save(user: User, picture: bytes | None, *, also: tuple[str, ...] = ()) -> None:
+    """Saves the user's fields `also`, and `picture` as the avatar, or none; the old file goes once that is committed.
+
+    Raises NotStored, with nothing changed.
+    """
+    name = store(picture) if picture else ""
+    try:
+        with transaction.atomic():
+            # Locked, so that of two changes at once the second one knows and removes the first one's file.
+            old = User.objects.select_for_update().values_list("avatar", flat=True).get(pk=user.pk)
+            user.avatar.name = name
+            user.save(update_fields=["avatar", *also])
+            transaction.on_commit(partial(remove, old), robust=True)
+    except BaseException:
+        remove(name)
+        raise
+
+
+def store(picture: bytes) -> str:
+    """Writes `picture` and returns its name below MEDIA_ROOT. Raises NotStored, leaving no part of a file behind."""
+    name = f"{FOLDER}/{secrets.token_hex(16)}.webp"
+    try:
+        return default_storage.save(name, ContentFile(picture))
+    except OSError as error:
+        logger.exception("An avatar could not be stored")
+        remove(name)
+        raise NotStored from error
+
+
+def remove(name: str) -> None:
+    """Removes the file, if there is one of that name. A failure is logged: what is left over does no harm."""
+    if not name:
+        return
+    try:
+        default_storage.delete(name)
+    except OSError:
+        logger.exception("An avatar's file could not be removed: %s", name)

@@ -1,0 +1,77 @@
+from typing import Any
+
+from allauth.account import app_settings
+from allauth.account.forms import SignupForm as BaseSignupForm
+from django import forms
+from django.core.files.uploadedfile import UploadedFile
+from django.db import IntegrityError, transaction
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+
+from accounts import avatars
+from accounts.models import User
+
+
+class SignupForm(BaseSignupForm):  # type: ignore[misc]
+    """allauth's, closed against two ways in which it tells whether an address is known."""
+
+    account_already_exists: bool
+
+    def try_save(self, request: HttpRequest) -> tuple[User | None, HttpResponse | None]:
+        if self.account_already_exists:
+            # A new account costs a password hash; without this the time taken would tell which addresses are known.
+            User().set_password(self.cleaned_data["password1"])
+            return self.answer(request)
+        try:
+            with transaction.atomic():
+                return self.answer(request)
+        except IntegrityError:  # the same address signed up since it was checked: a button pressed twice
+            if app_settings.EMAIL_VERIFICATION != app_settings.EmailVerificationMethod.MANDATORY:
+                return None, redirect("account_login")
+            self.account_already_exists = True
+            return self.answer(request)
+
+    def answer(self, request: HttpRequest) -> tuple[User | None, HttpResponse | None]:
+        answer: tuple[User | None, HttpResponse | None] = super().try_save(request)
+        return answer
+
+
+class ProfileForm(forms.ModelForm):  # type: ignore[type-arg]
+    avatar = forms.FileField(
+        label="Picture",
+        required=False,
+        help_text="PNG, JPEG or WebP, up to 5 MB. It is cropped to a square.",
+        widget=forms.FileInput(attrs={"accept": ",".join(avatars.ACCEPTED_TYPES)}),
+        error_messages={"empty": f"This file is empty. {avatars.ACCEPTED}"},
+    )
+    remove_avatar = forms.BooleanField(label="Remove the picture", required=False)
+
+    class Meta:
+        model = User
+        fields = ["display_name"]
+        help_texts = {"display_name": "What others see. Without one, the part of your address before the @."}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.instance.avatar:
+            del self.fields["remove_avatar"]
+
+    def clean_avatar(self) -> bytes | None:
+        """The picture, checked and made anew."""
+        upload: "UploadedFile[bytes] | None" = self.cleaned_data["avatar"]
+        return avatars.make(upload) if upload else None
+
+    def clean(self) -> None:
+        super().clean()
+        if self.cleaned_data.get("avatar") and self.cleaned_data.get("remove_avatar"):
+            self.add_error("remove_avatar", "Choose one: a new picture, or none.")
+
+    def save(self, commit: bool = True) -> User:
+        """Raises avatars.NotStored, with nothing changed."""
+        picture = self.cleaned_data["avatar"]
+        if picture or self.cleaned_data.get("remove_avatar"):
+            avatars.save(self.instance, picture, also=("display_name",))
+        else:
+            self.instance.save(update_fields=["display_name"])
+        user: User = self.instance
+        return user

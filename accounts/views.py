@@ -1,0 +1,83 @@
+"""The profile and the avatars; what allauth has views for, accounts.urls takes from there."""
+
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from allauth.decorators import rate_limit
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.files.storage import default_storage
+from django.db import transaction
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_http_methods, require_safe
+
+from accounts import avatars
+from accounts.adapter import MailNotSent
+from accounts.forms import ProfileForm
+from accounts.models import User
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER = "120"  # seconds
+
+
+def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+    """`view` as one transaction: when its mail cannot be sent it changes nothing, and answers 503."""
+
+    @wraps(view)
+    def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        try:
+            with transaction.atomic():
+                return view(request, *args, **kwargs)
+        except MailNotSent:
+            logger.exception("A message could not be sent")
+            response = render(request, "503.html", status=503)
+            response["Retry-After"] = RETRY_AFTER
+            return response
+
+    return wrapped
+
+
+@never_cache
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+@rate_limit(action="profile")  # type: ignore[untyped-decorator]
+def profile(request: HttpRequest) -> HttpResponse:
+    # A copy of its own: what fails to validate must not show in the rest of the page.
+    user = get_object_or_404(User, pk=request.user.pk)
+    form = ProfileForm(request.POST or None, request.FILES or None, instance=user)
+    if request.method == "POST" and form.is_valid():
+        try:
+            form.save()
+        except avatars.NotStored:
+            form.add_error("avatar", "The picture could not be stored just now, and nothing was changed. Try later.")
+        else:
+            messages.success(request, "Your profile is saved.")
+            return redirect("accounts:profile")
+    return render(request, "accounts/profile.html", {"form": form})
+
+
+@require_safe
+def avatar(request: HttpRequest, name: str) -> FileResponse:
+    """A stored avatar, as a download of a safe type, for ever: another picture has another name.
+
+    nginx serves it in production, with the same headers (nginx.conf). `nosniff` comes with every answer here.
+    """
+    try:
+        file = default_storage.open(f"{avatars.FOLDER}/{name}")
+    except FileNotFoundError:
+        raise Http404 from None
+    return FileResponse(
+        file,
+        as_attachment=True,
+        filename="avatar.webp",
+        content_type=avatars.CONTENT_TYPE,
+        headers={
+            "Cache-Control": "private, max-age=31536000, immutable",
+            "Content-Security-Policy": "default-src 'none'; sandbox",
+        },
+    )

@@ -1,0 +1,16 @@
+"""The whole site's URLs: composition only."""
+
+from django.conf import settings
+from django.contrib import admin
+from django.urls import include, path
+
+urlpatterns = [
+    path("", include("deploy.urls")),
+    path("", include("accounts.urls")),
+    path("health/", include("health.urls")),
+    path("metrics", include("metrics.urls")),
+    path("api/", include("deploy.api_urls")),
+    path(settings.ADMIN_URL, admin.site.urls),
+]
+
+handler500 = "backstagetest1.errors.server_error"

@@ -1,0 +1,74 @@
+"""`python -m bench`, which ./run bench calls in an environment that has the peers."""
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from bench import frozen, middleware, probes, scrape, workers
+from bench.measure import PEERS, Options, installed, say
+
+PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
+    "middleware": (middleware.run, "What metrics add to a request"),
+    "workers": (workers.run, "What metrics cost gunicorn's workers"),
+    "scrape": (scrape.run, "What a scrape costs"),
+    "health": (probes.run, "What /health/ costs"),
+    "frozen": (frozen.run, "What a frozen PostgreSQL does"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="./run bench",
+        description="Measure health and metrics beside their peers, in turns, in one run. "
+        "A Markdown table comes on standard output, what is being done on standard error.",
+        epilog="Examples:\n  ./run bench > table.md\n  ./run bench health frozen\n  ./run bench frozen --patience 60\n"
+        "\nExit codes: 0 all was measured, whether or not a goal was met; 1 a part failed; 2 wrong usage;\n"
+        "130 interrupted.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = ", ".join(f"{name} ({title})" for name, (_, title) in PARTS.items())
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"the parts to run; all without: {names}")
+    parser.add_argument("--quick", action="store_true", help="show in a minute that all works; the figures are rough")
+    parser.add_argument(
+        "--patience", type=float, default=15, metavar="SECONDS", help="how long to wait for a frozen peer's answer (15)"
+    )
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.names if name not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    if not 1 <= chosen.patience <= 600:
+        parser.error(f"--patience {chosen.patience:g}: expected 1 to 600 seconds")
+    options = Options(quick=chosen.quick, patience=chosen.patience)
+    print(about(options), flush=True)
+    failed = False
+    for name in chosen.names or PARTS:
+        run, title = PARTS[name]
+        try:
+            found = run(options)
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
+        except (AssertionError, OSError, RuntimeError) as error:
+            found, failed = f"Not measured: {error}", True
+            say(f"{name} failed: {error}")
+        print(f"\n## {title} (`./run bench {name}`)\n\n{found}", flush=True)
+    say("done")
+    return int(failed)
+
+
+def about(options: Options) -> str:
+    """What was measured, with what, and on what."""
+    packages = ["django", "gunicorn", "prometheus-client", *filter(installed, PEERS)]
+    words = ", ".join(f"{package} {version(package)}" for package in packages)
+    rough = "Quick: the figures are rough. " if options.quick else ""
+    return (
+        f"{rough}{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {words}; "
+        f"{os.cpu_count()} processors, load average {os.getloadavg()[0]:.1f} at the start."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

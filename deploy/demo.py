@@ -1,0 +1,162 @@
+"""A made-up history for development: 90 days of a small team's deployments, written by the ledger's own rules.
+
+Nobody in it is real: its people are demo accounts and its pipelines are called so. Dates are relative to today.
+"""
+
+import hashlib
+import random
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from deploy import ledger
+from deploy.models import Deployment, Environment
+
+DAYS = 90
+PEOPLE = ("demo@example.com", "demo-admin@example.com")
+PIPELINE = "demo-pipeline"
+CHANGES = (
+    "Show the display name in the header",
+    "Answer 304 for avatars that have not changed",
+    "Add the language to the profile",
+    "Update Django",
+    "Make the sign-up form shorter",
+    "Fix the order of the member list",
+    "Log slow queries",
+    "Paginate the member list",
+    "Update the base image",
+    "Cache the home page for anonymous visitors",
+    "Speed up password hashing in tests",
+    "Add a search to the member list",
+    "Remove an index that nothing used",
+)
+URGENT = "Fix sign-in after a password reset"
+STEPS = {
+    "rolling": ("migrate", "update servers one at a time", "smoke test"),
+    "blue-green": ("migrate", "deploy to green", "smoke test", "switch the traffic", "watch"),
+}
+
+
+def load(profile: str) -> str | None:
+    """Writes the history, if `profile` is mock and the ledger is empty. Returns a line for whoever asked."""
+    if profile != "mock" or Deployment.objects.exists():
+        return None
+    with transaction.atomic():
+        History(timezone.now(), random.Random(4)).write()
+    return f"A history of {Deployment.objects.count()} deployments. manage.py deployments lists them."
+
+
+class History:
+    """Releases on their way, one after the other."""
+
+    def __init__(self, now: datetime, chance: random.Random) -> None:
+        self.now = now
+        self.chance = chance
+
+    def write(self) -> None:
+        count, at = 18, self.now - timedelta(days=DAYS)
+        for number in range(count):
+            at = self.now - timedelta(days=DAYS * (1 - number / (count - 0.2)), hours=self.chance.uniform(0, 9))
+            fate = {4: "testing", 9: "staging", 7: "failed", 11: "rolled_back", 14: "withdrawn"}.get(
+                number, "production"
+            )
+            self.travel(self.release(f"1.{number}.0", CHANGES[number % len(CHANGES)], at), at, fate)
+            if number == 12:
+                self.hotfix("1.12.1", at + timedelta(hours=20))
+        last = self.release(f"1.{count}.0", "Draw the deployments as a time line", self.now - timedelta(minutes=50))
+        self.deploy(last, "testing", self.now - timedelta(minutes=42))
+        self.deploy(last, "staging", self.now - timedelta(minutes=25))
+        self.begin("1.18.0", "development", self.now - timedelta(minutes=2))
+
+    def release(self, version: str, message: str, at: datetime) -> str:
+        commit = hashlib.sha1(version.encode(), usedforsecurity=False).hexdigest()
+        image = f"registry.example.com/backstagetest1:{commit}"
+        ledger.register(version, commit, at, message, image, at=at)
+        return version
+
+    def travel(self, version: str, at: datetime, fate: str) -> None:
+        """The guide's way: testing, staging, then production once somebody has said yes."""
+        if self.chance.random() < 0.3:
+            at = self.deploy(version, "development", at + timedelta(minutes=5), actor=self.chance.choice(PEOPLE))
+        at = self.deploy(version, "testing", at + timedelta(minutes=8), "failed" if fate == "testing" else "succeeded")
+        if fate == "testing":
+            return
+        at = self.deploy(version, "staging", at + timedelta(minutes=3), "failed" if fate == "staging" else "succeeded")
+        if fate == "staging":
+            return
+        at += timedelta(hours=self.chance.uniform(1, 20))
+        strategy = "blue-green" if self.chance.random() < 0.6 else "rolling"
+        person = self.chance.choice(PEOPLE)
+        result = fate if fate in ("failed", "rolled_back") else "succeeded"
+        at = self.deploy(version, "production", at, result, strategy=strategy, actor=person)
+        if fate == "withdrawn":
+            target = ledger.rollback_targets(Environment.objects.get(name="production"))[0].release.version
+            self.deploy(
+                target,
+                "production",
+                at + timedelta(minutes=37),
+                strategy=strategy,
+                actor=person,
+                kind="rollback",
+                reason="Members could not change their picture",
+            )
+
+    def hotfix(self, version: str, at: datetime) -> None:
+        self.release(version, URGENT, at)
+        actor, reason = PEOPLE[1], "Nobody who had reset a password could sign in"
+        at = self.deploy(version, "development", at + timedelta(minutes=6), actor=actor)
+        self.deploy(version, "production", at + timedelta(minutes=4), actor=actor, hotfix=True, reason=reason)
+
+    def begin(
+        self,
+        version: str,
+        environment: str,
+        at: datetime,
+        *,
+        strategy: str = "rolling",
+        actor: str = PIPELINE,
+        kind: str = "deploy",
+        hotfix: bool = False,
+        reason: str = "",
+    ) -> tuple[int, datetime, tuple[str, ...]]:
+        """A running deployment with its first step under way; also when that began, and what all its steps are."""
+        row = ledger.create(
+            environment, version, strategy, actor, kind=kind, hotfix=hotfix, reason=reason, run_url="", at=at
+        )
+        at += timedelta(seconds=self.chance.uniform(1, 6))
+        ledger.start(row.pk, at=at)
+        steps = STEPS[strategy] if kind == "deploy" else STEPS[strategy][1:]
+        ledger.step(row.pk, steps[0], "running", at=at)
+        return row.pk, at, steps
+
+    def deploy(
+        self,
+        version: str,
+        environment: str,
+        at: datetime,
+        result: str = "succeeded",
+        *,
+        strategy: str = "rolling",
+        actor: str = PIPELINE,
+        kind: str = "deploy",
+        hotfix: bool = False,
+        reason: str = "",
+    ) -> datetime:
+        """A deployment from its beginning to its end; what failed failed in its smoke test. Returns when it ended."""
+        key, at, steps = self.begin(
+            version, environment, at, strategy=strategy, actor=actor, kind=kind, hotfix=hotfix, reason=reason
+        )
+        for name in steps:
+            ledger.step(key, name, "running", at=at)
+            at += timedelta(seconds=self.chance.uniform(8, 90))
+            if name == "smoke test" and result != "succeeded":
+                ledger.step(key, name, "failed", at=at)
+                break
+            ledger.step(key, name, "succeeded", at=at)
+        if result == "rolled_back":
+            ledger.step(key, "back to the version before", "running", at=at)
+            at += timedelta(seconds=self.chance.uniform(10, 40))
+            ledger.step(key, "back to the version before", "succeeded", at=at)
+        ledger.finish(key, result, at=at)
+        return at

@@ -1,0 +1,133 @@
+"""manage.py deployments: the history, for people and for scripts."""
+
+import argparse
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deploy.models import FINISHED, IN_FLIGHT, Deployment, Environment
+
+EXAMPLES = """\
+examples:
+  manage.py deployments                                          the last 20, of all environments
+  manage.py deployments --environment production --limit 5
+  manage.py deployments --status failed --json | jq .release     one JSON object a line
+
+exit codes: 0 done, also when there is nothing to show; 2 wrong usage.
+"""
+COLOURS = {"succeeded": "green", "failed": "red", "rolled_back": "yellow", "running": "cyan", "pending": "dim"}
+SIGNS = {"succeeded": "+", "failed": "x", "rolled_back": "<", "running": ">", "pending": "."}  # without colour, too
+
+
+class Command(BaseCommand):
+    help = "List deployments, the newest first."
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--environment", choices=Environment.Name.values, help="of this environment only")
+        parser.add_argument("--status", choices=(*IN_FLIGHT, *FINISHED), help="in this state only")
+        parser.add_argument("--limit", type=int, default=20, help="at most so many (default 20)")
+        parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["limit"] < 1:
+            raise CommandError("--limit is 1 or more.", returncode=2)
+        found = Deployment.objects.select_related("environment", "release", "previous__release").newest_first()
+        rows = list(found.matching(environment=options["environment"], status=options["status"])[: options["limit"]])
+        if options["json"]:
+            for row in rows:
+                self.stdout.write(json.dumps(as_dict(row)))
+        elif rows:
+            self.show(rows, options)
+        elif options["environment"] or options["status"]:
+            self.stdout.write("No deployment fits. Leave --environment or --status out to see all.")
+        else:
+            self.stdout.write(
+                "No deployments yet. A pipeline reports them to /api/ (docs/api.md): make it a token with\n"
+                "  manage.py api_token create NAME --environment staging\n"
+                "or load made-up ones for development with\n"
+                "  manage.py demo_data --profile mock"
+            )
+
+    def show(self, rows: list[Deployment], options: dict[str, Any]) -> None:
+        """A table; colour on a terminal only, or as --no-color and --force-color say."""
+        console = Console(
+            file=self.stdout,  # type: ignore[arg-type]
+            no_color=options["no_color"] or None,
+            force_terminal=options["force_color"] or None,
+            highlight=False,
+        )
+        names = ("Id", "When", "Environment", "Version", "Commit", "Kind", "Status", "Took", "Actor")
+        table = Table(*names, box=None, pad_edge=False, header_style="bold")
+        table.columns[0].justify = table.columns[7].justify = "right"
+        now = timezone.now()
+        for row in rows:
+            kind = "hotfix" if row.hotfix else "rollback" if row.kind == Deployment.Kind.ROLLBACK else row.strategy
+            status = Text(f"{SIGNS[row.status]} {Deployment.Status(row.status).label}", COLOURS[row.status])
+            cells = (
+                str(row.pk),
+                age(now, row.created),
+                row.environment.name,
+                row.release.version,
+                row.release.short_commit,
+                kind,
+            )
+            table.add_row(*(Text(cell) for cell in cells), status, Text(took(row.duration)), Text(row.actor))
+        if not console.is_terminal:
+            console.width = 200  # a pipe has no width to fit into
+        console.print(table)
+
+
+def as_dict(row: Deployment) -> dict[str, Any]:
+    times = {
+        name: value and value.isoformat()
+        for name in ("created", "started", "finished")
+        for value in [getattr(row, name)]
+    }
+    return {
+        "id": row.pk,
+        "environment": row.environment.name,
+        "release": row.release.version,
+        "commit": row.release.commit,
+        "kind": row.kind,
+        "strategy": row.strategy,
+        "hotfix": row.hotfix,
+        "reason": row.reason,
+        "status": row.status,
+        "actor": row.actor,
+        "previous": row.previous.release.version if row.previous else None,
+        **times,
+        "duration_seconds": None if row.duration is None else row.duration.total_seconds(),
+        "run_url": row.run_url,
+    }
+
+
+def took(duration: timedelta | None) -> str:
+    """Such as 42 s, 3 min 5 s or 1 h 4 min."""
+    if duration is None:
+        return ""
+    minutes, seconds = divmod(round(duration.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def age(now: datetime, then: datetime) -> str:
+    """Such as 5 min ago; after a week the date, in UTC."""
+    seconds = (now - then).total_seconds()
+    if seconds < 60:
+        return "just now"
+    for limit, unit, name in ((3600, 60, "min"), (86_400, 3600, "h"), (7 * 86_400, 86_400, "d")):
+        if seconds < limit:
+            return f"{int(seconds // unit)} {name} ago"
+    return f"{then:%Y-%m-%d %H:%M}Z"

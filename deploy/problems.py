@@ -1,0 +1,86 @@
+"""Errors of the API as problem details (RFC 9457), whatever made them: a rule, a route that is not there, a failure."""
+
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
+
+MEDIA_TYPE = "application/problem+json"
+PREFIX = "/api/"
+DOCS = f"{PREFIX}docs/"
+
+# What the API itself tells apart, besides what a status says already. The docs page lists them, and `type` links there.
+TYPES = {
+    "invalid": "The request does not fit the schema; `errors` says where.",
+    "unknown-release": "No release of this version is registered.",
+    "environment-busy": "Another deployment to the environment is pending or running.",
+    "not-promotable": "The release has not succeeded where it must before, and this is no hotfix.",
+    "never-live": "A rollback goes to what has been live in the environment before, and this has not.",
+    "already-live": "The release to roll back to is the one that runs.",
+    "wrong-state": "The deployment or its step is not in a state that allows this.",
+    "too-many-steps": "The deployment has as many steps as one may have.",
+    "release-differs": "The version is registered already, as another build.",
+    "conflict": "Somebody else has changed the same at the same moment.",
+    "out-of-scope": "The token is not for this environment.",
+    "key-reused": "The Idempotency-Key was used for another request.",
+    "rate-limited": "Too many requests in this minute; `Retry-After` says when to go on, in seconds.",
+    "too-large": "The body is larger than any request of this API.",
+}
+
+# For what Django answers by itself.
+DETAILS = {
+    400: "The request cannot be read.",
+    404: f"There is nothing here. {DOCS} lists what there is.",
+    405: "This method is not for this address. The header Allow names those that are.",
+    500: "Something went wrong here, and it has been logged. Try again, and name the request id if you report it.",
+    503: "The database is away. Try again when Retry-After (seconds) has passed.",
+}
+
+
+class Problem(Exception):
+    """An answer that is an error. `code` is one of TYPES, or empty if the status says it all."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = headers or {}
+        self.members = members
+
+
+def respond(request: HttpRequest, problem: Problem) -> HttpResponse:
+    """`problem` as RFC 9457 has it. The title is the status' own phrase; `request_id` is also in the log."""
+    body = {
+        "type": f"{DOCS}#{problem.code}" if problem.code else "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": request.META.get("REQUEST_ID", ""),
+        **problem.members,
+    }
+    headers = {"Cache-Control": "no-store"} | problem.headers
+    return HttpResponse(json.dumps(body), MEDIA_TYPE, problem.status, headers=headers)
+
+
+class ProblemMiddleware:
+    """Turns the error pages of /api/, which are for people, into problem details. Their headers stay."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self.get_response(request)
+        if response.status_code < 400 or not request.path.startswith(PREFIX):
+            return response
+        if response.headers.get("Content-Type") == MEDIA_TYPE:
+            return response
+        status = response.status_code
+        kept = {name: response.headers[name] for name in ("Allow", "Retry-After") if name in response.headers}
+        detail = DETAILS.get(status, HTTPStatus(status).description or HTTPStatus(status).phrase)
+        response.close()
+        return respond(request, Problem(status, "", detail, headers=kept))

@@ -1,0 +1,74 @@
+"""manage.py health: the checks for people and scripts."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from health.client import Unreachable, ask
+from health.runner import report
+
+EXAMPLES = """\
+examples:
+  manage.py health                                  run the checks in this process
+  manage.py health --json                           the same, as the JSON object of /health/
+  manage.py health --url http://127.0.0.1:8000      ask a running instance (/health/ if no path is given)
+  manage.py health --url https://staging.backstagetest1.com/health/ready/
+
+exit codes: 0 healthy; 1 unhealthy, or not to be reached; 2 wrong usage.
+A container's health check is better off with `python -m health --url URL`: the same without loading Django.
+"""
+
+
+class Command(BaseCommand):
+    help = "Check the health of this installation, or of a running instance."
+    requires_system_checks = []
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--json", action="store_true", help="print the JSON object instead of a table")
+        parser.add_argument("--url", help="ask the instance at this address instead of running the checks here")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            found = ask(options["url"]) if options["url"] is not None else report().as_dict()
+        except ValueError as error:
+            raise CommandError(str(error), returncode=2) from None
+        except Unreachable as error:
+            raise CommandError(str(error)) from None
+        if options["json"]:
+            self.stdout.write(json.dumps(found))
+        else:
+            self.show(found, options)
+        if found["status"] != "healthy":
+            sys.exit(1)
+
+    def show(self, found: dict[str, Any], options: dict[str, Any]) -> None:
+        """A table of the checks; colour on a terminal only, or as --no-color and --force-color say."""
+        console = Console(
+            file=self.stdout,  # type: ignore[arg-type]
+            no_color=options["no_color"] or None,
+            force_terminal=options["force_color"] or None,
+            highlight=False,
+        )
+        durations = found.get("durations_ms", {})
+        table = Table("Check", "State", "Milliseconds", box=None, pad_edge=False, header_style="bold")
+        table.columns[2].justify = "right"
+        for name, state in found["checks"].items():
+            table.add_row(Text(name), Text(state, colour(state)), Text(str(durations.get(name, ""))))
+        if table.rows:
+            console.print(table)
+        status = found["status"]
+        console.print(Text(status, f"bold {colour(status)}"), Text(f"(version {found.get('version', 'unknown')})"))
+
+
+def colour(state: str) -> str:
+    return {"healthy": "green", "draining": "yellow"}.get(state, "red")

@@ -1,0 +1,292 @@
+"""What is computed when somebody scrapes: each collector by a deadline, side by side, whatever the others do.
+
+A collector is a function without arguments that returns Prometheus metric families; settings.METRICS_COLLECTORS
+lists them by dotted path, so that any app may have one. It may wait for the network: it runs in a thread of its own,
+which lives as long as the process. One that fails, or has not answered METRICS_COLLECTOR_TIMEOUT seconds after it was
+asked, is left out of the scrape and counted in metrics_collector_errors_total; while it is stuck it is not asked
+again, so that a frozen database holds one thread and one connection and no more.
+"""
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from time import monotonic, perf_counter
+from typing import Any
+
+from django.conf import settings
+from django.core.cache import DEFAULT_CACHE_ALIAS, caches
+from django.db import DEFAULT_DB_ALIAS, close_old_connections, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.http import HttpRequest
+from django.utils.module_loading import import_string
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+
+from metrics import store
+from metrics.registry import CACHE_HITS, CACHE_MISSES, COLLECTOR_ERRORS, DATABASE_QUERY_DURATION
+
+logger = logging.getLogger(__name__)
+
+ACTIVE_SECONDS = 15 * 60  # a user seen in this time is active
+NOTED_SECONDS = 60  # a worker notes the same user at most once in this time
+
+
+class Runner:
+    """Runs one collector in a long-lived thread; whoever asks while it runs shares the run."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        self.jobs: SimpleQueue[Future[list[Metric]] | None] = SimpleQueue()
+        self.running: Future[list[Metric]] | None = None
+        self.asked_at = 0.0
+        self.thread = threading.Thread(target=self.work, name=f"collector {path}", daemon=True)
+        self.thread.start()
+
+    def ask(self) -> tuple["Future[list[Metric]]", float]:
+        """The run under way, or a new one; and by when (time.monotonic()) it must have ended."""
+        with self.lock:
+            if self.running is None or self.running.done():
+                self.running, self.asked_at = Future(), monotonic()
+                self.jobs.put(self.running)
+            return self.running, self.asked_at + settings.METRICS_COLLECTOR_TIMEOUT
+
+    def work(self) -> None:
+        while job := self.jobs.get():
+            try:
+                close_old_connections()  # it serves no request, so nothing else looks after its connections
+                job.set_result(list(import_string(self.path)()))
+            except Exception as error:
+                job.set_exception(error)
+        connections.close_all()
+
+    def stop(self) -> None:
+        """Ends the thread after what it does now, and closes its connections."""
+        self.jobs.put(None)
+        self.thread.join(settings.METRICS_COLLECTOR_TIMEOUT)
+
+
+_runners: dict[str, Runner] = {}
+_starting = threading.Lock()
+
+
+def _after_fork() -> None:
+    """Threads do not survive a fork; a lock may have been held by one of them."""
+    global _starting
+    _runners.clear()
+    _starting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def collect() -> list[Metric]:
+    """What the collectors report; those that fail or are late are left out, counted and logged."""
+    with _starting:
+        for path in settings.METRICS_COLLECTORS:
+            if path not in _runners:
+                _runners[path] = Runner(path)
+        asked = [(path, *_runners[path].ask()) for path in settings.METRICS_COLLECTORS]
+    families: list[Metric] = []
+    for path, run, deadline in asked:
+        try:
+            families += run.result(max(0.0, deadline - monotonic()))
+        except Exception as error:
+            COLLECTOR_ERRORS.labels(path).inc()
+            late = not run.done()
+            why = "has not answered by its deadline" if late else "failed"
+            logger.warning("Collector %s %s: left out of this scrape.", path, why, exc_info=None if late else error)
+    return families
+
+
+def close() -> None:
+    """Ends the collectors' threads and their database connections; the next scrape starts them anew."""
+    with _starting:
+        while _runners:
+            _runners.popitem()[1].stop()
+
+
+# The collectors
+
+
+def app_info() -> Iterable[Metric]:
+    """app_info: what this instance is."""
+    labels = {"version": settings.VERSION, "commit": settings.COMMIT, "environment": settings.ENVIRONMENT}
+    return [InfoMetricFamily("app", "What this instance is.", labels)]
+
+
+def active_users() -> Iterable[Metric]:
+    """active_users: one number for all workers and instances, as all note whom they see in the same cache."""
+    count = _cache().recent("active_users", ACTIVE_SECONDS)
+    return [GaugeMetricFamily("active_users", "Distinct users seen in the last 15 minutes.", count)]
+
+
+def cache_hit_ratio() -> Iterable[Metric]:
+    """cache_hit_ratio: from the totals of all workers. NaN before the first key is asked for."""
+    hits, misses = (sample.value for metric in _CACHE_TOTALS.collect() for sample in metric.samples)
+    ratio = hits / (hits + misses) if hits + misses else float("nan")
+    return [GaugeMetricFamily("cache_hit_ratio", "Share of the keys asked of the cache that were found.", ratio)]
+
+
+_CACHE_REGISTRY = CollectorRegistry()
+for _counter in (CACHE_HITS, CACHE_MISSES):
+    _CACHE_REGISTRY.register(_counter)
+_CACHE_TOTALS = store.Exposition(_CACHE_REGISTRY)
+
+
+def database_connections() -> Iterable[Metric]:
+    """database_connections_active: whoever is connected to this database; with SQLite, this process alone.
+
+    https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
+    """
+    connection = connections[DEFAULT_DB_ALIAS]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND backend_type = 'client backend'"
+            )
+            count = cursor.fetchone()[0]
+    else:
+        count = sum(one.connection is not None for one in list(_opened))
+    return [GaugeMetricFamily("database_connections_active", "Connections open to the database.", count)]
+
+
+def process() -> Iterable[Metric]:
+    """process_*: gunicorn's master and its workers as one, from /proc (Linux; elsewhere there are none).
+
+    CPU time includes that of workers that have ended, so that it never goes back. Of file descriptors the process
+    with the most is told, for the limit holds for each.
+    https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics
+    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
+    """
+    if not Path("/proc/self/stat").exists():
+        return []
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    pids = _process_group()
+    stats = {pid: stat for pid in pids if (stat := _stat(pid))}
+    cpu = sum(stat[UTIME] + stat[STIME] for stat in stats.values()) + sum(stats[pids[0]][CUTIME : CSTIME + 1])
+    boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line[:6] == "btime ")
+    limit = next(
+        line for line in Path("/proc/self/limits").read_text().splitlines() if line.startswith("Max open file")
+    )
+    soft = limit.split()[3]
+    return [
+        CounterMetricFamily("process_cpu_seconds", "CPU time of the master and all its workers.", cpu / ticks),
+        GaugeMetricFamily(
+            "process_resident_memory_bytes",
+            "Memory of the master and its workers; pages that they share count for each.",
+            sum(stat[RSS] for stat in stats.values()) * page,
+        ),
+        GaugeMetricFamily(
+            "process_virtual_memory_bytes",
+            "Virtual memory of the master and its workers.",
+            sum(stat[VSIZE] for stat in stats.values()),
+        ),
+        GaugeMetricFamily(
+            "process_start_time_seconds",
+            "When the master started, in seconds since the epoch.",
+            boot + stats[pids[0]][STARTTIME] / ticks,
+        ),
+        GaugeMetricFamily("process_open_fds", "Open file descriptors of the process with the most.", _most_fds(pids)),
+        GaugeMetricFamily(
+            "process_max_fds",
+            "File descriptors that one process may have open.",
+            float("inf") if soft == "unlimited" else int(soft),
+        ),
+        GaugeMetricFamily("process_workers", "Worker processes.", max(1, len(stats) - 1)),
+    ]
+
+
+# Fields of /proc/PID/stat after the program's name
+UTIME, STIME, CUTIME, CSTIME, STARTTIME, VSIZE, RSS = 11, 12, 13, 14, 19, 20, 21
+
+
+def _stat(pid: int) -> list[int]:
+    """The numbers of /proc/PID/stat after the program's name and state; none if it has ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return [0, *(int(word) for word in text.rpartition(")")[2].split()[1:])]
+
+
+def _process_group() -> list[int]:
+    """gunicorn's master and its workers, the master first; without gunicorn this process alone."""
+    me, parent = os.getpid(), os.getppid()
+    try:
+        forked = Path(f"/proc/{parent}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    except OSError:
+        return [me]
+    return [parent, *(int(pid) for pid in children)] if forked else [me]
+
+
+def _most_fds(pids: list[int]) -> int:
+    most = 0
+    for pid in pids:
+        try:
+            most = max(most, len(os.listdir(f"/proc/{pid}/fd")))
+        except OSError:  # ended meanwhile
+            continue
+    return most
+
+
+# What the collectors read is noted here while requests are served.
+
+_noted: set[Any] = set()
+_noted_until = 0.0
+
+
+def note_user(request: HttpRequest) -> Callable[[], None] | None:
+    """What to call, after the response has been sent, to note the request's user as active.
+
+    None for a user whom this worker has noted in the last minute, and for nobody. Only a user whom the request has
+    loaded anyway counts: this never asks the session or the database.
+    """
+    global _noted, _noted_until
+    loaded = request.__dict__
+    user = loaded.get("_cached_user") or loaded.get("_acached_user")
+    if user is None or (key := user.pk) is None:
+        return None
+    now = monotonic()
+    if now > _noted_until:
+        _noted, _noted_until = set(), now + NOTED_SECONDS
+    if key in _noted:
+        return None
+    _noted.add(key)
+    return lambda: _cache().remember("active_users", str(key), ACTIVE_SECONDS)
+
+
+def _cache() -> Any:
+    """The default cache: one of metrics.cache, which have remember() and recent()."""
+    return caches[DEFAULT_CACHE_ALIAS]
+
+
+_opened: "weakref.WeakSet[BaseDatabaseWrapper]" = weakref.WeakSet()
+_query_observers: dict[str, Callable[[float], None]] = {}
+
+
+def watch_connection(connection: BaseDatabaseWrapper, **_: Any) -> None:
+    """Receives Django's connection_created: from now on the connection's queries are timed."""
+    _opened.add(connection)
+    if _time_query not in connection.execute_wrappers:
+        # First, as who leaves connection.execute_wrapper() takes away the last.
+        connection.execute_wrappers.insert(0, _time_query)
+
+
+def _time_query(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+    alias = context["connection"].alias
+    observe = _query_observers.get(alias)
+    if observe is None:
+        observe = _query_observers[alias] = store.observer(DATABASE_QUERY_DURATION.labels(alias))
+    started = perf_counter()
+    try:
+        return execute(sql, params, many, context)
+    finally:
+        observe(perf_counter() - started)

@@ -1,0 +1,227 @@
+"""Counts every request once, whatever ends it, and tells the access log its route.
+
+Standing first but for the edge and the probes, it sees what they let through: answers, errors, redirects and refusals
+of every other middleware. It also answers the scrape itself, before the Host check and the TLS redirect, for
+Prometheus asks a pod by its address. Scrapes are not counted among the requests, and neither are probes.
+"""
+
+import asyncio
+import operator
+import re
+import sys
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
+from django.conf import settings
+from django.contrib.admindocs.views import simplify_regex
+from django.http import HttpRequest, HttpResponseBase, StreamingHttpResponse
+
+from metrics import store, views
+from metrics.collectors import note_user
+from metrics.registry import EXCEPTIONS, REQUEST_DURATION, REQUESTS, REQUESTS_IN_PROGRESS, RESPONSE_SIZE
+
+SCRAPE_PATH = "/metrics"
+
+# Label values for what a stranger may make up: one each. No route's template looks like them.
+OTHER = "OTHER"
+UNROUTED = "unrouted"  # not found, or answered before the URL was looked at: a redirect to TLS, a refused Host
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
+
+CANCELLED = 499  # as nginx says it: the client went away before there was an answer
+
+
+class MetricsMiddleware:
+    """For WSGI and, without a thread in between, for ASGI."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.get_response = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        if self.is_async:
+            return self.answer(request)
+        if request.path_info == SCRAPE_PATH:
+            return views.metrics(request)
+        started = perf_counter()
+        _progress(1)
+        try:
+            response: HttpResponseBase = self.get_response(request)
+        except BaseException:  # the error page failed as well, or the worker is being ended
+            _fail(request, 500, started)
+            raise
+        _finish(request, response, started)
+        return response
+
+    async def answer(self, request: HttpRequest) -> HttpResponseBase:
+        """What __call__ does, for ASGI."""
+        if request.path_info == SCRAPE_PATH:
+            return await sync_to_async(views.metrics, thread_sensitive=False)(request)
+        started = perf_counter()
+        _progress(1)
+        try:
+            response: HttpResponseBase = await self.get_response(request)
+        except BaseException as error:
+            _fail(request, CANCELLED if isinstance(error, asyncio.CancelledError) else 500, started)
+            raise
+        _finish(request, response, started)
+        return response
+
+
+def count_exception(sender: object, request: HttpRequest | None = None, **_: Any) -> None:
+    """Receives Django's got_request_exception, which is sent for what no view and no middleware handled.
+
+    It is sent again for each layer in which the page for errors fails too; a request counts once.
+    """
+    error = sys.exc_info()[1]
+    if error is None or request is None or getattr(request, "exception_counted", False):
+        return
+    request.exception_counted = True  # type: ignore[attr-defined]
+    EXCEPTIONS.labels(exception_type(error), _find(request, 500).endpoint).inc()
+
+
+def exception_type(error: BaseException) -> str:
+    """The name of the error's class, or of the nearest base class that a module holds.
+
+    So the label's values are bounded by the code, also where classes are made at run time.
+    """
+    for kind in type(error).__mro__:
+        name = kind.__qualname__
+        try:
+            if operator.attrgetter(name)(sys.modules[kind.__module__]) is kind:
+                return name
+        except (AttributeError, KeyError):
+            continue
+    return OTHER
+
+
+def endpoint(route: str) -> str:
+    """The label for a URL pattern's `route`: its template, readable, without converters and regular expressions.
+
+    >>> endpoint("accounts/password/reset/key/^(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$")
+    '/accounts/password/reset/key/<uidb36>-<key>/'
+    >>> endpoint("posts/<int:pk>/")
+    '/posts/<pk>/'
+    """
+    template: str = simplify_regex(route)
+    return re.sub(r"<\w+:(\w+)>", r"<\1>", template)
+
+
+class _Series(NamedTuple):
+    """What the requests of one method, route and status are counted in."""
+
+    endpoint: str
+    # Takes the duration in seconds and the body's size in bytes, and has one request less in progress.
+    record: Callable[[float, float], None]
+
+
+_series: dict[tuple[str, str | None, int], _Series] = {}
+_progress = store.adder(REQUESTS_IN_PROGRESS)
+
+
+def _find(request: HttpRequest, status: int) -> _Series:
+    """The series of a request, resolved once and kept; also tells the access log the route."""
+    method = request.method if request.method in METHODS else OTHER
+    route = match.route if (match := request.resolver_match) else _unmatched(request)
+    series = _series.get((method, route, status))
+    if series is None:
+        series = _make(method or OTHER, route, status)
+    request.META["ROUTE"] = series.endpoint
+    return series
+
+
+def _unmatched(request: HttpRequest) -> str | None:
+    """Static files are served before any routing; of what lies below their URL, no path is told."""
+    prefix = settings.STATIC_URL
+    return f"{prefix}<path>" if prefix and request.path_info.startswith(prefix) else None
+
+
+def _make(method: str, route: str | None, status: int) -> _Series:
+    label = UNROUTED if route is None else endpoint(route)
+    known = 100 <= status <= 599
+    series = _Series(
+        label,
+        store.request_recorder(
+            REQUESTS.labels(method, label, str(status) if known else OTHER),
+            REQUEST_DURATION.labels(method, label),
+            RESPONSE_SIZE.labels(method, label),
+            REQUESTS_IN_PROGRESS,
+        ),
+    )
+    if known:
+        _series[method, route, status] = series
+    return series
+
+
+def _finish(request: HttpRequest, response: HttpResponseBase, started: float) -> None:
+    """Counts a request that has its answer; one that is streamed, when the stream is closed."""
+    if note := note_user(request):
+        _on_close(response, note)
+    series = _find(request, response.status_code)
+    if isinstance(response, StreamingHttpResponse):
+        _follow(request, response, series, started)
+        return
+    size = 0 if request.method == "HEAD" else len(response.content)  # type: ignore[attr-defined]
+    series.record(perf_counter() - started, size)
+
+
+def _fail(request: HttpRequest, status: int, started: float) -> None:
+    """Counts a request that got no answer from here."""
+    _find(request, status).record(perf_counter() - started, 0)
+
+
+def _follow(request: HttpRequest, response: StreamingHttpResponse, series: _Series, started: float) -> None:
+    """Counts a stream's bytes as they pass, and the request when the server closes the response: it does so after the
+    last byte, and also when the client has gone away (PEP 3333).
+    """
+    size = 0
+
+    def add(chunk: bytes) -> bytes:
+        nonlocal size
+        size += len(chunk)
+        return chunk
+
+    def broken(error: Exception) -> None:
+        EXCEPTIONS.labels(exception_type(error), series.endpoint).inc()
+
+    def counted(chunks: Iterable[bytes]) -> Iterator[bytes]:
+        try:
+            yield from map(add, chunks)
+        except Exception as error:
+            broken(error)
+            raise
+
+    async def acounted(chunks: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in chunks:
+                yield add(chunk)
+        except Exception as error:
+            broken(error)
+            raise
+
+    if getattr(response, "file_to_stream", None) is not None:
+        size = int(response.get("Content-Length", "0"))  # the server may send the file without our seeing its bytes
+    elif request.method != "HEAD":
+        content: Any = response.streaming_content
+        response.streaming_content = acounted(content) if response.is_async else counted(content)
+
+    # Called once: by response.close(), or when a server forgets that and the response is collected.
+    end = weakref.finalize(response, lambda: series.record(perf_counter() - started, size))
+    end.atexit = False
+    _on_close(response, end)
+
+
+def _on_close(response: HttpResponseBase, call: Callable[[], object]) -> None:
+    """Has `call` called when the server has sent the response, or given it up; what it raises is dropped.
+
+    Django keeps its own such calls in this list, and offers no other place.
+    """
+    closers: list[Callable[[], object]] = response._resource_closers  # type: ignore[attr-defined]
+    closers.append(call)

@@ -1,0 +1,253 @@
+"""What every environment shares. Secure by default: dev.py and testing.py loosen what they must, by name."""
+
+import os
+import re
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+from csp.constants import NONE, SELF
+from django.urls import reverse_lazy
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
+
+from settings import env
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# What this instance is. The image's build arguments set version and commit.
+ENVIRONMENT = "development"
+VERSION = env.text("APP_VERSION", "dev")
+COMMIT = env.text("APP_COMMIT", "unknown")
+
+DEBUG = False
+ROOT_URLCONF = "backstagetest1.urls"
+WSGI_APPLICATION = "backstagetest1.wsgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+INSTALLED_APPS = [
+    "accounts",
+    "deploy",
+    "health",
+    "metrics",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "allauth",
+    "allauth.account",
+    "csp",
+]
+
+MIDDLEWARE = [
+    "backstagetest1.edge.EdgeMiddleware",  # request id, client address, scheme: no answer of its own
+    "health.middleware.ProbeMiddleware",  # before the Host check and the TLS redirect
+    "metrics.middleware.MetricsMiddleware",
+    "deploy.problems.ProblemMiddleware",  # sees the errors of all below, and words those of /api/ for machines
+    "django.middleware.security.SecurityMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django_permissions_policy.PermissionsPolicyMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+]
+
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "deploy.context_processors.instance",
+            ],
+        },
+    },
+]
+
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = True
+
+# Static files are hashed and compressed at build time; media are what users upload.
+STATIC_URL = "/static/"
+STATIC_ROOT = Path(env.text("STATIC_ROOT", str(BASE_DIR / "staticfiles")))
+STATICFILES_DIRS = [BASE_DIR / "static"]
+MEDIA_URL = "/media/"
+MEDIA_ROOT = Path(env.text("MEDIA_ROOT", str(BASE_DIR / "media")))
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+FILE_UPLOAD_HANDLERS = ["accounts.uploads.LimitedUploadHandler"]
+FILE_UPLOAD_PERMISSIONS = 0o644
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2_500_000  # bytes of a form without its files
+
+# People
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+ACCOUNT_LOGIN_METHODS = {"email"}
+ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
+ACCOUNT_USER_MODEL_USERNAME_FIELD = None
+ACCOUNT_EMAIL_VERIFICATION = env.choice("EMAIL_VERIFICATION", "mandatory", ("mandatory", "optional", "none"))
+ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
+ACCOUNT_EMAIL_NOTIFICATIONS = True  # a changed password or address is told to its owner
+ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
+ACCOUNT_FORMS = {"signup": "accounts.forms.SignupForm"}
+ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before an address is added, removed or made primary
+ACCOUNT_MAX_EMAIL_ADDRESSES = 3
+ACCOUNT_RATE_LIMITS = {"profile": "20/m/user"}  # besides allauth's own, which are on
+LOGIN_URL = reverse_lazy("account_login")
+LOGIN_REDIRECT_URL = "/"
+ADMIN_URL = env.text("ADMIN_URL", "admin/").strip("/") + "/"
+
+# Mail
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.text("DEFAULT_FROM_EMAIL", "noreply@backstagetest1.com")
+EMAIL_HOST = env.text("EMAIL_HOST", "localhost")
+EMAIL_PORT = int(env.number("EMAIL_PORT", 587))
+EMAIL_HOST_USER = env.text("EMAIL_HOST_USER")
+EMAIL_HOST_PASSWORD = env.text("EMAIL_HOST_PASSWORD")
+EMAIL_USE_TLS = env.flag("EMAIL_USE_TLS", True)
+EMAIL_TIMEOUT = 10
+
+# Sessions outlive the cache: a Redis outage costs a query a request, and signs nobody out.
+SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+
+# Transport and browser. HTTPS_ONLY=false is for a stack on localhost without a certificate.
+HTTPS_ONLY = env.flag("HTTPS_ONLY", True)
+TRUSTED_PROXIES = env.networks("TRUSTED_PROXIES", "127.0.0.1,::1,unix")
+SECURE_SSL_REDIRECT = HTTPS_ONLY
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS_ONLY else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = HTTPS_ONLY
+SECURE_HSTS_PRELOAD = HTTPS_ONLY
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS_ONLY
+SESSION_COOKIE_NAME = "__Host-session" if HTTPS_ONLY else "session"
+CSRF_COOKIE_NAME = "__Host-csrf" if HTTPS_ONLY else "csrf"
+CSRF_COOKIE_HTTPONLY = True
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],  # data: for the admin's and the style sheet's icons
+        "font-src": [SELF],
+        "connect-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+        "manifest-src": [SELF],
+    }
+}
+PERMISSIONS_POLICY: dict[str, list[str]] = {
+    name: [] for name in ("camera", "geolocation", "microphone", "payment", "usb", "display-capture")
+}
+
+# health/: what is checked, by when it must have answered (seconds), and how long a result is shared.
+HEALTH_CHECKS = {
+    "database": "health.checks.Database",
+    "cache": "health.checks.Cache",
+    "migrations": "health.checks.Migrations",
+    # To be added where it is fit: "storage": "health.checks.Storage", "disk": "health.checks.Disk"
+}
+HEALTH_READY = ["database", "migrations"]  # not the cache: the app serves without it
+HEALTH_CHECK_TIMEOUT = env.number("HEALTH_CHECK_TIMEOUT", 0.8, minimum=0.01)
+HEALTH_CACHE_SECONDS = env.number("HEALTH_CACHE_SECONDS", 1)
+HEALTH_MIN_FREE_MB = env.number("HEALTH_MIN_FREE_MB", 200)  # for the check disk
+# A container has a temporary folder of its own; elsewhere user and address tell the instances of one machine apart.
+HEALTH_DRAIN_FILE = env.text(
+    "HEALTH_DRAIN_FILE",
+    f"{gettempdir()}/backstagetest1-{os.getuid()}-{re.sub('[^0-9A-Za-z]+', '-', env.text('BIND', 'default'))}.drain",
+)
+
+# metrics/: who may read /metrics, the bounds of http_request_duration_seconds' buckets (seconds), what is computed at a
+# scrape, and by when it must be there (seconds).
+METRICS_TOKEN = env.text("METRICS_TOKEN")
+METRICS_BUCKETS = env.ascending("METRICS_BUCKETS", "0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10")
+METRICS_COLLECTOR_TIMEOUT = env.number("METRICS_COLLECTOR_TIMEOUT", 0.5, minimum=0.01)
+METRICS_COLLECTORS = [
+    "metrics.collectors.app_info",
+    "metrics.collectors.active_users",
+    "metrics.collectors.cache_hit_ratio",
+    "metrics.collectors.database_connections",
+    "metrics.collectors.process",
+    "health.collector.health_check_up",
+]
+
+# deploy/: how many requests a minute the API takes from one token, and from one address. The cache counts them.
+API_RATE_PER_TOKEN = int(env.number("API_RATE_PER_TOKEN", 120, minimum=1))
+API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
+
+# What `manage.py demo_data` loads besides people: functions that take the profile's name and return a line to print,
+# or None. By path, as accounts knows no other app.
+DEMO_DATA = ["deploy.demo.load"]
+
+
+def redis_cache(default_url: str) -> dict[str, Any]:
+    """CACHES for Redis. It fails open: with Redis away a read is a miss, a write is lost, and nothing raises."""
+    return {
+        "default": {
+            "BACKEND": "metrics.cache.RedisCache",
+            "LOCATION": env.text("REDIS_URL", default_url),
+            "OPTIONS": {
+                # By name: redis-py's own defaults have been "for ever" and then five seconds.
+                "SOCKET_CONNECT_TIMEOUT": 0.5,
+                "SOCKET_TIMEOUT": 0.5,
+                # A connection that a restarted server has closed is opened anew; who waited in vain waits once.
+                "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 1, (RedisConnectionError,))},
+                "BREAKER_SECONDS": 2,  # for how long a server that did not answer is skipped
+            },
+        }
+    }
+
+
+def logging_config(level: str, formatter: str) -> dict[str, Any]:
+    """LOGGING for one handler on standard error: JSON lines (`json`) or lines for people (`plain`)."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "filters": {"request_id": {"()": "backstagetest1.logs.RequestIdFilter"}},
+        "formatters": {
+            "json": {"()": "backstagetest1.logs.JsonFormatter"},
+            "plain": {"format": "{levelname:<8}{name}: {message}", "style": "{"},
+        },
+        "handlers": {
+            "default": {
+                "class": "logging.StreamHandler",
+                "formatter": formatter,
+                "filters": ["request_id"],
+            }
+        },
+        "root": {"handlers": ["default"], "level": level},
+        # Django's own handlers would print a second time, and mail stack traces to nobody.
+        "loggers": {name: {"handlers": [], "propagate": True} for name in ("django", "django.server")},
+    }
+
+
+LOG_LEVEL = env.choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+LOGGING = logging_config(LOG_LEVEL, "json")

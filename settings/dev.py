@@ -1,0 +1,38 @@
+"""Development: SQLite, the in-process cache and mock data. Needs no variable and no service."""
+
+from settings import env
+from settings.base import *  # noqa: F401,F403
+from settings.base import BASE_DIR, LOG_LEVEL, STORAGES, logging_config
+
+ENVIRONMENT = "development"
+DEBUG = env.flag("DEBUG", True)
+SECRET_KEY = "development-only: every other environment refuses to start without a key of its own"
+# HOST is what ./run serve listens on.
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *env.words("ALLOWED_HOSTS"), *env.words("HOST")]
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": BASE_DIR / "db.sqlite3",
+        # Writers wait for one another instead of failing when a read turns into a write.
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 5,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL",
+        },
+    }
+}
+CACHES = {"default": {"BACKEND": "metrics.cache.LocMemCache"}}
+
+# Plain HTTP on localhost
+SECURE_SSL_REDIRECT = False
+SECURE_HSTS_SECONDS = 0
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = False
+SESSION_COOKIE_NAME = "session"
+CSRF_COOKIE_NAME = "csrf"
+
+STORAGES = STORAGES | {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}}
+WHITENOISE_USE_FINDERS = True  # from where they are written, also with DEBUG=false: nothing is collected here
+ACCOUNT_EMAIL_VERIFICATION = env.choice("EMAIL_VERIFICATION", "optional", ("mandatory", "optional", "none"))
+EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
+LOGGING = logging_config(LOG_LEVEL, "plain")

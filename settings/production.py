@@ -1,0 +1,12 @@
+"""Production. It refuses to start rather than start unsafe."""
+
+from settings import env
+from settings.base import *  # noqa: F401,F403
+from settings.base import redis_cache
+
+ENVIRONMENT = "production"
+env.no_debug()
+SECRET_KEY = env.secret_key()
+ALLOWED_HOSTS = env.hosts("backstagetest1.com,www.backstagetest1.com")
+DATABASES = {"default": env.database("prod_user", "prod-db.example.com", "backstagetest1_production")}
+CACHES = redis_cache("redis://prod-redis.example.com:6379/1")

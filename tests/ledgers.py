@@ -1,0 +1,35 @@
+"""Rows for the tests of the ledger, made by its own rules."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from deploy import ledger, tokens
+from deploy.models import Deployment, Environment, Release
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def release(version: str, at: datetime = START) -> Release:
+    return ledger.register(version, hashlib.sha1(version.encode()).hexdigest(), at, f"Build {version}", at=at)[0]
+
+
+def deployed(
+    environment: str, version: str, result: str = "succeeded", *, at: datetime = START, **options: Any
+) -> Deployment:
+    """A finished deployment of a release, which is registered if need be; it takes a minute."""
+    release(version)
+    row = ledger.create(environment, version, options.pop("strategy", "rolling"), "pipeline", at=at, **options)
+    ledger.start(row.pk, at=at)
+    return ledger.finish(row.pk, result, at=at + timedelta(minutes=1))
+
+
+def begun(environment: str, version: str, **options: Any) -> Deployment:
+    """A running deployment."""
+    release(version)
+    row = ledger.create(environment, version, options.pop("strategy", "rolling"), "pipeline", **options)
+    return ledger.start(row.pk)
+
+
+def token(*environments: str, name: str = "pipeline") -> str:
+    return tokens.make(name, Environment.objects.filter(name__in=environments or Environment.Name.values))[1]

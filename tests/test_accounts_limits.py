@@ -1,0 +1,121 @@
+"""The rate limits: they count by the client's address, in Redis, and let everybody through when Redis is away."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from django.test import Client
+from pytest_django import Settings
+
+from accounts.models import User
+from tests.servers import Redis, frozen
+
+pytestmark = pytest.mark.django_db
+
+PASSWORD = "correct horse battery staple"
+ADDRESS = "member@example.com"
+SIGN_IN = "/accounts/login/"
+
+FEW = {"login": "3/m/ip"}
+
+databases = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def limits(settings: Settings, own_redis: Redis) -> Iterator[None]:
+    """A database of Redis that no other test has cleared, filled or found away."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    location = f"redis://127.0.0.1:{own_redis.port}/{next(databases)}"
+    settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": location}}
+    yield
+    if not own_redis.process:
+        own_redis.start()
+
+
+@pytest.fixture
+def member() -> User:
+    user = User.objects.create_user(ADDRESS, PASSWORD)
+    user.emailaddress_set.create(email=ADDRESS, verified=True, primary=True)
+    return user
+
+
+def behind_a_proxy(address: str) -> Client:
+    """A client whose requests come through a proxy that we trust."""
+    return Client(REMOTE_ADDR="127.0.0.1", headers={"x-forwarded-for": address})
+
+
+def tries(client: Client, count: int) -> list[int]:
+    """The statuses of `count` empty sign-in forms."""
+    return [client.post(SIGN_IN).status_code for _ in range(count)]
+
+
+def test_a_client_that_tries_too_often_gets_our_429_and_others_are_let_through() -> None:
+    client = behind_a_proxy("203.0.113.5")
+    assert set(tries(client, 30)) == {200}
+    refused = client.post(SIGN_IN)
+    assert refused.status_code == 429
+    assert [template.name for template in refused.templates if template.name][0] == "429.html"
+    assert tries(behind_a_proxy("203.0.113.6"), 1) == [200]
+    assert client.get(SIGN_IN).status_code == 200, "reading a page is no try"
+
+
+def test_a_client_cannot_make_up_addresses_to_try_more_often(settings: Settings) -> None:
+    settings.ACCOUNT_RATE_LIMITS = FEW
+    client = Client(REMOTE_ADDR="198.51.100.7")  # no proxy of ours
+    answers = [client.post(SIGN_IN, headers={"x-forwarded-for": f"203.0.113.{n}"}).status_code for n in range(4)]
+    assert answers == [200, 200, 200, 429]
+    answers = [behind_a_proxy(f"203.0.113.{n}, 198.51.100.8").post(SIGN_IN).status_code for n in range(4)]
+    assert answers == [200, 200, 200, 429]
+
+
+def test_a_network_of_ipv6_addresses_counts_as_one_client(settings: Settings) -> None:
+    settings.ACCOUNT_RATE_LIMITS = FEW
+    assert tries(behind_a_proxy("2001:db8:1:2::1"), 3) == [200, 200, 200]
+    assert tries(behind_a_proxy("2001:db8:1:2:ffff::9"), 1) == [429]
+    assert tries(behind_a_proxy("2001:db8:1:3::1"), 1) == [200]
+
+
+def test_guesses_at_one_password_are_limited_wherever_they_come_from(member: User) -> None:
+    for guess in range(5):
+        # The port of the Host is the client's to choose.
+        client = Client(headers={"host": f"testserver:{8000 + guess}", "x-forwarded-for": f"203.0.113.{guess}"})
+        assert "not correct" in client.post(SIGN_IN, {"login": ADDRESS, "password": "wrong"}).content.decode()
+    client = behind_a_proxy("203.0.113.99")
+    refused = client.post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD})
+    assert refused.status_code == 200 and "Too many failed" in refused.content.decode()
+
+
+def test_signing_in_often_and_rightly_is_no_guessing(member: User) -> None:
+    for _ in range(8):
+        assert behind_a_proxy("203.0.113.5").post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD}).status_code == 302
+
+
+@pytest.mark.parametrize(("path", "times"), [("/accounts/signup/", 20), ("/accounts/password/reset/", 5)])
+def test_signing_up_and_password_resets_are_limited(path: str, times: int) -> None:
+    client = behind_a_proxy("203.0.113.5")
+    statuses = [client.post(path, {"email": "nobody@example.com"}).status_code for _ in range(times + 1)]
+    assert statuses[-1] == 429 and 429 not in statuses[:-1]
+
+
+def test_the_profile_and_the_password_are_limited_by_user(member: User) -> None:
+    client = behind_a_proxy("203.0.113.5")
+    client.force_login(member)
+    for path, times in (("/accounts/profile/", 20), ("/accounts/password/change/", 5)):
+        statuses = [client.post(path, {"oldpassword": "wrong"}).status_code for _ in range(times + 1)]
+        assert statuses[-1] == 429 and 429 not in statuses[:-1], path
+
+
+def test_with_redis_away_everybody_is_let_through(member: User, own_redis: Redis, settings: Settings) -> None:
+    settings.ACCOUNT_RATE_LIMITS = FEW
+    own_redis.stop()
+    client = behind_a_proxy("203.0.113.5")
+    assert tries(client, 5) == [200] * 5
+    assert client.post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD}).status_code == 302
+    assert client.get("/accounts/profile/").status_code == 200
+
+
+def test_with_redis_frozen_everybody_is_let_through(member: User, own_redis: Redis) -> None:
+    client = behind_a_proxy("203.0.113.5")
+    with frozen(own_redis):
+        assert client.post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD}).status_code == 302
+        assert client.get("/accounts/profile/").status_code == 200

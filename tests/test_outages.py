@@ -1,0 +1,103 @@
+"""The whole app under gunicorn while PostgreSQL or Redis goes away and comes back."""
+
+import http.client
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.servers import ROOT, Gunicorn, Postgres, Redis, eventually
+
+PASSWORD = "correct horse battery staple"
+
+
+@pytest.fixture(scope="module")
+def app(own_postgres: Postgres, own_redis: Redis) -> Iterator[Gunicorn]:
+    urls = {"DATABASE_URL": own_postgres.url, "REDIS_URL": own_redis.url, "EMAIL_VERIFICATION": "none"}
+    environment = os.environ | urls | {"DJANGO_SETTINGS_MODULE": "settings.testing"}
+    subprocess.run(
+        [sys.executable, "manage.py", "migrate", "--verbosity=0"], cwd=ROOT, env=environment, check=True, timeout=60
+    )
+    with Gunicorn(**urls) as server:
+        yield server
+
+
+class Browser:
+    """A client with cookies and nothing else."""
+
+    def __init__(self, server: Gunicorn) -> None:
+        self.server = server
+        self.cookies: dict[str, str] = {}
+
+    def ask(self, method: str, path: str, form: dict[str, str] | None = None) -> tuple[int, str]:
+        """The status and the body; cookies are kept, redirects are not followed."""
+        headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
+        if form is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        link.request(method, path, urlencode(form) if form is not None else None, headers)
+        response = link.getresponse()
+        body = response.read().decode()
+        for cookie in response.headers.get_all("Set-Cookie") or []:
+            name, _, value = cookie.partition(";")[0].partition("=")
+            self.cookies[name] = value
+        self.retry_after = response.headers.get("Retry-After")
+        link.close()
+        return response.status, body
+
+    def submit(self, path: str, **form: str) -> int:
+        """GETs the page for its token and POSTs the form; the status of the answer."""
+        _, body = self.ask("GET", path)
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', body)
+        assert token, body
+        return self.ask("POST", path, form | {"csrfmiddlewaretoken": token[1]})[0]
+
+
+@pytest.fixture(scope="module")
+def member(app: Gunicorn) -> Browser:
+    """Somebody who has signed up and is signed in."""
+    browser = Browser(app)
+    form = {"email": "member@example.com", "password1": PASSWORD, "password2": PASSWORD}
+    assert browser.submit("/accounts/signup/", **form) == 302
+    assert "session" in browser.cookies
+    return browser
+
+
+def test_a_redis_outage_signs_nobody_out_and_lets_people_sign_in(member: Browser, own_redis: Redis) -> None:
+    profile = "/accounts/profile/"
+    assert member.ask("GET", profile)[0] == 200
+    own_redis.stop()
+    try:
+        assert member.ask("GET", profile)[0] == 200
+        newcomer = Browser(member.server)
+        assert newcomer.submit("/accounts/login/", login="member@example.com", password=PASSWORD) == 302
+        assert newcomer.ask("GET", profile)[0] == 200
+    finally:
+        own_redis.start()
+    assert member.ask("GET", profile)[0] == 200
+
+
+def test_a_database_outage_is_503_and_ends_by_itself(member: Browser, own_postgres: Postgres) -> None:
+    before = member.server.workers()
+    own_postgres.stop()
+    try:
+        status, body = member.ask("POST", "/accounts/login/", {})
+        assert status in (403, 503)  # the token is looked at before the database is
+        status, body = member.ask("GET", "/accounts/email/")
+        assert (status, member.retry_after) == (503, "30")
+        assert "OperationalError" not in body and str(own_postgres.port) not in body
+    finally:
+        own_postgres.start()
+    assert eventually(lambda: member.ask("GET", "/accounts/email/")[0] == 200)
+    assert member.server.workers() == before, "it recovered only by a restart"
+
+
+def test_a_restart_between_two_requests_costs_no_failed_one(member: Browser, own_postgres: Postgres) -> None:
+    assert member.ask("GET", "/accounts/email/")[0] == 200
+    own_postgres.stop()
+    own_postgres.start()
+    assert [member.ask("GET", "/accounts/email/")[0] for _ in range(20)] == [200] * 20

@@ -1,0 +1,118 @@
+"""./run, the one entry point: its help, and one clear line when something is amiss."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ROOT
+
+# Stands for python3 and, once it has "made" .venv, for .venv/bin/python; it notes each call.
+PYTHON = """#!/bin/sh
+echo "$*" >>"$CALLS"
+case "$*" in
+--version) echo "Python 3.9.1" ;;
+*sys.version_info*) exit "${OLD:-0}" ;;
+*ensurepip*) exit "${BARE:-0}" ;;
+"-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m pip"*) [ -z "$OFFLINE" ] || { echo "ERROR: No matching distribution found" >&2; exit 1; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with ./run, the locks, and a python3 that only says that it was called."""
+    for name in ("run", "requirements.txt", "requirements-dev.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python3"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return tmp_path
+
+
+def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(folder / "calls"), "HOME": str(folder)}
+    return subprocess.run(
+        ["./run", *words], cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=60
+    )
+
+
+def installs(clone: Path) -> int:
+    return (clone / "calls").read_text().count("--require-hashes")
+
+
+def test_the_help_lists_every_command_and_nothing_else() -> None:
+    commands = (ROOT / "run").read_text().split("\n# Not commands")[0]
+    done = run(ROOT)
+    assert done.returncode == 0
+    assert re.findall(r"^  ([a-z]+) ", done.stdout, re.M) == re.findall(r"^([a-z_]+)\(\) {", commands, re.M)
+
+
+@pytest.mark.parametrize("word", ["nope", "install", "die", "../run", "serve() {"])
+def test_an_unknown_command_is_refused_with_the_help(word: str) -> None:
+    done = run(ROOT, word)
+    assert done.returncode == 2
+    assert f'There is no command "{word}".' in done.stderr and "serve" in done.stderr
+
+
+@pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "80 80", "08"])
+def test_a_port_that_is_none_is_refused(port: str, clone: Path) -> None:
+    done = run(clone, "serve", PORT=port)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"PORT={port} is no port: give a number from 1 to 65535, as in PORT=8080 ./run serve\n",
+    )
+
+
+def test_a_port_that_is_taken_is_said_with_another_to_try() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run(ROOT, "serve", PORT=str(port))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Cannot listen on 127.0.0.1:{port} (Address already in use). "
+        f"Choose another: PORT={port % 65535 + 1} ./run serve\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("amiss", "code", "says"),
+    [
+        ({"OLD": "1"}, 2, "Python 3.9.1 is too old: this needs 3.11 or newer."),
+        ({"BARE": "1"}, 2, "python3 has no venv module: install it (Debian, Ubuntu: apt install python3-venv)"),
+        ({"PYTHON": "python9"}, 2, "python9 is not here: install Python 3.11 or newer"),
+        ({"OFFLINE": "1"}, 1, "requirements-dev.txt could not be installed. Is the network there?"),
+    ],
+)
+def test_what_is_missing_is_one_clear_line(amiss: dict[str, str], code: int, says: str, clone: Path) -> None:
+    done = run(clone, "test", **amiss)
+    assert done.returncode == code
+    assert says in done.stderr.splitlines()[-1]
+
+
+def test_it_installs_again_only_when_a_lock_changed(clone: Path) -> None:
+    for _ in range(2):
+        assert run(clone, "test").returncode == 0
+        assert installs(clone) == 1
+    (clone / "requirements-dev.txt").write_text("changed")
+    assert run(clone, "test").returncode == 0
+    assert installs(clone) == 2
+
+
+def test_an_install_that_failed_is_tried_again(clone: Path) -> None:
+    assert run(clone, "test", OFFLINE="1").returncode == 1
+    assert run(clone, "test").returncode == 0
+
+
+def test_dotenv_is_read_as_compose_reads_it_and_the_environment_goes_before(clone: Path) -> None:
+    (clone / ".env").write_text('# a comment\nPORT="http"\nHOST=$(touch pwned)\nnot a line\n')
+    assert "PORT=http is no port" in run(clone, "serve").stderr
+    assert "PORT=0 is no port" in run(clone, "serve", PORT="0").stderr
+    assert not (clone / "pwned").exists()

@@ -1,0 +1,222 @@
+"""Settings refuse what is missing, malformed or unsafe, by the variable's name and without its value."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from hypothesis import given
+from hypothesis import strategies as st
+
+from settings import env
+from tests.servers import ROOT
+
+KEY = "kI5x0mVd9sQ2wB7zR4tY8uE1oP6aL3cN-fJhGqXv_SbZrMnTyW"
+GOOD = {"SECRET_KEY": KEY, "DATABASE_URL": "postgresql://someone:hunter2@db.internal:5432/app"}
+
+
+def load(module: str, **variables: str) -> Any:
+    """settings.`module` as it comes out with only these variables; the suite's own settings stay as they are."""
+    names = ("settings.base", f"settings.{module}")
+    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    try:
+        with mock.patch.dict(os.environ, variables, clear=True):
+            return importlib.import_module(f"settings.{module}")
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(kept)
+
+
+@pytest.mark.parametrize("module", ["staging", "production"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"SECRET_KEY": ""}, "SECRET_KEY is not set"),
+        ({"SECRET_KEY": "hunter2"}, "SECRET_KEY is malformed"),
+        ({"SECRET_KEY": "a" * 60}, "SECRET_KEY is malformed"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL is not set, nor DB_PASSWORD"),
+        ({"DATABASE_URL": "hunter2"}, "DATABASE_URL is malformed"),
+        ({"DATABASE_URL": "postgresql://someone:hunter2@host:notaport/name"}, "DATABASE_URL is malformed"),
+        ({"DATABASE_URL": "postgresql://someone:hunter2@host"}, "DATABASE_URL is malformed"),
+        ({"DEBUG": "true"}, "DEBUG is true"),
+        ({"DEBUG": "hunter2"}, "DEBUG is malformed"),
+        ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS is malformed"),
+        ({"HTTPS_ONLY": "hunter2"}, "HTTPS_ONLY is malformed"),
+        ({"TRUSTED_PROXIES": "hunter2"}, "TRUSTED_PROXIES is malformed"),
+        ({"EMAIL_PORT": "hunter2"}, "EMAIL_PORT is malformed"),
+        ({"EMAIL_VERIFICATION": "hunter2"}, "EMAIL_VERIFICATION is malformed"),
+        ({"HEALTH_CHECK_TIMEOUT": "nan"}, "HEALTH_CHECK_TIMEOUT is malformed"),
+        ({"SECRET_KEY_FILE": "/etc/hostname"}, "SECRET_KEY and SECRET_KEY_FILE are both set"),
+        ({"SECRET_KEY": "", "SECRET_KEY_FILE": "/nowhere/key"}, "cannot be read (FileNotFoundError): /nowhere/key"),
+    ],
+)
+def test_what_is_unsafe_stops_the_process_by_name(module: str, change: dict[str, str], says: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        load(module, **GOOD | change)
+    assert says in str(caught.value)
+    assert "hunter2" not in str(caught.value), "it repeats a value that may be secret"
+
+
+def test_a_refusal_ends_the_process_with_its_reason_as_the_last_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "manage.py", "check"],
+        cwd=ROOT,
+        env={"DJANGO_SETTINGS_MODULE": "settings.production", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "SECRET_KEY is not set. It should look like this: SECRET_KEY=" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", ["staging", "production", "testing"])
+def test_with_what_is_needed_they_start(module: str) -> None:
+    assert load(module, **GOOD, REDIS_URL="redis://cache.internal/1").ENVIRONMENT == module
+
+
+def test_the_guides_names_are_the_defaults() -> None:
+    password = {"SECRET_KEY": KEY, "DB_PASSWORD": "p@ss/word"}
+    production, staging, dev = load("production", **password), load("staging", **password), load("dev")
+    database = production.DATABASES["default"]
+    assert (database["USER"], database["PASSWORD"]) == ("prod_user", "p@ss/word")
+    assert (database["HOST"], database["NAME"]) == ("prod-db.example.com", "backstagetest1_production")
+    assert staging.DATABASES["default"]["HOST"] == "staging-db.example.com"
+    assert dev.DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3"
+    assert production.ALLOWED_HOSTS == ["backstagetest1.com", "www.backstagetest1.com"]
+    assert staging.ALLOWED_HOSTS == ["staging.backstagetest1.com"]
+    assert dev.ALLOWED_HOSTS[:2] == ["localhost", "127.0.0.1"]
+    assert production.CACHES["default"]["LOCATION"] == "redis://prod-redis.example.com:6379/1"
+    assert staging.CACHES["default"]["LOCATION"] == "redis://staging-redis.example.com:6379/1"
+    named = load("staging", REDIS_URL="redis://here/2", **password)
+    assert named.CACHES["default"]["LOCATION"] == "redis://here/2"
+
+
+def test_the_guides_security_settings_are_on_in_production() -> None:
+    production = load("production", **GOOD)
+    assert production.DEBUG is False
+    assert production.SECURE_SSL_REDIRECT is True
+    assert production.SECURE_HSTS_SECONDS == 31536000
+    assert production.SECURE_HSTS_INCLUDE_SUBDOMAINS is True
+    assert production.SECURE_HSTS_PRELOAD is True
+
+
+def test_a_mounted_secret_is_read_from_its_file(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text(f"{KEY}\n")
+    production = load("production", SECRET_KEY_FILE=str(secret), DATABASE_URL=GOOD["DATABASE_URL"])
+    assert production.SECRET_KEY == KEY
+
+
+def test_connections_to_postgresql_have_time_outs_and_are_checked() -> None:
+    database = load("production", **GOOD).DATABASES["default"]
+    assert database["CONN_MAX_AGE"] == 60 and database["CONN_HEALTH_CHECKS"] is True
+    assert database["OPTIONS"]["connect_timeout"] == 3
+    assert "statement_timeout=15s" in database["OPTIONS"]["options"]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+def test_a_flag_is_true_or_false_or_stops(value: str) -> None:
+    known = {word: True for word in env.TRUE} | {word: False for word in env.FALSE}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A_FLAG", value)
+        if value == "":
+            assert env.flag("A_FLAG", True) is True and env.flag("A_FLAG", False) is False
+        elif value.lower() in known:
+            assert env.flag("A_FLAG", False) is known[value.lower()]
+        else:
+            with pytest.raises(ImproperlyConfigured, match="A_FLAG is malformed"):
+                env.flag("A_FLAG", True)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+def test_no_text_breaks_the_parsers(value: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOME", value)
+        patch.setenv("DATABASE_URL", value)
+        patch.setenv("SECRET_KEY", value)
+        patch.setenv("ALLOWED_HOSTS", value)
+        assert all(word == word.strip() != "" for word in env.words("SOME"))
+        for read in (
+            lambda: env.number("SOME", 1),
+            lambda: env.networks("SOME"),
+            lambda: env.ascending("SOME", "1"),
+            lambda: env.choice("SOME", "a", ("a", "b")),
+            lambda: env.hosts("localhost"),
+            env.database,
+            env.secret_key,
+        ):
+            try:
+                read()
+            except ImproperlyConfigured as error:
+                assert re.match(r"[A-Z_]+ is (malformed|not set)", str(error))
+
+
+@given(st.floats(allow_nan=False, min_value=0, max_value=1e12))
+def test_a_number_reads_as_itself(value: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOME", repr(value))
+        assert env.number("SOME", 1) == value
+
+
+@pytest.mark.parametrize("value", ["0", "-1,1", "1,1", "2,1", "1,x", "nan", "1,inf", ","])
+def test_bounds_that_do_not_ascend_stop_the_process(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME", value)
+    with pytest.raises(ImproperlyConfigured, match="^SOME is malformed: expected numbers above 0 in ascending order"):
+        env.ascending("SOME", "1")
+
+
+def test_bounds_read_as_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME", "0.005, 0.1,5")
+    assert env.ascending("SOME", "1") == [0.005, 0.1, 5]
+
+
+def variables_in_code() -> set[str]:
+    """Every variable that the code reads, by the calls and look-ups that read one."""
+    files = [
+        *ROOT.glob("settings/*.py"),
+        ROOT / "gunicorn.conf.py",
+        *ROOT.glob("metrics/*.py"),
+        *ROOT.glob("health/**/*.py"),
+    ]
+    source = "\n".join(path.read_text() for path in files)
+    calls = re.findall(
+        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts|ascending)\(\s*\"([A-Z][A-Z0-9_]*)\"",
+        source,
+    )
+    lookups = re.findall(r"environ(?:\.get\(|\[)\s*\"([A-Z][A-Z0-9_]*)\"", source)
+    return set(calls + lookups)
+
+
+def test_the_example_file_documents_every_variable_and_no_other() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    documented = {match[1] for line in lines if (match := re.match(r"#?\s?([A-Z][A-Z0-9_]*)=", line))}
+    read_elsewhere = {"PORT", "PYTHON", "TEST_PROCESSES", "DJANGO_SETTINGS_MODULE"}  # by ./run and Django
+    assert documented == variables_in_code() | read_elsewhere
+    for index, line in enumerate(lines):
+        if re.match(r"#?\s?[A-Z][A-Z0-9_]*=", line):
+            assert lines[index - 1].startswith("#"), f"{line} is not explained"
+
+
+def test_the_static_files_backend_is_the_hashing_one() -> None:
+    assert settings.STORAGES["staticfiles"]["BACKEND"] == "whitenoise.storage.CompressedManifestStaticFilesStorage"
+
+
+def test_no_image_build_needs_a_secret_for_its_static_files(tmp_path: Path) -> None:
+    """Trap 18: collectstatic runs under the image's settings with a throw-away key and no database."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", "collectstatic", "--noinput", "--dry-run"],
+        cwd=ROOT,
+        env={"DJANGO_SETTINGS_MODULE": "settings.production", "STATIC_ROOT": str(tmp_path), "PATH": os.environ["PATH"]}
+        | {"SECRET_KEY": KEY, "DATABASE_URL": "postgresql://nobody@nowhere.invalid/none"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
