@@ -199,7 +199,11 @@ METRICS_COLLECTORS = [
     "health.collector.health_check_up",
 ]
 
-# deploy/: how many requests a minute the API takes from one token, and from one address. The cache counts them.
+# deploy/: the file that says where each environment is, and whether this instance asks the others how they are.
+ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
+WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
+
+# How many requests a minute the API takes from one token, and from one address. The cache counts them.
 API_RATE_PER_TOKEN = int(env.number("API_RATE_PER_TOKEN", 120, minimum=1))
 API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
 
