@@ -14,6 +14,7 @@ from signal import SIGKILL
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from tests.servers import ROOT, Gunicorn, Postgres, Redis, eventually, frozen
 from tests.test_health_outages import write_migrations
@@ -28,13 +29,15 @@ FOUR, ONE = pytest.param("4", id="four threads"), pytest.param("1", id="one thre
 
 @pytest.fixture(scope="module")
 def app(request: pytest.FixtureRequest, own_postgres: Postgres, own_redis: Redis) -> Iterator[Gunicorn]:
-    """Two workers that have made their threads and connections."""
+    """Two workers that have made all their threads and connections, and so make no more."""
+    full = 1 + int(request.param) + len(settings.HEALTH_CHECKS)  # the main one, those for requests, one per check
     write_migrations(own_postgres)
     with Gunicorn(2, DATABASE_URL=own_postgres.url, REDIS_URL=own_redis.url, THREADS=request.param) as server:
 
         def warm() -> bool:
             assert {status for status, _, _ in flood(server)} == {200}
-            return len(backends(own_postgres)) == len(clients(own_redis)) == 2
+            made = len(backends(own_postgres)) == len(clients(own_redis)) == 2
+            return made and threads(server) == [full, full]
 
         assert eventually(warm)
         yield server
