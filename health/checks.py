@@ -121,7 +121,7 @@ class Migrations(Check):
 class Cache(Check):
     """The default cache gives back what was written to it a moment ago.
 
-    For Redis the question goes past the backend, which swallows a dead server's exceptions (IGNORE_EXCEPTIONS), by a
+    For Redis the question goes past the backend, which swallows a dead server's exceptions, by a
     connection of its own that keeps waiting where the pages' connections have given up.
     """
 
