@@ -4,6 +4,7 @@ from django.db.models.signals import post_delete
 
 class AccountsConfig(AppConfig):
     name = "accounts"
+    verbose_name = "People"  # in the admin, where allauth has an "Accounts" already
 
     def ready(self) -> None:
         from allauth.account.signals import user_signed_up

@@ -1,13 +1,15 @@
-"""What a visitor sees when the service fails. The log has the exception; the page has none of it."""
+"""What a visitor sees when the service fails or refuses. The log has the exception; the page has none of it."""
 
 import sys
 
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
 from django.template import loader
 from django.views.decorators.csrf import requires_csrf_token
 
 RETRY_AFTER = 30  # seconds
+COOL_DOWN = 60  # seconds; of the rate limits on pages, the one whose window is the shortest
 
 
 @requires_csrf_token
@@ -21,4 +23,11 @@ def server_error(request: HttpRequest) -> HttpResponse:
     )
     if away:
         response["Retry-After"] = str(RETRY_AFTER)
+    return response
+
+
+def too_many_requests(request: HttpRequest) -> HttpResponse:
+    """429 with Retry-After (RFC 6585, section 4). allauth looks for this handler by its name in the root URLconf."""
+    response = render(request, "429.html", status=429)
+    response["Retry-After"] = str(COOL_DOWN)
     return response

@@ -13,4 +13,5 @@ urlpatterns = [
     path(settings.ADMIN_URL, admin.site.urls),
 ]
 
+handler429 = "backstagetest1.errors.too_many_requests"
 handler500 = "backstagetest1.errors.server_error"

@@ -53,7 +53,7 @@ def test_a_client_that_tries_too_often_gets_our_429_and_others_are_let_through()
     client = behind_a_proxy("203.0.113.5")
     assert set(tries(client, 30)) == {200}
     refused = client.post(SIGN_IN)
-    assert refused.status_code == 429
+    assert refused.status_code == 429 and refused["Retry-After"] == "60"
     assert [template.name for template in refused.templates if template.name][0] == "429.html"
     assert tries(behind_a_proxy("203.0.113.6"), 1) == [200]
     assert client.get(SIGN_IN).status_code == 200, "reading a page is no try"
