@@ -73,7 +73,8 @@ class Worker:
 
 def run_script(code: str, *arguments: object) -> str:
     """Runs Python code in a process of its own, with warnings as errors; returns what it prints, in both streams."""
-    command = [sys.executable, "-W", "error", "-c", dedent(code), *map(str, arguments)]
+    # -u: what is printed before a fork must not be printed by the child once more
+    command = [sys.executable, "-u", "-W", "error", "-c", dedent(code), *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     return done.stdout
