@@ -44,5 +44,14 @@ def run(options: Options) -> str:
         cells += [ms(median(together[name])), f"{share:.2f}"]
         cells += [us(median(cost[name])), f"{ratio(cost[name], cost['guide']):.2f}"]
         rows.append([name, *cells, goal(f"≤ {most:.1f} × guide", share <= most) if most else ""])
-    head = ["", "one caller: median", "× guide", "8 callers: median", "× guide", "CPU time a call", "× guide", "goal, 8 callers"]
+    head = [
+        "",
+        "one caller: median",
+        "× guide",
+        "8 callers: median",
+        "× guide",
+        "CPU time a call",
+        "× guide",
+        "goal (8)",
+    ]
     return "All check the database and the cache; ours the migrations, too.\n\n" + table(head, rows)
