@@ -98,6 +98,10 @@ class Ending(Strict):
         Literal["succeeded", "failed", "rolled_back"],
         Field(description="rolled_back: it failed, and what ran before runs again."),
     ]
+    failed_requests: Annotated[
+        int | None,
+        Field(strict=True, ge=0, le=2**31 - 1, description="How many of the probe traffic's requests failed meanwhile."),
+    ] = None
 
 
 class Filters(Strict):
@@ -152,6 +156,7 @@ class DeploymentOut(Schema):
     started: datetime | None
     finished: datetime | None
     duration_seconds: float | None
+    failed_requests: Annotated[int | None, Field(description="Of the probe traffic; null if there was none.")]
     run_url: str
 
     @classmethod
@@ -162,6 +167,7 @@ class DeploymentOut(Schema):
             "release": ReleaseOut.from_orm(row.release),
             "previous": row.previous.release.version if row.previous else None,
             "duration_seconds": None if row.duration is None else row.duration.total_seconds(),
+            "failed_requests": row.failed_requests,
             "run_url": row.run_url,
         }
 
@@ -438,7 +444,9 @@ def finish_deployment(
     request: HttpRequest, key: Path[Key], body: Ending, idempotency_key: Retry = None
 ) -> HttpResponse:
     """For good: what has finished never changes. A pending deployment can only fail."""
-    return advance(request, key, idempotency_key, lambda key: ledger.finish(key, body.result))
+    return advance(
+        request, key, idempotency_key, lambda key: ledger.finish(key, body.result, failed_requests=body.failed_requests)
+    )
 
 
 # Errors

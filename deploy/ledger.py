@@ -179,8 +179,12 @@ def step(key: int, name: str, outcome: str, *, at: datetime | None = None) -> tu
         return deployment.steps.create(position=position, name=name, outcome=outcome, started=now, finished=ended), True
 
 
-def finish(key: int, result: str, *, at: datetime | None = None) -> Deployment:
+def finish(
+    key: int, result: str, *, failed_requests: int | None = None, at: datetime | None = None
+) -> Deployment:
     """The deployment, ended for good. Steps that still run end with it: as it did, or failed.
+
+    `failed_requests` is how many of the probe traffic failed; None if there was none.
 
     A pending one can only fail. Raises Deployment.DoesNotExist, Refused (wrong-state), and Invalid.
     """
@@ -198,8 +202,8 @@ def finish(key: int, result: str, *, at: datetime | None = None) -> Deployment:
         deployment.steps.filter(outcome=Step.Outcome.RUNNING).update(
             outcome=Step.Outcome.SUCCEEDED if won else Step.Outcome.FAILED, finished=now
         )
-        deployment.status, deployment.finished = result, now
-        deployment.save(update_fields=["status", "finished"])
+        deployment.status, deployment.finished, deployment.failed_requests = result, now, failed_requests
+        deployment.save(update_fields=["status", "finished", "failed_requests"])
         if at is None:
             transaction.on_commit(lambda: metrics.count(deployment, first))
         return deployment

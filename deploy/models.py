@@ -251,6 +251,9 @@ class Deployment(models.Model):
     created = models.DateTimeField()
     started = models.DateTimeField(null=True, blank=True)
     finished = models.DateTimeField(null=True, blank=True)
+    failed_requests = models.PositiveIntegerField(
+        null=True, blank=True, help_text="How many of the probe traffic's requests failed while it was carried out."
+    )
     run_url = models.CharField(
         "run",
         max_length=500,

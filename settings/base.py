@@ -203,6 +203,10 @@ METRICS_COLLECTORS = [
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
 WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
 
+# The ledger that manage.py deploy and rollback record in: another instance's API, or the database of these settings.
+LEDGER_URL = env.text("LEDGER_URL")
+LEDGER_TOKEN = env.text("LEDGER_TOKEN")
+
 # How many requests a minute the API takes from one token, and from one address. The cache counts them.
 API_RATE_PER_TOKEN = int(env.number("API_RATE_PER_TOKEN", 120, minimum=1))
 API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))

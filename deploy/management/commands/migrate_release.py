@@ -1,4 +1,4 @@
-"""manage.py migrate_release: migrate for a release while the one before still serves. deploy runs it from the new image."""
+"""manage.py migrate_release: migrate for a release while the one before serves. deploy runs it from the new image."""
 
 import argparse
 from collections.abc import Iterator
@@ -43,11 +43,11 @@ class Command(BaseCommand):
                 self.stdout.write("Nothing to migrate.")
                 return
             if executor.loader.applied_migrations and not options["unsafe"]:  # nobody runs on an empty database
-                self.check(plan)
+                self.lint(plan)
             call_command("migrate", interactive=False, verbosity=1, stdout=self.stdout, stderr=self.stderr)
         self.stdout.write(f"{len(plan)} migration{'s' if len(plan) > 1 else ''} applied.")
 
-    def check(self, plan: list[Any]) -> None:
+    def lint(self, plan: list[Any]) -> None:
         linter = MigrationLinter(no_cache=True)
         for migration in plan:
             if migration.app_label not in DJANGO_APPS_WITH_MIGRATIONS:
