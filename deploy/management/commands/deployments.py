@@ -107,6 +107,7 @@ def as_dict(row: Deployment) -> dict[str, Any]:
         "previous": row.previous.release.version if row.previous else None,
         **times,
         "duration_seconds": None if row.duration is None else row.duration.total_seconds(),
+        "failed_requests": row.failed_requests,
         "run_url": row.run_url,
     }
 
