@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.servers import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":

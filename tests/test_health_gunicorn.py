@@ -19,6 +19,8 @@ from django.conf import settings
 from tests.servers import ROOT, Gunicorn, Postgres, Redis, eventually, frozen
 from tests.test_health_outages import write_migrations
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 0.8 + 0.2  # seconds; the promise
 SLACK = 2.0  # for 200 clients and the server on a busy machine with two cores; others give no answer for a minute
 FLOOD = 200

@@ -23,6 +23,8 @@ from health import checks, runner
 from tests.gate import Gate, Silent
 from tests.servers import Postgres, Redis, eventually, frozen
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 0.8 + 0.2  # seconds; the promise
 SLACK = 1.5  # for a machine that is busy with other tests; who breaks the promise waits for five seconds or for ever
 

@@ -25,6 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from metrics.middleware import METHODS, endpoint
 from tests.servers import ROOT, Gunicorn, Postgres, Redis, eventually, frozen
 
+pytestmark = pytest.mark.slow
+
 parse: Callable[[str], Iterable[Metric]] = text_string_to_metric_families
 WORKERS = 2
 T = TypeVar("T")

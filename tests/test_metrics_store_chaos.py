@@ -13,6 +13,8 @@ import pytest
 from tests.servers import Gunicorn, Postgres, Redis, eventually
 from tests.store_worker import run_script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def seed() -> int:
@@ -140,7 +142,6 @@ def scrape(app: Gunicorn) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
 def test_the_scrape_counts_the_requests_sent_through_recycling_reload_and_kill(

@@ -5,11 +5,14 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from tests.store_worker import BUCKETS, Worker
+
+pytestmark = pytest.mark.slow
 
 KINDS = st.sampled_from(["a", "b", "c", "long " * 4000])  # the last makes files grow
 AMOUNTS = st.integers(0, 1000)

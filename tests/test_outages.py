@@ -12,6 +12,8 @@ import pytest
 
 from tests.servers import ROOT, Gunicorn, Postgres, Redis, eventually
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "correct horse battery staple"
 
 

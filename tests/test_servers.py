@@ -8,6 +8,8 @@ from django.db import connection
 
 from tests.servers import Gunicorn, Postgres, Redis, eventually, frozen
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.django_db
 def test_the_database_is_a_real_postgresql() -> None:
