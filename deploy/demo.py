@@ -32,6 +32,8 @@ CHANGES = (
     "Remove an index that nothing used",
 )
 URGENT = "Fix sign-in after a password reset"
+# What becomes of the releases that do not simply go live, by number: where or how each fails, or is taken back.
+FATES = {4: "testing", 7: "failed", 11: "rolled_back", 13: "withdrawn", 15: "staging", 16: "failed"}
 STEPS = {
     "rolling": ("migrate", "update servers one at a time", "smoke test"),
     "blue-green": ("migrate", "deploy to green", "smoke test", "switch the traffic", "watch"),
@@ -58,16 +60,21 @@ class History:
         count, at = 18, self.now - timedelta(days=DAYS)
         for number in range(count):
             at = self.now - timedelta(days=DAYS * (1 - number / (count - 0.2)), hours=self.chance.uniform(0, 9))
-            fate = {4: "testing", 9: "staging", 7: "failed", 11: "rolled_back", 14: "withdrawn"}.get(
-                number, "production"
-            )
+            fate = FATES.get(number, "production")
             self.travel(self.release(f"1.{number}.0", CHANGES[number % len(CHANGES)], at), at, fate)
             if number == 12:
                 self.hotfix("1.12.1", at + timedelta(hours=20))
         last = self.release(f"1.{count}.0", "Draw the deployments as a time line", self.now - timedelta(minutes=50))
         self.deploy(last, "testing", self.now - timedelta(minutes=42))
         self.deploy(last, "staging", self.now - timedelta(minutes=25))
-        self.begin("1.18.0", "development", self.now - timedelta(minutes=2))
+        key, at, steps = self.begin(
+            last, "production", self.now - timedelta(seconds=95), strategy="blue-green", actor=PEOPLE[0]
+        )
+        for name in steps[:2]:
+            ledger.step(key, name, "running", at=at)
+            at += timedelta(seconds=self.chance.uniform(15, 40))
+            ledger.step(key, name, "succeeded", at=at)
+        ledger.step(key, steps[2], "running", at=at)
 
     def release(self, version: str, message: str, at: datetime) -> str:
         commit = hashlib.sha1(version.encode(), usedforsecurity=False).hexdigest()

@@ -179,9 +179,7 @@ def step(key: int, name: str, outcome: str, *, at: datetime | None = None) -> tu
         return deployment.steps.create(position=position, name=name, outcome=outcome, started=now, finished=ended), True
 
 
-def finish(
-    key: int, result: str, *, failed_requests: int | None = None, at: datetime | None = None
-) -> Deployment:
+def finish(key: int, result: str, *, failed_requests: int | None = None, at: datetime | None = None) -> Deployment:
     """The deployment, ended for good. Steps that still run end with it: as it did, or failed.
 
     `failed_requests` is how many of the probe traffic failed; None if there was none.
@@ -306,3 +304,18 @@ def rollback_targets(environment: Environment, limit: int = 20) -> list[Target]:
         each.environment = environment
         targets.setdefault(each.release_id, Target(each.release, each))
     return list(targets.values())[1 : limit + 1]  # the first is what runs
+
+
+def way_back(environment: Environment) -> str | None:
+    """The version to go back to if what runs there proves bad: the last that was live before it and that nobody has
+    rolled back from. None if there is none among the last RECENT that succeeded.
+    """
+    found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED).newest_first()
+    current, left = None, set()
+    for version, kind, before in found.values_list("release__version", "kind", "previous__release__version")[:RECENT]:
+        current = current or version
+        if version != current and version not in left:
+            return str(version)
+        if kind == Deployment.Kind.ROLLBACK:
+            left.add(before)
+    return None

@@ -21,7 +21,8 @@ IN_FLIGHT = ("pending", "running")
 
 class EnvironmentQuerySet(models.QuerySet["Environment"]):
     def board(self, recent: int = 5) -> list["Environment"]:
-        """Every environment in order, with its `current`, `in_flight` and `recent` deployments (newest first).
+        """Every environment in order, with its `current`, `in_flight`, `failed` (the last that failed or was rolled
+        back) and `recent` deployments (newest first).
 
         Two queries, however many deployments there are. Their releases and the steps are not among them: the former
         are joined, the latter cost one query more with `prefetch_related_objects`.
@@ -34,16 +35,21 @@ class EnvironmentQuerySet(models.QuerySet["Environment"]):
             .annotate(
                 _current=Subquery(here.filter(status=Deployment.Status.SUCCEEDED)[:1]),
                 _in_flight=Subquery(here.filter(status__in=IN_FLIGHT)[:1]),
+                # One status each: so the planner reads the end of an index, and finds that there is none as fast.
+                _failed=Subquery(here.filter(status=Deployment.Status.FAILED)[:1]),
+                _rolled_back=Subquery(here.filter(status=Deployment.Status.ROLLED_BACK)[:1]),
                 **slots,
             )
         )
-        names = ("_current", "_in_flight", *slots)
+        names = ("_current", "_in_flight", "_failed", "_rolled_back", *slots)
         wanted = {key for row in rows for name in names if (key := getattr(row, name)) is not None}
         found = Deployment.objects.select_related("release", "previous__release").in_bulk(wanted)
         for row in rows:
             row.current, row.in_flight = found.get(getattr(row, "_current")), found.get(getattr(row, "_in_flight"))
+            failures = [found[key] for name in ("_failed", "_rolled_back") if (key := getattr(row, name)) in found]
+            row.failed = max(failures, key=lambda each: (each.created, each.pk), default=None)
             row.recent = [found[key] for name in slots if (key := getattr(row, name)) in found]
-            for deployment in (row.current, row.in_flight, *row.recent):
+            for deployment in (row.current, row.in_flight, row.failed, *row.recent):
                 if deployment:
                     deployment.environment = row
         return rows
@@ -79,6 +85,7 @@ class Environment(models.Model):
     # Set by board().
     current: "Deployment | None"
     in_flight: "Deployment | None"
+    failed: "Deployment | None"
     recent: list["Deployment"]
 
     class Meta:
@@ -127,10 +134,13 @@ class Release(models.Model):
 
 @dataclass(frozen=True)
 class Page:
-    """Some deployments, and the cursor of those that follow; None if these are the last."""
+    """Some deployments, newest first, and the cursors of those that follow (older) and of those before (newer); None
+    where there are none, or, of newer ones, where nobody has looked.
+    """
 
     rows: list["Deployment"]
     next: str | None
+    previous: str | None = None
 
 
 class DeploymentQuerySet(models.QuerySet["Deployment"]):
@@ -172,19 +182,28 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
             found = found.filter(release__in=releases.order_by().values("pk"))
         return found
 
-    def page(self, limit: int, cursor: str | None = None) -> Page:
-        """The newest `limit` of them, or those that follow `cursor`; as fast on the last page as on the first.
+    def page(self, limit: int, cursor: str | None = None, *, newer: bool = False) -> Page:
+        """The newest `limit` of them, or those that follow `cursor` (with `newer`, those that come before it); as fast
+        on the last page as on the first.
 
         A cursor names a row, not a count, so that rows which come meanwhile neither repeat nor hide any.
         Raises ValueError if `cursor` is none that page() has given.
         """
+        if cursor and newer:
+            created, key = read_cursor(cursor)
+            after = self.filter(Q(created__gt=created) | Q(created=created, pk__gt=key), created__gte=created)
+            rows = list(after.order_by("created", "pk")[: limit + 1])
+            more, rows = len(rows) > limit, rows[:limit][::-1]
+            if not more:
+                return self.page(limit)  # the newest page, and full
+            return Page(rows, write_cursor(rows[-1]), write_cursor(rows[0]))
         found = self.newest_first()
         if cursor:
             created, key = read_cursor(cursor)
             found = found.filter(Q(created__lt=created) | Q(created=created, pk__lt=key), created__lte=created)
         rows = list(found[: limit + 1])
-        more = len(rows) > limit
-        return Page(rows[:limit], write_cursor(rows[limit - 1]) if more else None)
+        more, rows = len(rows) > limit, rows[:limit]
+        return Page(rows, write_cursor(rows[-1]) if more else None, write_cursor(rows[0]) if cursor and rows else None)
 
     def typical_duration(self, environment: "Environment", strategy: str, sample: int = 50) -> timedelta | None:
         """The median time taken by the last `sample` that succeeded there in this way; None if there are none."""

@@ -1,14 +1,31 @@
-"""The home page: until the board comes, what this instance is and whether it is well."""
+"""The board, the deployments and the insights. What a stranger sees of them has no people's names and no commands."""
 
+import hashlib
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.contrib.auth.views import redirect_to_login
+from django.db import Error as DatabaseError
+from django.db.models import prefetch_related_objects
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
 from django.urls import reverse
+from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from health.runner import report
+from deploy import board, insights, ledger
+from deploy.charts import Chart, chart
+from deploy.forms import Filters
+from deploy.models import Deployment, Environment
+from deploy.models import Step as StepRow
+from deploy.wording import took_seconds
+from health.runner import Report, report
+
+PAGE = 25  # deployments
+NEEDED = ("database", "migrations")  # the checks without which nobody asks the ledger: it would not answer
 
 
 @dataclass(frozen=True)
@@ -20,16 +37,62 @@ class Step:
     done: bool
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of the board that changes by itself. The page sends the digests it has, and gets what has changed."""
+
+    id: str
+    html: str
+
+    @property
+    def digest(self) -> str:
+        return f"{self.id}.{hashlib.sha256(self.html.encode()).hexdigest()[:16]}"
+
+
+# The board
+
+
 @require_safe
 @never_cache
 def home(request: HttpRequest) -> HttpResponse:
-    """200 whatever the health is: the page is for people, /health/ is for machines.
-
-    An anonymous visitor's page touches no database, so it is there to tell that the database is not.
-    """
+    """The board, and how this instance is. While the database is away 503, and still a page that tells it."""
+    if getattr(request, "htmx") and "seen" in request.GET:
+        return changes(request)
+    health = report()
+    pieces = pieces_of(request, health)
     steps = account_steps(request)
-    left = any(not step.done for step in steps)
-    return render(request, "deploy/home.html", {"report": report(), "steps": steps, "steps_left": left})
+    context = {"report": health, "pieces": pieces, "steps": [step for step in steps if not step.done]}
+    response = render(request, "deploy/board.html", context, status=503 if pieces is None else 200)
+    if pieces is None:
+        response["Retry-After"] = "30"
+    return response
+
+
+def changes(request: HttpRequest) -> HttpResponse:
+    """The pieces that differ from those the page has; 204 if none does, so that nothing is redrawn."""
+    pieces = pieces_of(request, report())
+    if pieces is None:
+        return HttpResponse(status=503, headers={"Retry-After": "30"})
+    seen = set(request.GET.getlist("seen"))
+    changed = [piece for piece in pieces if piece.digest not in seen]
+    if not changed:
+        return HttpResponse(status=204)
+    return render(request, "deploy/changes.html", {"pieces": changed})
+
+
+def pieces_of(request: HttpRequest, health: Report) -> list[Piece] | None:
+    """None while the database is away: what is known to be down is not asked, as that would take its time."""
+    if any(name in health.checks and not health.checks[name].healthy for name in NEEDED):
+        return None
+    try:
+        cards = board.cards(timezone.now(), commands=request.user.is_authenticated)
+    except DatabaseError:
+        return None
+    pieces = [Piece("news", render_to_string("deploy/news.html", {"cards": cards}, request))]
+    return pieces + [
+        Piece(f"place-{card.environment}", render_to_string("deploy/card.html", {"card": card}, request))
+        for card in cards
+    ]
 
 
 def account_steps(request: HttpRequest) -> list[Step]:
@@ -43,4 +106,169 @@ def account_steps(request: HttpRequest) -> list[Step]:
         Step("Confirm your email address", reverse("account_email"), verified),
         Step("Choose a display name", profile, bool(user.display_name)),
         Step("Add a picture", profile, bool(user.avatar)),
+    ]
+
+
+# The deployments
+
+
+@require_safe
+@never_cache
+def deployments(request: HttpRequest) -> HttpResponse:
+    """The list, filtered and in pages; 400 with what is wrong if a filter or a cursor is no such thing."""
+    if "actor" in request.GET and not request.user.is_authenticated:
+        if request.GET["actor"]:
+            return redirect_to_login(request.get_full_path())  # else who deployed what could be found out by asking
+    form = Filters(request.GET)
+    if not form.is_valid():
+        return render(request, "deploy/deployments.html", {"form": form, "page": None}, status=400)
+    given = form.matching()
+    found = Deployment.objects.select_related("environment", "release").matching(**given)
+    newer = request.GET.get("newer")
+    try:
+        page = found.page(PAGE, newer or request.GET.get("older"), newer=bool(newer))
+    except ValueError:
+        parameters = request.GET.copy()
+        for name in ("newer", "older"):
+            parameters.pop(name, None)
+        return redirect(f"{request.path}?{parameters.urlencode()}")
+    filtered = any(given.values())
+    return render(request, "deploy/deployments.html", {"form": form, "page": page, "filtered": filtered})
+
+
+@require_safe
+@never_cache
+def deployment(request: HttpRequest, key: int) -> HttpResponse:
+    try:
+        found = Deployment.objects.select_related("environment", "release", "previous__release").get(pk=key)
+    except Deployment.DoesNotExist:
+        raise Http404 from None
+    prefetch_related_objects([found], "steps")
+    now = timezone.now()
+    context: dict[str, Any] = {
+        "deployment": found,
+        "steps": time_line(found, now),
+        "progress": board.progress(found, now),
+        "typical": Deployment.objects.typical_duration(found.environment, found.strategy),
+        "compare": board.comparison(found),
+    }
+    if request.user.is_authenticated and found.status == Deployment.Status.SUCCEEDED:
+        current = ledger.live(found.environment)
+        context["live"] = current == found
+        context["back"] = ledger.way_back(found.environment) if current == found else found.release.version
+        if current and context["back"] and context["back"] != current.release.version:
+            context["command"] = board.way(found.environment.name, context["back"])
+    return render(request, "deploy/deployment.html", context)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A step on the time line; `start` and `width` are in per cent of the whole."""
+
+    step: StepRow
+    start: float
+    width: float
+
+
+def time_line(found: Deployment, now: datetime) -> list[Line]:
+    steps = list(found.steps.all())
+    if not steps:
+        return []
+    begin = found.started or steps[0].started
+    end = found.finished or now
+    whole = max((end - begin).total_seconds(), 0.001)
+
+    def part(at: datetime) -> float:
+        return min(100.0, max(0.0, 100 * (at - begin).total_seconds() / whole))
+
+    lines = []
+    for step in steps:
+        start, stop = part(step.started), part(step.finished or now)
+        width = max(1.0, stop - start)
+        lines.append(Line(step, round(min(start, 100 - width), 1), round(width, 1)))
+    return lines
+
+
+# The insights
+
+
+@require_safe
+@never_cache
+def show_insights(request: HttpRequest) -> HttpResponse:
+    """The four measures of all environments, and the charts of one."""
+    environments = list(Environment.objects.order_by("order"))
+    names = {each.name: each for each in environments}
+    days = {str(each): each for each in insights.PERIODS}.get(request.GET.get("days", "30"))
+    chosen = names.get(request.GET.get("environment", "production"))
+    if days is None or chosen is None:
+        raise Http404
+    now = timezone.now()
+    found = insights.by_environment(days, now)
+    measures = found.get(chosen.pk, insights.Measures())
+    return render(
+        request,
+        "deploy/insights.html",
+        {
+            "rows": [(each, found.get(each.pk, insights.Measures())) for each in environments],
+            "chosen": chosen,
+            "days": days,
+            "periods": list(insights.PERIODS),
+            "width": insights.PERIODS[days],
+            "charts": charts(measures, insights.by_bar(chosen.pk, days, now), days),
+            "measures": measures,
+        },
+    )
+
+
+def charts(whole: insights.Measures, bars: list[tuple[datetime, insights.Measures]], days: int) -> list[Chart]:
+    def each(name: str) -> list[tuple[datetime, float | None]]:
+        return [(at, getattr(found, name)) for at, found in bars]
+
+    def number(value: float) -> str:
+        return f"{value:g}"
+
+    def share(value: float) -> str:
+        return f"{value:.0%}"
+
+    def time(value: float | None) -> str:
+        return "none yet" if value is None else took_seconds(value)
+
+    rate = "none yet" if whole.failure_rate is None else share(whole.failure_rate)
+    return [
+        chart(
+            "frequency",
+            "Deployment frequency",
+            f"{whole.live * 7 / days:.1f} a week",
+            f"{whole.live} went live in {days} days",
+            "busy",
+            each("live"),
+            number,
+        ),
+        chart(
+            "lead",
+            "Lead time",
+            time(whole.lead),
+            "median, from a release's build until it is live for the first time",
+            "busy",
+            each("lead"),
+            time,
+        ),
+        chart(
+            "failures",
+            "Change failure rate",
+            rate,
+            f"{whole.failing} of {whole.changes} changes failed, or were rolled back or mended by a hotfix",
+            "bad",
+            each("failure_rate"),
+            share,
+        ),
+        chart(
+            "restore",
+            "Time to restore",
+            time(whole.restore),
+            "median, from a change's failure until something works there again",
+            "warn",
+            each("restore"),
+            time,
+        ),
     ]

@@ -41,6 +41,7 @@ INSTALLED_APPS = [
     "allauth",
     "allauth.account",
     "csp",
+    "django_htmx",
 ]
 
 MIDDLEWARE = [
@@ -59,6 +60,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
 ]
 
 TEMPLATES: list[dict[str, Any]] = [
@@ -202,6 +204,11 @@ METRICS_COLLECTORS = [
 # deploy/: the file that says where each environment is, and whether this instance asks the others how they are.
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
 WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
+COMPARE_URL = env.text("COMPARE_URL")  # where two commits are compared: an address with {old} and {new}, or nothing
+if COMPARE_URL and not (
+    COMPARE_URL.startswith(("https://", "http://")) and "{old}" in COMPARE_URL and "{new}" in COMPARE_URL
+):
+    raise env.malformed("COMPARE_URL", "an address with {old} and {new}, as in https://example.com/{old}...{new}")
 
 # The ledger that manage.py deploy and rollback record in: another instance's API, or the database of these settings.
 LEDGER_URL = env.text("LEDGER_URL")

@@ -1,12 +1,17 @@
 """What a person does, in a real browser against gunicorn: each page on the way is checked by axe and by the console."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import psycopg2
 import pytest
@@ -26,8 +31,12 @@ import django
 django.setup()
 from django.core.management import call_command
 from accounts.models import User
+from deploy import demo, tokens
+from deploy.models import Environment
 call_command("migrate", verbosity=0)
 User.objects.create_superuser({STAFF!r}, {PASSWORD!r}, display_name="Ada")
+demo.load("mock")
+print(tokens.make("pipeline", Environment.objects.all())[1])
 """
 
 
@@ -38,10 +47,21 @@ class Site:
     server: Gunicorn
     mail: MailServer
     browser: Browser
+    token: str
 
     @property
     def url(self) -> str:
         return self.server.url
+
+    def api(self, path: str, **body: str) -> Any:
+        """What the API answers to a pipeline: to a POST, if there is a body."""
+        request = Request(
+            f"{self.url}/api/{path}",
+            json.dumps(body).encode() if body else None,
+            {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
+        )
+        with urlopen(request, timeout=10) as answer:
+            return json.load(answer)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +80,12 @@ def site(own_redis: Redis) -> Iterator[Site]:
             "EMAIL_PORT": str(mail.port),
             "EMAIL_USE_TLS": "false",
         }
-        subprocess.run([sys.executable, "-c", PREPARE], cwd=ROOT, env=os.environ | env, check=True, timeout=60)
+        program = [sys.executable, "-c", PREPARE]
+        prepared = subprocess.run(
+            program, cwd=ROOT, env=os.environ | env, check=True, timeout=60, stdout=subprocess.PIPE, text=True
+        )
         with Gunicorn(**env) as server:
-            yield Site(server, mail, browser)
+            yield Site(server, mail, browser, prepared.stdout.strip())
 
 
 @pytest.fixture
@@ -103,7 +126,7 @@ def sign_out(window: Window) -> None:
 
 def test_a_newcomer_signs_up_confirms_signs_in_and_makes_a_profile(site: Site, window: Window, tmp_path: Path) -> None:
     page = window.page
-    window.go("/", "This instance is healthy")
+    window.go("/", "What runs where")
     window.main.get_by_role("link", name="Sign up").click()
     window.at("Sign up")
     window.fill(email="new@example.com", password1="short", password2="other")
@@ -122,7 +145,7 @@ def test_a_newcomer_signs_up_confirms_signs_in_and_makes_a_profile(site: Site, w
     window.press("Confirm")
     page.get_by_text("new@example.com is confirmed.").wait_for()
     sign_in(window, "new@example.com")
-    window.at("This instance is healthy")
+    window.at("What runs where")
     window.main.get_by_role("link", name="Choose a display name").click()
     window.at("Your profile")
 
@@ -198,6 +221,109 @@ def test_the_other_pages_are_sound(staff: Window, window: Window) -> None:
     window.go("/accounts/confirm-email/no-such-key/", "This link no longer works")
 
 
+def running(site: Site) -> Any:
+    """The deployment to production that the mock data leave running, or one begun since."""
+    found = site.api("deployments?environment=production&status=running")["items"]
+    return found[0] if found else None
+
+
+def test_the_board_brings_itself_up_to_date_and_keeps_the_focus(site: Site, staff: Window) -> None:
+    page = staff.page
+    staff.go("/", "What runs where")
+    card = page.locator("#place-production")
+    assert "Running: 1.18.0" in re.sub(r"\s+", " ", card.inner_text())
+    assert "scripts/rollback.sh" in card.inner_text()
+    page.evaluate("window.same = true")
+    untouched = page.locator("#place-testing").element_handle()
+    card.locator("#current-production").focus()
+    site.api(f"deployments/{running(site)['id']}/finish", result="succeeded")
+    card.get_by_role("progressbar").wait_for(state="detached")
+    assert card.locator("#current-production").inner_text().endswith("1.18.0")
+    assert page.evaluate("window.same && document.activeElement.id") == "current-production"
+    assert untouched.evaluate("card => card.isConnected"), "what has not changed is not drawn again"
+    staff.inspect()
+
+
+def test_nobody_asks_for_the_board_while_nobody_looks(window: Window) -> None:
+    page = window.page
+    page.goto("/")
+    page.wait_for_function("window.htmx")
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.away, configurable: true })")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate("window.away = true; htmx.trigger('#live', 'look')")
+    assert not asked
+    with page.expect_response(lambda answer: "seen=" in answer.url) as answer:
+        page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
+    assert answer.value.status == 204, "nothing has changed"
+
+
+def test_the_board_says_when_the_server_no_longer_answers(site: Site, window: Window) -> None:
+    page = window.page
+    page.goto("/")
+    stale = page.get_by_text("The server does not answer")
+    assert stale.is_hidden()
+    page.route("**/?seen=*", lambda route: route.abort())
+    stale.wait_for()
+    page.unroute("**/?seen=*")
+    stale.wait_for(state="hidden")
+    window.troubles.clear()  # the browser itself told of what was aborted
+
+
+def test_deployments_are_found_paged_and_read(site: Site, staff: Window, window: Window) -> None:
+    page = staff.page
+    staff.go("/deployments/", "Deployments")
+    first = page.locator("tbody tr").count()
+    page.get_by_role("link", name="Older").click()
+    page.get_by_role("link", name="Newer").wait_for()
+    page.go_back()
+    page.get_by_role("link", name="Newer").wait_for(state="detached")
+    assert page.locator("tbody tr").count() == first == 25
+    page.get_by_label("Status", exact=True).select_option("rolled_back")
+    staff.press("Show")
+    page.get_by_role("link", name="Show all").wait_for()
+    assert page.locator("tbody tr").count() == 1
+    page.locator("tbody tr").get_by_role("link").click()
+    staff.at("1.11.0 to production")
+    staff.main.get_by_text("back to the version before").wait_for()
+    page.go_back()
+    page.get_by_label("Status", exact=True).wait_for()
+    assert page.get_by_label("Status", exact=True).input_value() == "rolled_back", "Back leads to what was asked"
+    page.get_by_label("From").fill("2026-02-01")
+    page.get_by_label("To", exact=True).fill("2026-01-01")
+    staff.press("Show")
+    page.get_by_text("Swap the two").wait_for()
+    staff.troubles = [trouble for trouble in staff.troubles if "400" not in trouble]  # as it should be
+    staff.inspect()
+    staff.go("/deployments/?search=nothing", "Deployments")
+    newest = site.api("deployments?limit=1")["items"][0]
+    window.go(f"/deployments/{newest['id']}/", "1.18.0 to production")
+
+
+def test_the_insights_are_sound(window: Window) -> None:
+    window.go("/insights/?days=90", "Insights")
+    window.main.get_by_text("Figures").first.click()
+    window.inspect()
+    window.main.get_by_role("link", name="7 days").click()
+    window.page.wait_for_url("**days=7*")
+    window.page.go_back()
+    window.main.locator("[aria-current]", has_text="90 days").wait_for()
+
+
+def test_times_are_in_the_readers_zone_and_in_utc_on_hover_and_a_page_prints(site: Site) -> None:
+    with closing(Window(site.browser, site.url, timezone_id="Asia/Tokyo", locale="en-GB")) as window:
+        page = window.page
+        page.goto("/deployments/1/")
+        time = page.locator("dt:text('Asked for') + dd time")
+        exact = datetime.fromisoformat(time.get_attribute("datetime") or "")
+        shown = exact.astimezone(timezone(timedelta(hours=9)))
+        assert f"{shown:%H:%M}" in time.inner_text() and f"{shown.day} " in time.inner_text()
+        assert time.get_attribute("title") == f"{exact:%Y-%m-%d %H:%M:%S} UTC"
+        page.emulate_media(media="print")
+        assert page.get_by_role("heading", level=1).is_visible()
+        assert page.get_by_role("navigation", name="Main").is_hidden()
+
+
 def test_the_admin_keeps_to_the_content_security_policy(staff: Window) -> None:
     for path in ("/admin/", "/admin/accounts/user/", "/admin/accounts/user/1/change/", "/admin/accounts/user/add/"):
         staff.page.goto(path)
@@ -236,10 +362,12 @@ def test_everything_is_done_by_keyboard_alone(window: Window) -> None:
     page = window.page
     page.goto("/")
     order = []
-    for _ in range(6):
+    for _ in range(10):
         page.keyboard.press("Tab")
         order.append(focused(page))
-    assert order[:5] == ["Skip to the content", "backstagetest1", "Overview", "Sign in", "Sign up"]
+    menu = [name for name in order if name != "Status"]
+    start = ["Skip to the content", "backstagetest1", "Board", "Deployments", "Insights", "API", "Sign in", "Sign up"]
+    assert menu[: len(start)] == start
     page.reload()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
@@ -268,6 +396,12 @@ def test_everything_is_done_by_keyboard_alone(window: Window) -> None:
 
 def test_everything_works_without_javascript(site: Site) -> None:
     with closing(Window(site.browser, site.url, java_script_enabled=False)) as window:
+        window.page.goto("/")
+        assert window.page.locator("#place-testing").get_by_role("link", name="1.18.0", exact=False).first.is_visible()
+        window.page.goto("/deployments/")
+        window.page.get_by_label("Environment", exact=True).select_option("staging")
+        window.press("Show")
+        assert set(window.page.locator("tbody tr td:nth-child(2)").all_inner_texts()) == {"staging"}
         sign_in(window)
         window.page.goto("/accounts/profile/")
         window.fill(display_name="Ada L.")
@@ -287,7 +421,7 @@ def test_back_leads_back_and_shows_nothing_after_signing_out(window: Window) -> 
     page.go_back()
     page.go_back()
     page.wait_for_url("/")
-    page.get_by_role("heading", name="You are not signed in").wait_for()
+    window.main.get_by_role("link", name="Sign in").wait_for()
 
     sign_in(window)
     page.goto("/accounts/profile/")
@@ -300,8 +434,8 @@ def test_back_leads_back_and_shows_nothing_after_signing_out(window: Window) -> 
 def test_colours_chosen_by_the_system_leave_every_state_readable(site: Site) -> None:
     with closing(Window(site.browser, site.url, forced_colors="active")) as window:
         window.page.goto("/")
-        status = window.page.locator(".status-ok").first
-        assert status.inner_text() == "Healthy"
+        status = window.page.locator(".instance .status-ok").first
+        assert "healthy" in status.inner_text()
         paints = status.locator("svg").evaluate(
             "icon => [getComputedStyle(icon).color, getComputedStyle(document.body).backgroundColor]"
         )

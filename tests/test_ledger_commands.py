@@ -17,8 +17,8 @@ from django.utils import timezone
 
 from accounts.models import User
 from deploy import tokens
-from deploy.management.commands.deployments import age, took
 from deploy.models import ApiToken, Deployment
+from deploy.wording import age, took
 from tests.ledgers import START, begun, deployed
 from tests.servers import ROOT
 
@@ -184,7 +184,7 @@ for act in (
     lambda: Release.objects.filter(pk=new.pk)._raw_delete("default"),
     lambda: Deployment.objects.filter(pk=running.pk).update(actor="nobody"),
     lambda: Deployment.objects.filter(pk=running.pk).update(status="pending", started=None),
-    lambda: row(environment_id=1),
+    lambda: row(environment_id=4),
     lambda: row(environment_id=4, release=new),
     lambda: row(environment_id=4, release=new, kind="rollback"),
     lambda: row(environment_id=4, release=new, hotfix=True, reason=" "),
@@ -197,7 +197,7 @@ for act in (
         print(str(error).partition(":")[0] if "deploy_" not in str(error) else
               next(word for word in str(error).replace(":", " ").split() if word.startswith("deploy_")))
 try:
-    ledger.create("development", "9.0", "rolling", "x")
+    ledger.create("production", "9.0", "rolling", "x")
 except ledger.Refused as error:
     print(error.code)
 """

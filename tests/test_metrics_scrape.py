@@ -52,6 +52,7 @@ def test_openmetrics_is_there_for_who_asks_for_it(scraper: Client) -> None:
     assert {"http_requests", "app"} <= {family.name for family in parse_openmetrics(text)}
 
 
+@pytest.mark.django_db
 def test_both_formats_hold_the_same_samples(scraper: Client) -> None:
     scraper.get("/")
 
@@ -108,6 +109,7 @@ def test_a_scraper_may_name_any_host_and_come_without_tls(scraper: Client, setti
     assert scraper.get("/metrics", headers={"host": "10.1.2.3:8000"}).status_code == 200
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/metrics/", "/metrics/x", "/Metrics", "//metrics"])
 def test_no_other_path_shows_metrics(scraper: Client, path: str) -> None:
     assert b"http_requests_total" not in scraper.get(path).content

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.models import FINISHED, IN_FLIGHT, Deployment, Environment
+from deploy.wording import age, took
 
 EXAMPLES = """\
 examples:
@@ -110,25 +110,3 @@ def as_dict(row: Deployment) -> dict[str, Any]:
         "failed_requests": row.failed_requests,
         "run_url": row.run_url,
     }
-
-
-def took(duration: timedelta | None) -> str:
-    """Such as 42 s, 3 min 5 s or 1 h 4 min."""
-    if duration is None:
-        return ""
-    minutes, seconds = divmod(round(duration.total_seconds()), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-
-
-def age(now: datetime, then: datetime) -> str:
-    """Such as 5 min ago; after a week the date, in UTC."""
-    seconds = (now - then).total_seconds()
-    if seconds < 60:
-        return "just now"
-    for limit, unit, name in ((3600, 60, "min"), (86_400, 3600, "h"), (7 * 86_400, 86_400, "d")):
-        if seconds < limit:
-            return f"{int(seconds // unit)} {name} ago"
-    return f"{then:%Y-%m-%d %H:%M}Z"

@@ -1,0 +1,48 @@
+"""The filters of the list of deployments."""
+
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+from django import forms
+
+from deploy.models import Deployment, Environment
+
+ANY = [("", "any")]
+
+
+class DateInput(forms.DateInput):
+    input_type = "date"  # the browser's own calendar; it sends YYYY-MM-DD
+
+    def __init__(self) -> None:
+        super().__init__(format="%Y-%m-%d")
+
+
+class Filters(forms.Form):
+    """What matching() takes, by GET. Days are UTC's."""
+
+    search = forms.CharField(label="Version or commit", max_length=64, required=False)
+    environment = forms.ChoiceField(choices=[*ANY, *Environment.Name.choices], required=False)
+    status = forms.ChoiceField(choices=[*ANY, *Deployment.Status.choices], required=False)
+    strategy = forms.ChoiceField(choices=[*ANY, *Deployment.Strategy.choices], required=False)
+    actor = forms.CharField(label="By", max_length=100, required=False)
+    since = forms.DateField(label="From", required=False, widget=DateInput())
+    until = forms.DateField(label="To", required=False, widget=DateInput())
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean() or {}
+        since, until = given.get("since"), given.get("until")
+        if since and until and until < since:
+            self.add_error("until", "This is before the day from which you look. Swap the two.")
+        for each in (since, until):
+            if each and not 2000 <= each.year <= 2100:
+                self.add_error("since" if each == since else "until", "Expected a year from 2000 to 2100.")
+        return given
+
+    def matching(self) -> dict[str, Any]:
+        """The arguments of DeploymentQuerySet.matching()."""
+        given = dict(self.cleaned_data)
+        if since := given.pop("since"):
+            given["since"] = datetime.combine(since, time(), UTC)
+        if until := given.pop("until"):
+            given["until"] = datetime.combine(until + timedelta(days=1), time(), UTC)
+        return given

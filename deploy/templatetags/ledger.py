@@ -1,0 +1,85 @@
+"""How the pages word and draw what the ledger has."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django import template
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from deploy import wording
+from deploy.models import Deployment
+
+register = template.Library()
+
+# By status, outcome or state of health: the style sheet's tone, the icon's name, and the word if it is another one.
+LOOKS = {
+    "pending": ("idle", "idle", ""),
+    "running": ("busy", "busy", ""),
+    "succeeded": ("ok", "ok", ""),
+    "failed": ("bad", "bad", ""),
+    "rolled_back": ("warn", "back", "rolled back"),
+    "skipped": ("idle", "idle", ""),
+    "healthy": ("ok", "ok", ""),
+    "unhealthy": ("bad", "bad", ""),
+    "unreachable": ("warn", "warn", ""),
+    "unknown": ("idle", "idle", "not watched"),
+}
+
+
+@register.filter
+def look(status: str) -> dict[str, str]:
+    tone, icon, word = LOOKS[status]
+    return {"tone": tone, "icon": icon, "word": word or status}
+
+
+@register.filter
+def took(duration: timedelta | None) -> str:
+    return wording.took(duration)
+
+
+@register.filter
+def way(deployment: Deployment) -> str:
+    """How it came there, in a word or two."""
+    if deployment.kind == Deployment.Kind.ROLLBACK:
+        return f"rollback, {deployment.strategy}"
+    return f"hotfix, {deployment.strategy}" if deployment.hotfix else deployment.strategy
+
+
+@register.simple_tag
+def when(value: datetime, form: str = "age") -> SafeString:
+    """A <time>: its age, or the time as a clock or a date has it, in UTC. static/pages.js puts the latter two into the
+    reader's zone; the exact UTC is always there on hover.
+    """
+    exact, now = value.astimezone(UTC), timezone.now()
+    texts = {
+        "age": lambda: wording.age(now, value) if (now - value).days < 7 else f"{(now - value).days} d ago",
+        "clock": lambda: f"{exact:%H:%M:%S} UTC",
+        "date": lambda: f"{exact:%Y-%m-%d %H:%M} UTC",
+    }
+    title = f"{exact:%Y-%m-%d %H:%M:%S} UTC"
+    pattern = '<time datetime="{}" title="{}" data-form="{}">{}</time>'
+    return format_html(pattern, exact.isoformat(timespec="seconds"), title, form, texts[form]())
+
+
+@register.simple_tag
+def percent_of(part: timedelta, whole: timedelta) -> float:
+    """To a tenth."""
+    return round(100 * (part / whole), 1) if whole else 0.0
+
+
+@register.simple_tag(takes_context=True)
+def query(context: dict[str, Any], **changes: Any) -> str:
+    """The page's query string with these parameters changed; None takes one out."""
+    parameters = context["request"].GET.copy()
+    for name, value in changes.items():
+        parameters.pop(name, None)
+        if value is not None:
+            parameters[name] = str(value)
+    return f"?{parameters.urlencode()}"
+
+
+@register.filter
+def lasting(seconds: float | None) -> str:
+    return "-" if seconds is None else wording.took_seconds(seconds)
