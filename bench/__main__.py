@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import frozen, middleware, probes, scrape, workers
+from bench import frozen, ledger, middleware, probes, scrape, workers
 from bench.measure import PEERS, Options, installed, say
 
 PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
@@ -17,6 +17,7 @@ PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
     "scrape": (scrape.run, "What a scrape costs"),
     "health": (probes.run, "What /health/ costs"),
     "frozen": (frozen.run, "What a frozen PostgreSQL does"),
+    "ledger": (ledger.run, "What the ledger's pages cost with a million deployments"),
 }
 
 

@@ -20,6 +20,7 @@ from deploy import metrics
 from deploy.models import FINISHED, IN_FLIGHT, Deployment, Environment, Release, Step
 
 RECENT = 200  # how far promotable() and rollback_targets() look back, in deployments or releases
+LATELY = 50  # how far way_back() looks back, in deployments
 MAX_STEPS = 200
 CLOCKS_DIFFER = timedelta(minutes=5)  # by which a build machine's clock may be ahead of ours
 
@@ -308,11 +309,11 @@ def rollback_targets(environment: Environment, limit: int = 20) -> list[Target]:
 
 def way_back(environment: Environment) -> str | None:
     """The version to go back to if what runs there proves bad: the last that was live before it and that nobody has
-    rolled back from. None if there is none among the last RECENT that succeeded.
+    rolled back from. None if there is none among the last LATELY that succeeded.
     """
     found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED).newest_first()
     current, left = None, set()
-    for version, kind, before in found.values_list("release__version", "kind", "previous__release__version")[:RECENT]:
+    for version, kind, before in found.values_list("release__version", "kind", "previous__release__version")[:LATELY]:
         current = current or version
         if version != current and version not in left:
             return str(version)

@@ -17,6 +17,7 @@ from django.db.models import F, OuterRef, Q, Subquery
 
 FINISHED = ("succeeded", "failed", "rolled_back")
 IN_FLIGHT = ("pending", "running")
+SEARCHED = 1_000  # releases
 
 
 class EnvironmentQuerySet(models.QuerySet["Environment"]):
@@ -161,7 +162,8 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
         search: str | None = None,
     ) -> "DeploymentQuerySet":
         """Those to which every filter given applies: created from `since` and before `until`, and `search` being the
-        beginning of the release's version or commit. An empty filter counts as not given.
+        beginning of the version or commit of a release, one of the newest SEARCHED that fit. An empty filter counts as
+        not given.
         """
         found = self
         if environment:
@@ -179,7 +181,8 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
             found = found.filter(created__lt=until)
         if search:
             releases = Release.objects.filter(Q(version__startswith=search) | Q(commit__startswith=search.lower()))
-            found = found.filter(release__in=releases.order_by().values("pk"))
+            # Without the limit the planner may read all deployments, newest first, until it meets enough that fit.
+            found = found.filter(release__in=releases.order_by("-built_at", "-pk").values("pk")[:SEARCHED])
         return found
 
     def page(self, limit: int, cursor: str | None = None, *, newer: bool = False) -> Page:

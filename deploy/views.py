@@ -15,6 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
+from django_htmx.middleware import HtmxDetails
 
 from deploy import board, insights, ledger
 from deploy.charts import Chart, chart
@@ -26,6 +27,10 @@ from health.runner import Report, report
 
 PAGE = 25  # deployments
 NEEDED = ("database", "migrations")  # the checks without which nobody asks the ledger: it would not answer
+
+
+class HtmxRequest(HttpRequest):
+    htmx: HtmxDetails  # true if htmx asks
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,9 @@ class Piece:
 
 @require_safe
 @never_cache
-def home(request: HttpRequest) -> HttpResponse:
+def home(request: HtmxRequest) -> HttpResponse:
     """The board, and how this instance is. While the database is away 503, and still a page that tells it."""
-    if getattr(request, "htmx") and "seen" in request.GET:
+    if request.htmx and "seen" in request.GET:
         return changes(request)
     health = report()
     pieces = pieces_of(request, health)
