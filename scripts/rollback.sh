@@ -1,0 +1,622 @@
+#!/usr/bin/env bash
+# Brings back an earlier version with bash (3.2 or newer) and kubectl (1.20 or newer) alone: for when nothing else works.
+# docs/operations.md explains it. `rollback.sh --help` says how it is called.
+set -euo pipefail
+
+readonly APP=backstagetest1 LEASE=backstagetest1-deploy LEASE_SECONDS=60
+readonly GOOD=backstagetest1/verified-good GONE=backstagetest1/withdrawn BEFORE=backstagetest1/before
+readonly BREAK=backstagetest1/schema-break BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
+readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
+readonly DONE=0 USAGE=2 LOCKED=3 REFUSED=4 WENT_BACK=5 NEEDS_A_PERSON=6
+readonly POLL=1 # seconds between two looks
+
+usage() {
+  cat <<'EOF'
+Usage: rollback.sh <previous_version> [namespace]
+       rollback.sh --list | --previous  [namespace]
+
+Brings back a version that ran before, and waits until it serves. Without a version it lists those that there are, and
+on a terminal asks which one. The namespace is "default" unless given.
+
+  --list            show the versions that can be gone back to, and change nothing
+  --previous        go to the last version that was verified good
+  --dry-run         print each command; the cluster checks it, and changes nothing
+  --yes             do not ask, not even for production
+  --reason TEXT     why; kept as the change cause
+  --timeout SECONDS how long the version may take to get ready (default 180)
+  --context NAME    the kubectl context (default: the current one)
+  --image IMAGE     the whole image of the version, if the cluster's history does not have it any more
+  --force           also if a rollout is under way, or the version does not fit the database's schema
+  --help
+
+examples:
+  scripts/rollback.sh 1.4.0 backstagetest1-production
+  scripts/rollback.sh --list backstagetest1-staging
+  scripts/rollback.sh --previous backstagetest1-production --yes --reason "sign-in is broken"
+  scripts/rollback.sh 1.4.0 backstagetest1-staging --dry-run
+
+exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
+  5 the version did not get ready, and what ran before serves; 6 it failed, or was interrupted, and needs a person.
+With LEDGER_URL and LEDGER_TOKEN set, and curl here, the ledger is told; it is never waited for.
+EOF
+}
+
+# What people see
+
+if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
+  bold=$'\033[1m' red=$'\033[31m' green=$'\033[32m' yellow=$'\033[33m' plain=$'\033[0m'
+else
+  bold='' red='' green='' yellow='' plain=''
+fi
+say() { printf '%s\n' "$*"; }
+head_line() { printf '%s%s%s\n' "$bold" "$*" "$plain"; }
+warn() { printf '%sWarning: %s%s\n' "$yellow" "$*" "$plain" >&2; }
+die() { # die CODE MESSAGE...
+  local code=$1
+  shift
+  printf '%s%s%s\n' "$red" "$*" "$plain" >&2
+  exit "$code"
+}
+misused() { die $USAGE "$* rollback.sh --help says how it is called. Nothing was changed."; }
+progress() { # on a terminal one line that changes, else a line for each news
+  if [[ -t 1 ]]; then
+    printf '\r\033[K  %s' "$*"
+    shown=$*
+  elif [[ $* != "${shown:-}" ]]; then
+    printf '  %s\n' "$*"
+    shown=$*
+  fi
+}
+progress_ends() {
+  if [[ -t 1 && ${shown:-} ]]; then printf '\n'; fi
+  shown=''
+}
+
+# kubectl
+
+context='' namespace=default dry=''
+kube() { kubectl --request-timeout=20s ${context:+"--context=$context"} "--namespace=$namespace" "$@"; }
+change() { # a command that changes the cluster; says so, and with --dry-run lets the server check it only
+  if [[ $dry ]]; then
+    say "  would run: kubectl${context:+ --context=$context} --namespace=$namespace $(words "$@")"
+    kube "$@" --dry-run=server >/dev/null
+  else
+    kube "$@" >/dev/null
+  fi
+}
+words() { # quoted where the shell would need it
+  local word all='' quote="'" quoted="'\\''"
+  for word; do
+    case $word in
+      *[!A-Za-z0-9_./:=@-]* | '') all="$all '${word//$quote/$quoted}'" ;;
+      *) all="$all $word" ;;
+    esac
+  done
+  printf '%s' "${all# }"
+}
+escaped() { # as the inside of a JSON string; other control characters go
+  printf '%s' "$1" | tr '\n\r\t' '   ' | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g'
+}
+annotation() { # annotation KIND NAME KEY: empty if there is none
+  kube get "$1" "$2" -o "go-template={{with .metadata.annotations}}{{with index . \"$3\"}}{{.}}{{end}}{{end}}"
+}
+tag_of() { # the version in an image's name; a digest alone is its own
+  local name=${1##*/}
+  case ${name%%@*} in
+    *:*) name=${name%%@*} && printf '%s' "${name#*:}" ;;
+    *) printf '%s' "${name#*@}" ;;
+  esac
+}
+repository_of() { # the image's name without tag and digest, with its registry
+  local name=${1%%@*} last
+  last=${name##*/}
+  printf '%s' "${name%"$last"}${last%%:*}"
+}
+
+# Times are RFC 3339 in UTC, and counted as seconds since 1970: GNU's and BSD's date agree on nothing else.
+now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
+epoch() {
+  local date=${1%%T*} time=${1#*T} year month day days
+  year=${date%%-*} month=${date#*-} day=${date##*-} time=${time%%[.Z]*}
+  month=$((10#${month%%-*})) day=$((10#$day)) year=$((10#$year))
+  if ((month < 3)); then year=$((year - 1)) month=$((month + 12)); fi
+  days=$((365 * year + year / 4 - year / 100 + year / 400 + (153 * (month - 3) + 2) / 5 + day - 1 - 719468))
+  printf '%s' $((days * 86400 + 10#${time:0:2} * 3600 + 10#${time:3:2} * 60 + 10#${time:6:2}))
+}
+age() {
+  local seconds=$(($(epoch "$(now)") - $(epoch "$1")))
+  if ((seconds < 120)); then
+    printf '%ss' "$seconds"
+  elif ((seconds < 7200)); then
+    printf '%sm' $((seconds / 60))
+  elif ((seconds < 172800)); then
+    printf '%sh' $((seconds / 3600))
+  else
+    printf '%sd' $((seconds / 86400))
+  fi
+}
+
+# What runs, and what ran
+
+look() { # sets colour, deployment (the one that has the traffic), image, running, container_found
+  local answer
+  colour=$(kube get service "$APP" --ignore-not-found -o 'go-template={{with .spec.selector.colour}}{{.}}{{end}}') ||
+    die $REFUSED "The cluster cannot be asked: see above. Are the context ($shown_context) and the network right? Nothing was changed."
+  deployment=$APP${colour:+-$colour}
+  answer=$(kube get deployment "$deployment" --ignore-not-found -o name) ||
+    die $REFUSED "The cluster cannot be asked: see above. Nothing was changed."
+  if [[ ! $answer ]]; then
+    die $REFUSED "There is no Deployment $deployment in the namespace $namespace (context $shown_context). It has: $(
+      kube get deployments -o 'go-template={{range .items}}{{.metadata.name}} {{end}}' 2>/dev/null || true
+    ). Name the right one: rollback.sh VERSION NAMESPACE [--context NAME]. Nothing was changed."
+  fi
+  image=$(image_of "$deployment")
+  [[ $image ]] || die $REFUSED "deployment/$deployment has no container named $APP. Nothing was changed."
+  running=$(tag_of "$image")
+}
+image_of() {
+  kube get deployment "$1" -o "go-template={{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}"
+}
+other_colour() { if [[ $colour == blue ]]; then printf green; else printf blue; fi; }
+
+# shellcheck disable=SC2016 # these are variables of Go templates: https://pkg.go.dev/text/template
+noted() { printf '{{with $set.metadata.annotations}}{{with index . "%s"}}{{.}}{{end}}{{end}}' "$1"; }
+# shellcheck disable=SC2016
+# One line for each revision, the newest first: time|deployment|revision|image|verified|withdrawn|current|change cause
+revisions() {
+  local name current
+  for name in $APP ${colour:+"$APP-blue" "$APP-green"}; do
+    [[ $name != "$APP" || ! $colour ]] || continue
+    current=$(annotation deployment "$name" $REVISION 2>/dev/null) || continue
+    kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{\$set := .}}{{range .metadata.ownerReferences}}{{if and (eq .kind \"Deployment\") (eq .name \"$name\")}}$(
+      printf '{{$set.metadata.creationTimestamp}}|{{.name}}|%s|%s|%s|%s|{{with $set.metadata.annotations}}{{if eq (print (index . "%s")) "%s"}}current{{end}}{{end}}|%s' \
+        "$(noted $REVISION)" "{{range \$set.spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}" \
+        "$(noted $GOOD)" "$(noted $GONE)" $REVISION "$current" "$(noted $CAUSE)"
+    ){{\"\\n\"}}{{end}}{{end}}{{end}}"
+  done | grep -E '^[0-9]{4}-[0-9T:Z-]+\|' | if [[ $colour ]]; then sort -r; else sort -t '|' -k 3,3nr; fi
+}
+versions() { # prints the history for people
+  local time name revision its_image good gone current cause version state
+  printf '%s%-9s %-20s %-6s %-14s %s%s\n' "$bold" REVISION VERSION AGE STATE 'CHANGE CAUSE' "$plain"
+  while IFS='|' read -r time name revision its_image good gone current cause; do
+    [[ $time ]] || continue
+    version=$(tag_of "$its_image")
+    if [[ $current && $name == "$deployment" && $good == "$version" ]]; then
+      state="${green}running, good${plain} "
+    elif [[ $current && $name == "$deployment" ]]; then
+      state="${green}running${plain}       "
+    elif [[ $good == "$version" ]]; then
+      state="${green}verified good${plain} "
+    elif [[ $gone ]]; then
+      state="${red}rolled back${plain}   "
+    else
+      state='not verified  '
+    fi
+    printf '%-9s %-20s %-6s %s %s\n' "${revision:-?}${colour:+ ${name##*-}}" "$version" "$(age "$time")" "$state" "${cause:--}"
+  done <<<"$past"
+}
+find_previous() { # sets suggested: the last version that was verified good, and does not run
+  local time name revision its_image good gone current cause version
+  suggested=''
+  while IFS='|' read -r time name revision its_image good gone current cause; do
+    version=$(tag_of "$its_image")
+    if [[ $version != "$running" && $good == "$version" && ! $suggested ]]; then suggested=$version; fi
+  done <<<"$past"
+}
+find_version() { # sets found_image, verified and floor from the newest revision of $target
+  local time name revision its_image good gone current cause version break_at
+  found_image='' verified='' known=''
+  while IFS='|' read -r time name revision its_image good gone current cause; do
+    version=$(tag_of "$its_image")
+    case " $known " in *" $version "*) ;; *) known="$known $version" ;; esac
+    [[ $version == "$target" ]] || continue
+    [[ $found_image ]] || found_image=$its_image found_time=$time
+    if [[ $good == "$target" ]]; then verified=1; fi
+  done <<<"$past"
+  # The first release whose migrations earlier ones cannot live with; whatever is older than it does not fit.
+  floor=''
+  break_at=$(annotation deployment "$deployment" $BREAK)
+  [[ $break_at && $found_image ]] || return 0
+  while IFS='|' read -r time name revision its_image good gone current cause; do
+    if [[ $(tag_of "$its_image") == "$break_at" && $time > $found_time && $break_at != "$target" ]]; then floor=$break_at; fi
+  done <<<"$past"
+}
+
+# The lock: a Lease, as manage.py deploy takes it. https://kubernetes.io/docs/concepts/architecture/leases/
+
+locked='' owner="${USER:-$(id -un)}@$(hostname 2>/dev/null || echo unknown) rollback.sh $$"
+lease() { # lease HOLDER PURPOSE [RESOURCE VERSION]: the Lease as YAML
+  printf 'apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata:\n  name: %s\n' $LEASE
+  if [[ ${3:-} ]]; then printf '  resourceVersion: "%s"\n' "$3"; fi
+  printf '  annotations: {%s: "%s"}\n' $PURPOSE "$(escaped "$2")"
+  printf 'spec: {holderIdentity: "%s", leaseDurationSeconds: %s, acquireTime: "%s", renewTime: "%s"}\n' \
+    "$(escaped "$1")" $LEASE_SECONDS "$(micro)" "$(micro)"
+}
+micro() { date -u +%Y-%m-%dT%H:%M:%S.000000Z; }
+lock() {
+  local said who since renewed seconds by_hand version purpose
+  if [[ $dry ]]; then return 0; fi
+  said=$(kube get lease $LEASE --ignore-not-found -o "go-template={{.metadata.resourceVersion}}|{{with .spec.holderIdentity}}{{.}}{{end}}|{{with .spec.acquireTime}}{{.}}{{end}}|{{with .spec.renewTime}}{{.}}{{end}}|{{with .spec.leaseDurationSeconds}}{{.}}{{end}}|{{with .metadata.annotations}}{{with index . \"$BY_HAND\"}}{{.}}{{end}}|{{with index . \"$PURPOSE\"}}{{.}}{{end}}{{else}}|{{end}}" 2>&1) || {
+    warn "the lock cannot be read, so nobody is kept away: $said"
+    return 0
+  }
+  if [[ ! $said ]]; then
+    if said=$(lease "$owner" "$purpose_text" | kube create --validate=false -f - 2>&1); then
+      locked=1
+      return 0
+    fi
+    case $said in
+      *AlreadyExists* | *'already exists'*) die $LOCKED "Somebody else has just taken the lock. Try again. Nothing was changed." ;;
+    esac
+    warn "the lock cannot be taken, so nobody is kept away: $said"
+    return 0
+  fi
+  IFS='|' read -r version who since renewed seconds by_hand purpose <<<"$said"
+  # manage.py deploy goes back by this script, under the lock that it holds already
+  if [[ $who && $who == "${DEPLOY_LOCK_HOLDER:-}" ]]; then return 0; fi
+  if [[ $who && ( $by_hand || $(($(epoch "$(now)") - $(epoch "${renewed:-1970-01-01T00:00:00Z}"))) -le ${seconds:-$LEASE_SECONDS} ) ]]; then
+    die $LOCKED "$who holds the lock since ${since:-some time} for: ${purpose:-?}.
+Wait for it, or break it if you are sure: kubectl${context:+ --context=$context} --namespace=$namespace delete lease $LEASE
+Nothing was changed."
+  fi
+  if [[ $who ]]; then warn "$who had the lock since ${since:-some time} for: ${purpose:-?}; it was not renewed, so its process has died"; fi
+  if ! said=$(lease "$owner" "$purpose_text" "$version" | kube replace --validate=false -f - 2>&1); then
+    die $LOCKED "Somebody else has just taken the lock. Try again. Nothing was changed. ($said)"
+  fi
+  locked=1
+}
+renew() { # at most every ten seconds; another's lock is left alone
+  [[ $locked ]] || return 0
+  ((SECONDS - ${renewed_at:-0} >= 10)) || return 0
+  renewed_at=$SECONDS
+  kube patch lease $LEASE --type=json -p "[{\"op\":\"test\",\"path\":\"/spec/holderIdentity\",\"value\":\"$(escaped "$owner")\"},{\"op\":\"replace\",\"path\":\"/spec/renewTime\",\"value\":\"$(micro)\"}]" >/dev/null 2>&1 ||
+    warn 'the lock could not be renewed'
+}
+unlock() {
+  [[ $locked ]] || return 0
+  locked=''
+  kube patch lease $LEASE --type=json -p "[{\"op\":\"test\",\"path\":\"/spec/holderIdentity\",\"value\":\"$(escaped "$owner")\"},{\"op\":\"replace\",\"path\":\"/spec/holderIdentity\",\"value\":\"\"}]" >/dev/null 2>&1 || true
+}
+
+# The rollout
+
+pods_of() { # pods_of DEPLOYMENT IMAGE: a line for each pod that is not ending: name|ready|restarts|waiting|message|ended
+  kube get pods -l "app=$APP${colour:+,colour=${1##*-}}" -o "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{\$pod := .}}{{range .spec.containers}}{{if and (eq .name \"$APP\") (eq .image \"$2\")}}{{\$pod.metadata.name}}|{{range \$pod.status.conditions}}{{if eq .type \"Ready\"}}{{.status}}{{end}}{{end}}|{{range \$pod.status.containerStatuses}}{{if eq .name \"$APP\"}}{{.restartCount}}|{{with .state.waiting}}{{.reason}}|{{with .message}}{{printf \"%q\" .}}{{end}}{{else}}|{{end}}|{{with .lastState.terminated}}{{.reason}} {{.exitCode}}{{end}}{{end}}{{end}}{{\"\\n\"}}{{end}}{{end}}{{end}}{{end}}"
+}
+hopeless() { # hopeless DEPLOYMENT IMAGE: why its pods will not get ready; empty if they may
+  local name ready restarts waiting message ended
+  while IFS='|' read -r name ready restarts waiting message ended; do
+    case $waiting in
+      CrashLoopBackOff | ErrImagePull | ImagePullBackOff | InvalidImageName | ErrImageNeverPull | ImageInspectError | \
+        CreateContainerConfigError | CreateContainerError | RunContainerError)
+        printf 'pod %s: %s %s' "$name" "$waiting" "$message"
+        return
+        ;;
+    esac
+    if [[ $ready != True && ${restarts:-0} != 0 && $ended ]]; then
+      printf 'pod %s ended (%s) and was started %s times anew' "$name" "$ended" "$restarts"
+      return
+    fi
+  done <<<"$(pods_of "$1" "$2" 2>/dev/null || true)"
+}
+state_of() { # state_of DEPLOYMENT: generation|observed|wanted|all|updated|available
+  kube get deployment "$1" -o 'go-template={{.metadata.generation}}|{{with .status.observedGeneration}}{{.}}{{else}}0{{end}}|{{.spec.replicas}}|{{with .status.replicas}}{{.}}{{else}}0{{end}}|{{with .status.updatedReplicas}}{{.}}{{else}}0{{end}}|{{with .status.availableReplicas}}{{.}}{{else}}0{{end}}|{{with .spec.paused}}paused{{end}}'
+}
+is_complete() { # is_complete DEPLOYMENT: as `kubectl rollout status` has it; sets wanted, updated, available
+  local generation observed all
+  IFS='|' read -r generation observed wanted all updated available paused <<<"$(state_of "$1" 2>/dev/null || true)"
+  [[ ${generation:-} ]] || return 1
+  ((observed >= generation && updated >= wanted && all <= updated && available >= updated))
+}
+wait_for() { # wait_for DEPLOYMENT IMAGE: 0 when all is ready; else 1, and why is set
+  local began=$SECONDS
+  why=''
+  while true; do
+    renew
+    if is_complete "$1"; then
+      progress "$updated of $wanted replicas are updated and $available available, after $((SECONDS - began)) s"
+      progress_ends
+      return 0
+    fi
+    progress "${updated:-?} of ${wanted:-?} replicas are updated, ${available:-?} available ($((SECONDS - began)) of $timeout s)"
+    why=$(hopeless "$1" "$2")
+    if [[ ! $why ]] && ((SECONDS - began >= timeout)); then why="not ready after $timeout s"; fi
+    if [[ $why ]]; then
+      progress_ends
+      return 1
+    fi
+    sleep $POLL
+  done
+}
+explain() { # explain DEPLOYMENT IMAGE: which of its pods are not ready, and what they and the cluster say
+  local name ready rest
+  while IFS='|' read -r name ready rest; do
+    [[ $name && $ready != True ]] || continue
+    head_line "Pod $name is not ready:"
+    kube get events --field-selector "involvedObject.name=$name,type=Warning" \
+      -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' 2>/dev/null | tail -n 5 || true
+    { kube logs "$name" -c $APP --previous --tail=20 2>/dev/null || kube logs "$name" -c $APP --tail=20 2>&1 || true; } |
+      sed 's/^/  | /'
+  done <<<"$(pods_of "$1" "$2" 2>/dev/null || true)"
+}
+to_image() { # to_image DEPLOYMENT IMAGE CAUSE VERIFIED: one write, so that the new revision gets its notes with it
+  local marks
+  marks="\"$CAUSE\":\"$(escaped "$3")\",\"$BEFORE\":null,\"$GOOD\":null"
+  if [[ $4 ]]; then marks="\"$CAUSE\":\"$(escaped "$3")\",\"$BEFORE\":null,\"$GOOD\":\"$4\""; fi
+  change patch deployment "$1" --type=strategic -p "{\"metadata\":{\"annotations\":{$marks}},\"spec\":{${5:+\"replicas\":$5,}\"template\":{\"spec\":{\"containers\":[{\"name\":\"$APP\",\"image\":\"$2\"}]}}}}"
+}
+rolling_out() { # whether the Deployment's rollout still gets on: it has not given up
+  [[ $(kube get deployment "$1" -o 'go-template={{range .status.conditions}}{{if eq .type "Progressing"}}{{.reason}}{{end}}{{end}}') != ProgressDeadlineExceeded ]]
+}
+replicas_of() { kube get deployment "$1" -o 'go-template={{.spec.replicas}}'; }
+
+# verify: /health/ through the Service, else from inside a pod. 0 if it serves. Says what it found.
+verify() {
+  local port answer pod
+  [[ ! $dry ]] || return 0
+  port=$(kube get service $APP -o 'go-template={{(index .spec.ports 0).port}}' 2>/dev/null || true)
+  if [[ $port ]]; then
+    for path in health/ health/ready/; do
+      if answer=$(kube get --raw "/api/v1/namespaces/$namespace/services/http:$APP:$port/proxy/$path" 2>&1); then
+        say "  service/$APP answers /$path: $answer"
+        reported "$answer"
+        return 0
+      fi
+    done
+  fi
+  # The API server may not be let through to the pods (NetworkPolicy, RBAC): a pod can ask itself.
+  pod=$(pods_of "$1" "$2" | sed -n '/|True|/{s/|.*//p;q;}')
+  if [[ ! $pod ]]; then
+    why='no pod of it is ready'
+    return 1
+  fi
+  for path in health/ health/ready/; do
+    if answer=$(kube exec "$pod" -c $APP -- python -m health --url "http://127.0.0.1:8000/$path" 2>&1); then
+      say "  pod $pod answers /$path: $answer"
+      if [[ $path != health/ ]]; then warn "/health/ is not well, see above, and /health/ready/ is: it serves"; fi
+      return 0
+    fi
+    say "  pod $pod, /$path: $answer"
+  done
+  case $answer in
+    *[Uu]nhealthy* | *503*)
+      why="pod $pod says: $answer"
+      return 1
+      ;;
+  esac
+  warn "/health/ could not be asked, so only the readiness of the pods is known"
+}
+reported() { # the version that /health/ tells
+  local told
+  told=$(printf '%s' "$1" | sed -n 's/.*"version": *"\([^"]*\)".*/\1/p')
+  if [[ $told && $told != "$target" ]]; then warn "it says of itself that it is version $told, not $target"; fi
+}
+
+record() { # record RESULT: tells the ledger, if it is known and there
+  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} key
+  [[ ${LEDGER_URL:-} && ${LEDGER_TOKEN:-} && ! $dry ]] || return 0
+  command -v curl >/dev/null || return 0
+  key=$(api deployments "{\"environment\":\"$environment\",\"release\":\"$target\",\"strategy\":\"${colour:+blue-green}${colour:-rolling}\",\"kind\":\"rollback\",\"actor\":\"$(escaped "${owner%% *}")\",\"reason\":\"$(escaped "$reason")\"}" | sed -n 's/^[^0-9]*"id": *\([0-9][0-9]*\).*/\1/p') || true
+  if [[ $key ]] && api "deployments/$key/start" '{}' >/dev/null && api "deployments/$key/finish" "{\"result\":\"$1\"}" >/dev/null; then
+    say "Recorded in the ledger as deployment $key."
+  else
+    warn 'the ledger could not be told'
+  fi
+}
+api() { # The token goes by standard input: a command line is there for everybody to see.
+  printf 'header = "Authorization: Bearer %s"\n' "$LEDGER_TOKEN" |
+    curl --silent --fail --connect-timeout 1 --max-time 3 --config - -H 'Content-Type: application/json' --data "$2" "${LEDGER_URL%/}/api/$1"
+}
+
+# What it is called with
+
+target='' place='' list='' previous='' yes='' reason='' timeout=180 exact='' force='' phase=checks shown=''
+value() { [[ ${2+set} ]] || misused "$1 needs a value."; }
+while (($#)); do
+  case $1 in
+    --help | -h) usage && exit $DONE ;;
+    --list) list=1 ;;
+    --previous) previous=1 ;;
+    --dry-run) dry=1 ;;
+    --yes | -y) yes=1 ;;
+    --force) force=1 ;;
+    --timeout=* | --context=* | --image=* | --reason=*)
+      option=${1%%=*} rest=${1#*=}
+      shift
+      set -- "$option" "$rest" "$@"
+      continue
+      ;;
+    --timeout) value "$@" && timeout=$2 && shift ;;
+    --context) value "$@" && context=$2 && shift ;;
+    --image) value "$@" && exact=$2 && shift ;;
+    --reason) value "$@" && reason=$2 && shift ;;
+    -n | --namespace) value "$@" && place=$2 && shift ;;
+    -*) misused "There is no option $1." ;;
+    *)
+      if [[ ! $target && ! $list && ! $previous ]]; then
+        target=$1
+      elif [[ ! $place ]]; then
+        place=$1
+      else
+        misused "One word too many: $1."
+      fi
+      ;;
+  esac
+  shift
+done
+if [[ ($list || $previous) && $target ]]; then # rollback.sh NAMESPACE --list
+  [[ ! $place ]] || misused "With --list or --previous there is no version to name."
+  place=$target target=''
+fi
+namespace=${place:-default}
+[[ ! $target || $target =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$ ]] || misused "'$target' is no version: expected an image's tag, such as 1.4.0."
+[[ $target != latest ]] || misused "'latest' names no version: expected the tag of one build, such as 1.4.0."
+[[ $namespace =~ ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || misused "'$namespace' is no namespace: expected lower-case letters, digits and dashes."
+[[ $timeout =~ ^[1-9][0-9]{0,4}$ ]] || misused "--timeout $timeout: expected seconds, such as 180."
+[[ ! $exact || $exact =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || misused "--image '$exact' is no image: expected its whole name, such as host/team/app:1.4.0."
+[[ ! $context || $context != -* ]] || misused "--context '$context' is no context."
+if [[ $exact && $target && $(tag_of "$exact") != "$target" && $exact != *@* ]]; then misused "--image $exact is not version $target."; fi
+command -v kubectl >/dev/null || die $REFUSED 'kubectl is not here: install it. Nothing was changed.'
+if [[ ! $target && ! $list && ! $previous && ! -t 0 ]]; then
+  usage >&2
+  exit $USAGE
+fi
+
+# What is there
+
+shown_context=${context:-$(kubectl config current-context 2>/dev/null || echo 'none: the environment of this pod or machine')}
+ends() { # whatever happens: the lock is given back, and an interruption says in which state it leaves things
+  local code=$?
+  trap - EXIT INT TERM HUP
+  progress_ends
+  unlock
+  exit $code
+}
+interrupted() {
+  progress_ends
+  trap '' INT TERM HUP
+  case $phase in
+    checks) die $REFUSED 'Interrupted. Nothing was changed.' ;;
+    idle) die $NEEDS_A_PERSON "Interrupted: $running still has the traffic; deployment/$moving is on its way to $target, without traffic. The same command goes on." ;;
+    moving) die $NEEDS_A_PERSON "Interrupted: deployment/$moving is on its way from $running to $target; what is ready serves. The same command with --force goes on, and rollback.sh $running $namespace --force goes back to $running." ;;
+    verifying) die $NEEDS_A_PERSON "Interrupted: $target has the traffic; only its check is left. rollback.sh --list $namespace shows what runs." ;;
+    returning) die $NEEDS_A_PERSON "Interrupted while $running was being brought back: rollback.sh --list $namespace shows what runs." ;;
+  esac
+}
+trap ends EXIT
+trap interrupted INT TERM HUP
+
+look
+past=$(revisions || true)
+find_previous
+
+if [[ $list || (! $target && ! $previous) ]]; then
+  say "Namespace $namespace, context $shown_context, deployment/$deployment:"
+  versions
+  if [[ $suggested ]]; then say "The last verified good one is $suggested: rollback.sh $suggested $namespace"; else say 'None but what runs was verified good.'; fi
+  [[ ! $list ]] || exit $DONE
+  read -r -p "Which version? [${suggested:-none}] " target || true
+  target=${target:-$suggested}
+  [[ $target ]] || die $REFUSED 'No version was named. Nothing was changed.'
+  [[ $target =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$ ]] || misused "'$target' is no version."
+fi
+if [[ $previous ]]; then
+  [[ $suggested ]] || die $REFUSED "No version but $running was verified good here. rollback.sh --list $namespace shows what there is: name one. Nothing was changed."
+  target=$suggested
+fi
+find_version
+
+head_line "Rolling back to version: $target"
+say "  namespace $namespace, context $shown_context, deployment/$deployment, now $running"
+
+serves_target() { [[ $target == "$running" && $(state_of "$deployment") ]] && is_complete "$deployment"; }
+if [[ $target == "$running" && (! $exact || $exact == "$image") ]]; then
+  if serves_target || [[ ! $force ]]; then
+    die $REFUSED "$target is what deployment/$deployment runs. rollback.sh --list $namespace shows the others. Nothing was changed."
+  fi
+fi
+new_image=${exact:-$found_image}
+[[ $new_image ]] || die $REFUSED "Version $target is not in the history of $namespace. There is:$known. If it is in the registry, name its whole image: --image $(repository_of "$image"):$target. Nothing was changed."
+if [[ $floor && ! $force ]]; then
+  die $REFUSED "The database has migrations of $floor, which $target cannot run on, and going back does not take them back. Choose $floor or a later one; --force goes on all the same. Nothing was changed."
+fi
+is_complete "$deployment" || true
+if [[ ${paused:-} ]]; then die $REFUSED "deployment/$deployment is paused: kubectl --namespace=$namespace rollout resume deployment/$deployment. Nothing was changed."; fi
+if [[ ! $force && ! ${DEPLOY_LOCK_HOLDER:-} ]] && ! is_complete "$deployment" && [[ ! $(hopeless "$deployment" "$image") ]] && rolling_out "$deployment"; then
+  die $REFUSED "A rollout to $running is under way in deployment/$deployment ($updated of $wanted updated, $available available). Wait for its end, or say --force to break it off. Nothing was changed."
+fi
+[[ $verified ]] || warn "$target was not verified good here"
+say '  The database stays as it is: going back does not take migrations back.'
+case $namespace in
+  *prod*)
+    if [[ ! $yes && ! $dry ]]; then
+      [[ -t 0 ]] || die $REFUSED "$namespace is production, and there is no terminal to ask on: say --yes if that is meant. Nothing was changed."
+      read -r -p "Type the namespace to go on: " answer || true
+      [[ ${answer:-} == "$namespace" ]] || die $REFUSED 'Nothing was changed.'
+    fi
+    ;;
+esac
+purpose_text="rollback to $target" cause="rollback to $target${reason:+: $reason}"
+lock
+
+# And back
+
+fails() { # fails MESSAGE CODE
+  record failed
+  die "$2" "$1"
+}
+withdraw() { # whatever was left for another is no longer a version to go back to by itself
+  local its_image sets set
+  # From the Deployment first, whose notes its controller copies. One that was rolled back has others by now.
+  if [[ $deployment != "$moving" ]]; then change annotate deployment "$deployment" "$GOOD-" "$BEFORE-" || true; fi
+  sets=$(kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{.metadata.name}}|{{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}{{\"\\n\"}}{{end}}") || return 0
+  while IFS='|' read -r set its_image; do
+    if [[ $set && $its_image == "$image" ]]; then
+      change annotate replicaset "$set" --overwrite "$GOOD-" "$GONE=$(now) ${reason:-by $owner}" || warn "replicaset/$set could not be marked as rolled back"
+    fi
+  done <<<"$sets"
+}
+
+if [[ $colour ]]; then
+  moving=$APP-$(other_colour) phase=idle
+  idle_image=$(image_of "$moving") idle_replicas=$(replicas_of "$moving") wanted_replicas=$(replicas_of "$deployment")
+  ((wanted_replicas > 0)) || wanted_replicas=1
+  if [[ $idle_image != "$new_image" ]] || ((idle_replicas < wanted_replicas)); then
+    say "Bringing up $target as deployment/$moving, beside $running"
+    to_image "$moving" "$new_image" "$cause" "${verified:+$target}" "$wanted_replicas"
+  fi
+  if [[ ! $dry ]] && ! { wait_for "$moving" "$new_image"; }; then
+    explain "$moving" "$new_image"
+    phase=returning
+    change scale deployment "$moving" --replicas="$idle_replicas" || true
+    fails "$target does not get ready: $why. $running never lost the traffic, and serves. Next: rollback.sh --list $namespace" $WENT_BACK
+  fi
+  phase=moving
+  say "Moving the traffic of service/$APP from $colour to $(other_colour)"
+  old_colour=$colour
+  change patch service $APP --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$(other_colour)\"}}}" ||
+    fails "The traffic could not be moved: see above. $running serves." $NEEDS_A_PERSON
+  phase=verifying colour=$(other_colour)
+  if ! verify "$moving" "$new_image"; then
+    phase=returning
+    change patch service $APP --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$old_colour\"}}}" ||
+      fails "$target does not serve ($why), and the traffic could not be moved back: see above. kubectl --namespace=$namespace get pods -l app=$APP" $NEEDS_A_PERSON
+    fails "$target does not serve: $why. The traffic is back at $running. Next: rollback.sh --list $namespace" $WENT_BACK
+  fi
+else
+  moving=$deployment phase=moving
+  to_image "$deployment" "$new_image" "$cause" "${verified:+$target}" ||
+    { phase=checks && die $REFUSED "The cluster did not take it: see above. Nothing was changed."; }
+  ok=''
+  if [[ $dry ]]; then
+    ok=1
+  elif wait_for "$deployment" "$new_image"; then
+    phase=verifying
+    if verify "$deployment" "$new_image"; then ok=1; fi
+  fi
+  if [[ ! $ok ]]; then
+    failed_why=$why
+    explain "$deployment" "$new_image"
+    phase=returning
+    say "Bringing back $running"
+    # Pods of it that are still there serve all the while: none is taken away before another is ready.
+    if to_image "$deployment" "$image" "rollback to $target failed" '' && wait_for "$deployment" "$image"; then
+      fails "$target does not get ready: $failed_why. $running serves, as before. Next: rollback.sh --list $namespace" $WENT_BACK
+    fi
+    is_complete "$deployment" || true
+    if [[ ${available:-0} != 0 ]]; then
+      fails "$target does not get ready: $failed_why. $available of $wanted replicas serve. $running: $why. Next: rollback.sh --list $namespace" $NEEDS_A_PERSON
+    fi
+    fails "$target does not get ready: $failed_why. Nor does $running: $why. Nothing serves. Next: rollback.sh --list $namespace, and another version" $NEEDS_A_PERSON
+  fi
+fi
+withdraw
+phase=ended
+trap '' INT TERM HUP
+kube get pods -l "app=$APP${colour:+,colour=$colour}" || true
+record succeeded
+if [[ $dry ]]; then
+  say 'Dry run: the cluster would take it. Nothing was changed.'
+else
+  printf '%sRollback completed successfully%s\n' "$green" "$plain"
+fi

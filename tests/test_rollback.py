@@ -1,0 +1,443 @@
+"""scripts/rollback.sh, run by the real bash and kubectl against as much of a cluster as it meets (tests/cluster.py)."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from pytest_django.live_server_helper import LiveServer
+
+from deploy.models import Deployment
+from tests.cluster import APP, Cluster
+from tests.ledgers import deployed, token
+from tests.servers import ROOT, eventually
+
+SCRIPT = ROOT / "scripts" / "rollback.sh"
+REPO = "registry.example/team/app"
+GOOD, GONE = f"{APP}/verified-good", f"{APP}/withdrawn"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not shutil.which("kubectl") and not os.environ.get("CI"),
+        reason="kubectl is not here: apt install kubernetes-client",
+    ),
+]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Versions 1 and 2 were verified good; 3 runs, and was not."""
+    with Cluster() as found:
+        found.service()
+        for version in ("1", "2", "3"):
+            good = {"good": version} if version != "3" else {}
+            found.deploy(APP, f"{REPO}:{version}", replicas=2, cause=f"deploy {version}", **good)
+        yield found
+
+
+@pytest.fixture
+def colours() -> Iterator[Cluster]:
+    """Blue serves 2; green has 1, which served before."""
+    with Cluster() as found:
+        found.service("blue")
+        found.deploy(f"{APP}-green", f"{REPO}:1", replicas=2, cause="deploy 1", good="1")
+        found.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, cause="deploy 2", good="2")
+        yield found
+
+
+def environment(cluster: Cluster, **env: str) -> dict[str, str]:
+    return os.environ | {"KUBECONFIG": cluster.kubeconfig, "USER": "ann", "LEDGER_URL": ""} | env
+
+
+def rollback(cluster: Cluster, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    """Without a terminal; both streams in stdout."""
+    return subprocess.run(
+        [SCRIPT, *words],
+        env=environment(cluster, **env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(cluster: Cluster, code: int, said: str, *words: str, **env: str) -> None:
+    """It ends with `code`, says so, and has changed nothing."""
+    before = len(cluster.writes)
+    done = rollback(cluster, *words, **env)
+    assert done.returncode == code, done.stdout
+    assert re.search(said, done.stdout), done.stdout
+    assert "Nothing was changed." in done.stdout or code == 2
+    assert cluster.writes[before:] == []
+
+
+def lease(cluster: Cluster, who: str, age: float = 0, **notes: str) -> None:
+    found = cluster.add("leases", "backstagetest1-deploy")
+    at = (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.000000Z")
+    found["metadata"]["annotations"] = {f"{APP}/{key.replace('_', '-')}": value for key, value in notes.items()}
+    found["spec"] = {"holderIdentity": who, "leaseDurationSeconds": 60, "acquireTime": at, "renewTime": at}
+
+
+def held(cluster: Cluster) -> str:
+    found = cluster.objects.get(("leases", "backstagetest1-deploy"), {"spec": {}})
+    return str(found["spec"].get("holderIdentity", ""))
+
+
+def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> None:
+    done = rollback(cluster, "2", "--reason", 'it\'s "bad",\n"image":"x"')
+    assert done.returncode == 0, done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "Rolling back to version: 2" and lines[-1] == "Rollback completed successfully"
+    assert "context test" in lines[1] and "now 3" in lines[1]
+    assert 'service/backstagetest1 answers /health/: {"status": "healthy", "version": "2"}' in done.stdout
+    assert cluster.image() == f"{REPO}:2" and cluster.serving() == {f"{REPO}:2"}
+    notes = cluster.sets()[f"{REPO}:2"]["metadata"]["annotations"]
+    assert notes["kubernetes.io/change-cause"] == 'rollback to 2: it\'s "bad", "image":"x"'
+    assert notes[GOOD] == "2"
+    assert GONE in cluster.sets()[f"{REPO}:3"]["metadata"]["annotations"]
+    assert held(cluster) == "" and ("leases", "backstagetest1-deploy") in cluster.objects
+
+
+def test_the_way_back_never_leads_to_what_was_gone_back_from(cluster: Cluster) -> None:
+    cluster.objects["deployments", APP]["metadata"]["annotations"][GOOD] = "3"  # found good, and bad an hour later
+    assert rollback(cluster, "--previous").returncode == 0
+    assert cluster.image() == f"{REPO}:2"
+    assert rollback(cluster, "default", "--previous").returncode == 0
+    assert cluster.image() == f"{REPO}:1"
+    refused(cluster, 4, "No version but 1 was verified good", "--previous")
+    assert rollback(cluster, "3").returncode == 0, "who names it gets it"
+
+
+def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) -> None:
+    cluster.deploy(APP, f"{REPO}:4", replicas=2, good="4")
+    done = rollback(cluster, "--list")
+    assert done.returncode == 0 and "The last verified good one is 2: rollback.sh 2 default" in done.stdout
+    rows = [line.split()[:2] + [line[37:51].strip()] for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert rows == [
+        ["4", "4", "running, good"],
+        ["3", "3", "not verified"],
+        ["2", "2", "verified good"],
+        ["1", "1", "verified good"],
+    ]
+    done = rollback(cluster, "3")
+    assert done.returncode == 0 and "Warning: 3 was not verified good here" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "Usage: rollback.sh <previous_version>"),
+        (("2", "default", "more"), "One word too many: more"),
+        (("2", "--forse"), "no option --forse"),
+        (("2", "--timeout"), "--timeout needs a value"),
+        (("2", "--timeout", "soon"), "--timeout soon: expected seconds"),
+        (("2; rm -rf /",), "is no version: expected an image's tag"),
+        (("{a: b}",), "is no version"),
+        (("latest",), "'latest' names no version"),
+        (("2", "Default;ls"), "is no namespace"),
+        (("2", "--context", "--all"), "is no context"),
+        (("2", "--image", "a b:2"), "is no image"),
+        (("2", "--image", f"{REPO}:3"), "is not version 2"),
+        (("2", "--list", "more"), "no version to name"),
+    ],
+)
+def test_wrong_usage_says_what_is_right(cluster: Cluster, words: tuple[str, ...], said: str) -> None:
+    refused(cluster, 2, said, *words)
+
+
+def test_help_goes_to_standard_output() -> None:
+    done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=10)
+    assert done.returncode == 0 and "exit codes: 0 done; 2 wrong usage" in done.stdout and not done.stderr
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_touched(cluster: Cluster, tmp_path: Path) -> None:
+    refused(
+        cluster, 4, r"9 is not in the history of default. There is: 3 2 1. .*--image registry.example/team/app:9", "9"
+    )
+    refused(cluster, 4, "3 is what deployment/backstagetest1 runs", "3")
+    refused(cluster, 4, "no Deployment backstagetest1 in the namespace elsewhere", "2", "elsewhere")
+    refused(cluster, 4, "context .*does not exist", "2", "--context", "nowhere")
+    cluster.objects["deployments", APP]["spec"]["paused"] = True
+    refused(cluster, 4, "is paused: kubectl .* rollout resume", "2")
+    for program in ("bash", "cat", "sed", "tr", "hostname", "id", "env"):
+        (tmp_path / program).symlink_to(str(shutil.which(program)))
+    refused(cluster, 4, "kubectl is not here", "2", PATH=str(tmp_path))
+
+
+def test_a_cluster_out_of_reach_is_said() -> None:
+    with Cluster() as cluster:
+        pass
+    cluster.folder = type(cluster.folder)()
+    path = Path(cluster.folder.name) / "config"
+    path.write_text(json.dumps(cluster.config()))
+    cluster.kubeconfig = str(path)
+    refused(cluster, 4, "The cluster cannot be asked", "2")
+    cluster.folder.cleanup()
+
+
+def test_a_rollout_under_way_is_not_broken_off_unless_told(cluster: Cluster) -> None:
+    cluster.seconds = 3600
+    cluster.deploy(APP, f"{REPO}:4", replicas=2)
+    cluster.objects["deployments", APP]["spec"]["replicas"] = 3
+    refused(cluster, 4, "A rollout to 4 is under way", "2")
+    cluster.seconds = 0
+    cluster.becomes[f"{REPO}:4"] = "unready"
+    assert rollback(cluster, "2", "--force").returncode == 0
+    assert cluster.serving() == {f"{REPO}:2"}
+
+
+def test_a_stuck_rollout_is_what_it_is_for(cluster: Cluster) -> None:
+    cluster.becomes[f"{REPO}:4"] = "crash"
+    cluster.objects["deployments", APP]["spec"]["template"]["spec"]["containers"][0]["image"] = f"{REPO}:4"
+    cluster.objects["deployments", APP]["metadata"]["generation"] += 1
+    assert eventually(lambda: "CrashLoop" in str(cluster.answer("GET", "/api/v1/namespaces/default/pods", {}, "", b"")))
+    done = rollback(cluster, "3")
+    assert done.returncode == 0, done.stdout
+    assert cluster.serving() == {f"{REPO}:3"}
+
+
+def test_migrations_that_the_target_cannot_live_with_bar_the_way(cluster: Cluster) -> None:
+    cluster.deploy(APP, f"{REPO}:4", replicas=2, **{f"{APP}/schema-break": "3"})
+    refused(cluster, 4, "migrations of 3, which 2 cannot run on", "2")
+    assert rollback(cluster, "3").returncode == 0
+    done = rollback(cluster, "2", "--force")
+    assert done.returncode == 0 and "does not take migrations back" in done.stdout
+
+
+def test_production_is_not_touched_without_a_yes() -> None:
+    with Cluster("backstagetest1-production") as cluster:
+        cluster.service()
+        cluster.deploy(APP, f"{REPO}:1", replicas=1, good="1")
+        cluster.deploy(APP, f"{REPO}:2", replicas=1)
+        refused(cluster, 4, "is production, .*say --yes", "1", cluster.namespace)
+        assert rollback(cluster, "1", cluster.namespace, "--yes").returncode == 0
+
+
+@pytest.mark.parametrize("notes", [{"purpose": "deploy of 4"}, {"purpose": "moving", "by_hand": "true"}])
+def test_a_lock_that_somebody_holds_is_respected(cluster: Cluster, notes: dict[str, str]) -> None:
+    lease(cluster, "bob@laptop", age=3600 if "by_hand" in notes else 5, **notes)
+    refused(
+        cluster,
+        3,
+        rf"bob@laptop holds the lock since .* for: {notes['purpose']}\.\n.*delete lease backstagetest1-deploy",
+        "2",
+    )
+    assert held(cluster) == "bob@laptop"
+
+
+def test_a_lock_whose_holder_died_is_taken_over(cluster: Cluster) -> None:
+    lease(cluster, "bob@laptop", age=90, purpose="deploy of 4")
+    done = rollback(cluster, "2")
+    assert done.returncode == 0 and "bob@laptop had the lock" in done.stdout
+    assert held(cluster) == ""
+
+
+def test_two_who_come_at_once_do_not_both_go_on(cluster: Cluster) -> None:
+    def other(method: str, path: str) -> None:
+        if method == "POST" and path.endswith("/leases") and not held(cluster):
+            lease(cluster, "bob@laptop")
+
+    cluster.hooks.append(other)
+    done = rollback(cluster, "2")
+    assert done.returncode == 3 and "just taken the lock" in done.stdout, done.stdout
+    assert cluster.image() == f"{REPO}:3"
+
+
+def test_the_deploy_command_goes_back_under_its_own_lock(cluster: Cluster) -> None:
+    lease(cluster, "ci@runner 7")
+    done = rollback(cluster, "2", DEPLOY_LOCK_HOLDER="ci@runner 7")
+    assert done.returncode == 0, done.stdout
+    assert held(cluster) == "ci@runner 7"
+
+
+def test_without_the_right_to_lock_it_warns_and_goes_on(cluster: Cluster) -> None:
+    cluster.forbidden.add("leases")
+    done = rollback(cluster, "2")
+    assert done.returncode == 0 and "the lock cannot be read" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("crash", ["CrashLoopBackOff", "BackOff: Back-off restarting", "| Traceback: no module named nothing"]),
+        ("pull", ["ImagePullBackOff"]),
+        ("unready", ["not ready after 4 s", "Unhealthy: Readiness probe failed", "| listening on 8000"]),
+        ("sick", ["/health/ready/"]),
+    ],
+)
+def test_a_target_that_is_bad_itself_is_left_and_explained(cluster: Cluster, does: str, said: list[str]) -> None:
+    cluster.becomes[f"{REPO}:2"] = does
+    cluster.closed = does == "sick"
+    seen: set[str] = set()
+    cluster.hooks.append(lambda *_: seen.update(cluster.serving() or {"nobody"}))
+    path = os.environ["PATH"]
+    if does == "sick":
+        path = f"{kubectl_whose_exec(cluster, 'unhealthy; database=unhealthy: timeout', 1)}:{path}"
+    done = rollback(cluster, "2", "--timeout", "4", PATH=path)
+    assert done.returncode == 5, done.stdout
+    for text in said:
+        assert text in done.stdout, done.stdout
+    assert "3 serves, as before. Next: rollback.sh --list default" in done.stdout
+    assert cluster.serving() == {f"{REPO}:3"} and "nobody" not in seen
+    assert held(cluster) == ""
+    assert GONE not in cluster.sets()[f"{REPO}:3"]["metadata"]["annotations"]
+
+
+def kubectl_whose_exec(cluster: Cluster, says: str, code: int) -> Path:
+    """A folder with a kubectl that answers for a pod's program, and hands all else to the real one."""
+    folder = Path(cluster.folder.name) / "bin"
+    folder.mkdir()
+    script = folder / "kubectl"
+    answer = f'case " $* " in *" exec "*) echo "{says}"; exit {code};; esac'
+    script.write_text(f'#!/bin/sh\n{answer}\nexec {shutil.which("kubectl")} "$@"\n')
+    script.chmod(0o755)
+    return folder
+
+
+def test_when_nothing_serves_a_person_is_called(cluster: Cluster) -> None:
+    cluster.becomes |= {f"{REPO}:2": "crash", f"{REPO}:3": "crash"}
+    time.sleep(cluster.seconds)
+    done = rollback(cluster, "2", "--timeout", "4")
+    assert done.returncode == 6 and "Nothing serves." in done.stdout, done.stdout
+
+
+def test_when_the_service_cannot_be_asked_a_pod_is(cluster: Cluster) -> None:
+    cluster.closed = True
+    folder = kubectl_whose_exec(cluster, "healthy; database=healthy", 0)
+    done = rollback(cluster, "2", PATH=f"{folder}:{os.environ['PATH']}")
+    assert done.returncode == 0 and re.search(r"pod \S+ answers /health/: healthy; database", done.stdout), done.stdout
+    done = rollback(cluster, "1")
+    assert done.returncode == 0 and "/health/ could not be asked" in done.stdout, done.stdout
+
+
+def test_a_cache_that_is_away_is_no_reason_to_stay(cluster: Cluster) -> None:
+    cluster.becomes[f"{REPO}:2"] = "degraded"
+    done = rollback(cluster, "2")
+    assert done.returncode == 0 and "answers /health/ready/" in done.stdout, done.stdout
+
+
+def test_a_dry_run_prints_the_commands_and_changes_nothing(cluster: Cluster) -> None:
+    done = rollback(cluster, "2", "--dry-run")
+    assert done.returncode == 0, done.stdout
+    assert "would run: kubectl --namespace=default patch deployment backstagetest1 --type=strategic" in done.stdout
+    assert cluster.writes == [] and cluster.image() == f"{REPO}:3"
+
+
+def test_a_version_that_history_has_forgotten_comes_by_its_image(cluster: Cluster) -> None:
+    done = rollback(cluster, "0", "--image", f"{REPO}:0")
+    assert done.returncode == 0 and cluster.image() == f"{REPO}:0"
+
+
+def test_a_digest_stays_with_its_version(cluster: Cluster) -> None:
+    digest = f"{REPO}:4@sha256:{'a' * 64}"
+    cluster.deploy(APP, digest, replicas=1, good="4")
+    cluster.deploy(APP, f"{REPO}:5", replicas=1)
+    done = rollback(cluster, "--previous")
+    assert done.returncode == 0 and cluster.image() == digest, done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_says_in_which_state_it_leaves_things(cluster: Cluster, number: signal.Signals) -> None:
+    cluster.becomes[f"{REPO}:2"] = "unready"
+    with subprocess.Popen(
+        [SCRIPT, "2"], env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout
+        assert any("replicas are updated" in line for line in process.stdout)
+        assert held(cluster).startswith("ann@")
+        process.send_signal(number)
+        said = process.stdout.read()
+        assert process.wait(20) == 6
+    assert "on its way from 3 to 2; what is ready serves" in said and "rollback.sh 3 default --force" in said
+    assert held(cluster) == "" and cluster.serving() == {f"{REPO}:3"}
+
+
+def test_a_terminal_is_asked_with_the_last_good_version_preselected(cluster: Cluster) -> None:
+    child, terminal = pty.fork()
+    if not child:
+        os.execve(SCRIPT, [str(SCRIPT)], environment(cluster, TERM="xterm"))
+    shown = b""
+    while b"Which version? [2]" not in shown:
+        shown += os.read(terminal, 4096)
+    os.write(terminal, b"\n")
+    try:
+        while part := os.read(terminal, 4096):
+            shown += part
+    except OSError:  # the other end is closed
+        pass
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, shown
+    os.close(terminal)
+    assert cluster.image() == f"{REPO}:2" and b"\x1b[32mRollback completed successfully" in shown
+
+
+def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
+    started = len(colours.writes)
+    done = rollback(colours, "--previous")
+    assert done.returncode == 0, done.stdout
+    assert "Moving the traffic of service/backstagetest1 from blue to green" in done.stdout
+    assert colours.serving() == {f"{REPO}:1"}
+    assert colours.image(f"{APP}-green") == f"{REPO}:1" and colours.image(f"{APP}-blue") == f"{REPO}:2"
+    changed = [path.rpartition("/")[2] for _, path, _ in colours.writes[started:]]
+    assert changed[1] == "backstagetest1" and "backstagetest1-green" not in changed
+    refused(colours, 4, "No version but 1", "--previous")
+
+
+def test_a_colour_that_was_put_to_sleep_is_woken_before_it_gets_traffic(colours: Cluster) -> None:
+    colours.deploy(f"{APP}-green", f"{REPO}:1", replicas=0, good="1")
+    seen: set[str] = set()
+    colours.hooks.append(lambda *_: seen.update(colours.serving() or {"nobody"}))
+    done = rollback(colours, "1")
+    assert done.returncode == 0, done.stdout
+    assert seen == {f"{REPO}:1", f"{REPO}:2"} and colours.serving() == {f"{REPO}:1"}
+
+
+@pytest.mark.parametrize("does", ["crash", "sick"])
+def test_a_bad_colour_does_not_keep_the_traffic(colours: Cluster, does: str) -> None:
+    colours.deploy(f"{APP}-green", f"{REPO}:1", replicas=0, good="1")
+    colours.becomes[f"{REPO}:1"] = does
+    path = os.environ["PATH"]
+    if does == "sick":
+        path = f"{kubectl_whose_exec(colours, 'unhealthy; database=unhealthy: refused', 1)}:{path}"
+    done = rollback(colours, "1", PATH=path)
+    assert done.returncode == 5, done.stdout
+    assert ("never lost the traffic" if does == "crash" else "The traffic is back at 2") in done.stdout
+    assert colours.serving() == {f"{REPO}:2"}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: LiveServer) -> None:
+    for version in ("2", "3"):
+        deployed("staging", version, at=datetime.now(UTC) - timedelta(hours=4 - int(version)))
+    env = {"LEDGER_TOKEN": token("staging"), "LEDGER_ENVIRONMENT": "staging"}
+    done = rollback(cluster, "2", "--reason", "bad", LEDGER_URL=live_server.url, **env)
+    assert done.returncode == 0 and "Recorded in the ledger as deployment" in done.stdout, done.stdout
+    last = Deployment.objects.newest_first()[0]
+    assert (last.kind, last.status, last.release.version, last.reason) == ("rollback", "succeeded", "2", "bad")
+    assert last.actor.startswith("ann@")
+    done = rollback(cluster, "3", LEDGER_URL="http://127.0.0.1:1", **env)
+    assert done.returncode == 0 and "the ledger could not be told" in done.stdout
+
+
+def test_it_needs_no_newer_bash_than_a_mac_has() -> None:
+    newer = r"mapfile|readarray|declare -[A-Za-z]*[An]|local -n|\$\{[^}]*(\^|,,|@[A-Z])|&>>|\|&|coproc|EPOCH|\[\[ -v "
+    text = SCRIPT.read_text()
+    assert [line for line in text.splitlines() if re.search(newer, line)] == []
+
+
+@pytest.mark.skipif(not os.environ.get("KUBECONFIG_E2E"), reason="KUBECONFIG_E2E names no cluster to try it on")
+def test_a_real_cluster_lists_what_it_has() -> None:
+    env = os.environ | {"KUBECONFIG": os.environ["KUBECONFIG_E2E"]}
+    words: list[str | Path] = [SCRIPT, "--list", os.environ.get("NAMESPACE_E2E", "backstagetest1-testing")]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "running" in done.stdout
