@@ -20,7 +20,7 @@ class DateInput(forms.DateInput):
 class Filters(forms.Form):
     """What matching() takes, by GET. Days are UTC's."""
 
-    search = forms.CharField(label="Version or commit", max_length=64, required=False)
+    search = forms.CharField(label="Version, commit", max_length=64, required=False)
     environment = forms.ChoiceField(choices=[*ANY, *Environment.Name.choices], required=False)
     status = forms.ChoiceField(choices=[*ANY, *Deployment.Status.choices], required=False)
     strategy = forms.ChoiceField(choices=[*ANY, *Deployment.Strategy.choices], required=False)

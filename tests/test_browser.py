@@ -234,7 +234,7 @@ def test_the_board_brings_itself_up_to_date_and_keeps_the_focus(site: Site, staf
     assert "Running: 1.18.0" in re.sub(r"\s+", " ", card.inner_text())
     assert "scripts/rollback.sh" in card.inner_text()
     page.evaluate("window.same = true")
-    untouched = page.locator("#place-testing").element_handle()
+    untouched = page.locator("#place-development").element_handle()
     card.locator("#current-production").focus()
     site.api(f"deployments/{running(site)['id']}/finish", result="succeeded")
     card.get_by_role("progressbar").wait_for(state="detached")
