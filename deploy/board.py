@@ -80,7 +80,8 @@ def way(environment: str, version: str) -> str:
     """
     place = places()[environment]
     if place.target == "kubernetes":
-        return f"scripts/rollback.sh {shlex.quote(version)} {place.namespace}"
+        context = f" --context {shlex.quote(place.context)}" if place.context else ""
+        return f"scripts/rollback.sh {shlex.quote(version)} {place.namespace}{context}"
     return f"python manage.py rollback {shlex.quote(version)} -e {environment}"
 
 

@@ -3,6 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,10 +134,15 @@ def test_the_way_back_leads_to_what_nobody_has_rolled_back_from() -> None:
     assert ledger.way_back(staging) == "1.1"
 
 
-def test_the_command_is_the_one_for_the_target_and_safe_to_paste() -> None:
+def test_the_command_is_the_one_for_the_target_and_safe_to_paste(settings: LazySettings, tmp_path: Path) -> None:
     assert board.way("production", "1.0") == "scripts/rollback.sh 1.0 backstagetest1-production"
     assert board.way("development", "1.0") == "python manage.py rollback 1.0 -e development"
     assert board.way("production", "1;reboot") == "scripts/rollback.sh '1;reboot' backstagetest1-production"
+    settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
+    settings.ENVIRONMENTS_FILE.write_text(
+        '[staging]\ntarget = "kubernetes"\nnamespace = "here"\ncontext = "our cluster"\n'
+    )
+    assert board.way("staging", "1.0") == "scripts/rollback.sh 1.0 here --context 'our cluster'"
 
 
 def test_an_environment_that_says_it_runs_something_else_is_marked(well: dict[str, Reading]) -> None:
@@ -328,6 +334,7 @@ def test_the_four_measures_are_dora_s() -> None:
     bars = insights.by_bar(production.pk, 30, now)
     assert len(bars) == 30 and sum(each.live for _, each in bars) == 4 and sum(each.failing for _, each in bars) == 4
     assert [each.live for start, each in bars if start.date() == at(18).date()] == [1]
+    assert [each.restore for start, each in bars if start.date() == at(16).date()] == [pytest.approx(60)]
     assert insights.by_environment(90, now)[production.pk].live == 5
     assert production.pk not in insights.by_environment(7, now)
 
