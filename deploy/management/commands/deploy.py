@@ -1,0 +1,76 @@
+"""manage.py deploy: a version to an environment, watched, and taken back by itself if it proves bad."""
+
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from deploy.environments import Place
+from deploy.management.base import Operation
+from deploy.targets import Misused
+
+WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
+WATCH_ELSEWHERE = 60.0
+
+
+class Command(Operation):
+    help = "Deploy a version: promotion rule, lock, migrations, bring up, smoke test, switch, watch, keep or go back."
+    watch_help = "watch the release for so long under traffic (default 60, in production 720)"
+    examples = """\
+examples:
+  manage.py deploy 1.4.0 -e staging
+  manage.py deploy 1.4.0 -e production --dry-run
+  manage.py deploy 1.4.1 -e production --hotfix --reason "Nobody can sign in"
+  manage.py deploy 1.4.0 -e development --watch 20 --json
+  manage.py deploy --lock "The database is being moved" -e production
+  manage.py deploy --unlock -e production
+
+An interrupted run is gone on with by the same command. docs/deploying.md tells what each step does.
+"""
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("version", nargs="?", default="", metavar="VERSION", help="the image's tag")
+        super().add_arguments(parser)
+        parser.add_argument("--hotfix", action="store_true", help="past the promotion rule; needs a --reason")
+        parser.add_argument(
+            "--unsafe-migrations",
+            action="store_true",
+            help="migrate though the old release may not run on the new schema; needs a --reason",
+        )
+        parser.add_argument(
+            "--lock", default="", metavar="MESSAGE", help="keep everybody from deploying, until --unlock"
+        )
+        parser.add_argument("--unlock", action="store_true", help="remove a lock, whoever's it is")
+
+    def operate(self, place: Place, options: dict[str, Any]) -> int:
+        version = options["version"]
+        if options["lock"] or options["unlock"]:
+            if version or (options["lock"] and options["unlock"]):
+                raise Misused("--lock and --unlock go alone: manage.py deploy --lock MESSAGE -e ENVIRONMENT")
+            return self.by_hand(place, options)
+        if not version:
+            raise Misused("Which version? manage.py deploy VERSION -e ENVIRONMENT")
+        for flag in ("hotfix", "unsafe_migrations"):
+            if options[flag] and not options["reason"].strip():
+                raise Misused(f"--{flag.replace('_', '-')} needs a reason: --reason TEXT")
+        target = self.target(place, version)
+        target.refuse_unfit()
+        self.sure(place, options, f"Deploys {version} to production")
+        watch = options["watch"]
+        return self.run(
+            target,
+            place,
+            version,
+            options,
+            watch=WATCH.get(place.name, WATCH_ELSEWHERE) if watch is None else watch,
+            unsafe_migrations=options["unsafe_migrations"],
+        )
+
+    def by_hand(self, place: Place, options: dict[str, Any]) -> int:
+        target = self.target(place, "")
+        if options["unlock"]:
+            whose = target.lock.clear()
+            self.output.note(f"Unlocked. {whose}." if whose else "There was no lock.")
+        else:
+            target.lock.put(options["lock"])
+            self.output.note(f"Locked: {options['lock']}. manage.py deploy --unlock -e {place.name} ends it.")
+        return 0

@@ -1,0 +1,42 @@
+"""manage.py rollback: back to a version that was found good in an environment before."""
+
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from deploy.environments import Place
+from deploy.management.base import Operation
+from deploy.targets import Refused
+
+
+class Command(Operation):
+    help = "Go back to an earlier version: lock, bring up, smoke test, switch. The database's schema stays as it is."
+    watch_help = "watch it afterwards for so long (default 0)"
+    examples = """\
+examples:
+  manage.py rollback -e production                 to the last version found good before the one that runs
+  manage.py rollback 1.3.2 -e production --reason "Pictures are lost"
+  manage.py rollback -e staging --dry-run
+
+"""
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "version", nargs="?", default="", metavar="VERSION", help="which (default: the last good one)"
+        )
+        super().add_arguments(parser)
+
+    def operate(self, place: Place, options: dict[str, Any]) -> int:
+        version = options["version"]
+        if not version:
+            target = self.target(place, "")
+            target.refuse_unfit()
+            version = target.way_back()
+            if not version:
+                raise Refused(f"No version was found good in {place.name} before the one that runs: name one.")
+        target = self.target(place, version)
+        target.refuse_unfit()
+        if target.running() == version:
+            raise Refused(f"{version} is what runs in {place.name}: there is nothing to go back from.")
+        self.sure(place, options, f"Goes back to {version} in production")
+        return self.run(target, place, version, options, watch=options["watch"] or 0.0, migrate=False)

@@ -1,0 +1,219 @@
+"""How a release goes to an environment: the same steps, in the same order and with the same words, for every target.
+
+    promotion rule, lock, migrations, bring up, smoke test, switch, watch, keep or go back, unlock
+
+blue-green   a second colour comes up beside the one that serves, is tried, and then gets the traffic at once
+rolling      instances are replaced one after the other, each getting traffic when it is ready: bringing up is switching
+
+Every step finds out what is there already, so a run that was interrupted, killed too, is simply run again. A release
+that proves bad is left once: the one before gets the traffic before the bad one is stopped, and nothing is tried again.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deploy import smoke, watching
+from deploy.output import Output
+from deploy.record import Record
+from deploy.targets import Failed, Lost, Refused, Target
+from deploy.traffic import Traffic
+
+DONE, FAULT, USAGE, LOCKED, REFUSED, WENT_BACK, NEEDS_A_PERSON = 0, 1, 2, 3, 4, 5, 6
+
+
+@dataclass(frozen=True)
+class Options:
+    version: str
+    strategy: str
+    purpose: str  # for whoever meets the lock
+    watch: float = 0.0  # seconds
+    timeout: float = 120.0  # seconds for the release to get ready
+    unsafe_migrations: bool = False
+    migrate: bool = True  # not on the way back
+    wait: float = 0.0  # seconds for the lock
+    commit: str = ""
+    built_at: str = ""
+    image: str = ""
+
+
+class Run:
+    """One deployment, from its beginning to its end."""
+
+    def __init__(self, target: Target, record: Record, output: Output, options: Options) -> None:
+        self.target, self.record, self.output, self.options = target, record, output, options
+        self.traffic = Traffic(target.url())
+        self.baseline = math.nan
+        self.before = ""
+        self.switched = self.touched = False
+        self.at = "promotion rule"
+
+    def run(self) -> int:
+        """The exit code. Raises Refused (nothing was changed) and KeyboardInterrupt (of whoever stops it)."""
+        note = self.record.refuse_unproven()
+        self.output.begin("promotion rule")
+        self.output.end("succeeded", note)
+        self.step("lock", self.lock, recorded=False)
+        try:
+            self.target.refuse_unfit()  # once more: whoever had the lock may have changed it
+            if self.target.settled():
+                self.output.line(f"{self.options.version} runs already, and was found good: there is nothing to do.")
+                self.output.event("result", result="unchanged", version=self.options.version, exit_code=DONE)
+                return DONE
+            return self.deploy()
+        except KeyboardInterrupt:
+            self.interrupted()
+            return NEEDS_A_PERSON if self.touched else REFUSED
+        finally:
+            self.traffic.stop()
+            self.target.lock.free()
+
+    def deploy(self) -> int:
+        options = self.options
+        self.before = self.target.running()
+        left = self.record.begin(options.commit, options.built_at, options.image)
+        if left:
+            done = [name for name, outcome in left.steps.items() if outcome == "succeeded"]
+            self.output.note(f"Going on with deployment {left.key}; done so far: {', '.join(done) or 'nothing'}.")
+        if problem := self.traffic.start():
+            self.output.note(f"No probe traffic: {problem}.")
+        try:
+            self.touched = True
+            if options.migrate:
+                self.step("migrations", lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
+            self.step("bring up", lambda: self.target.start(options.timeout, self.output.tell))
+            self.measure()
+            self.step("smoke test", self.smoke)
+            self.step("switch", self.switch)
+            if options.watch > 0:
+                self.step("watch", self.watch)
+            self.step("keep", self.target.keep)
+        except Lost as error:
+            return self.end("failed", NEEDS_A_PERSON, str(error))
+        except Failed as error:
+            self.output.details(error.details)
+            return self.go_back(str(error))
+        if not options.migrate and self.before:
+            self.target.withdraw(self.before)
+        return self.end("succeeded", DONE, "")
+
+    # Steps
+
+    def step(self, name: str, act: Callable[[], str], recorded: bool = True) -> None:
+        self.at = name
+        if self.touched and not self.target.lock.held():
+            raise Lost(f"Somebody has broken the lock, so nothing more is done. Serving: {self.target.running()}.")
+        self.output.begin(name)
+        if recorded:
+            self.record.step(name, "running")
+        outcome, note = "failed", ""
+        try:
+            note = act()
+            outcome = "succeeded" if note else "skipped"
+        except (Failed, Refused) as error:
+            note = str(error)
+            raise
+        except KeyboardInterrupt:
+            self.output.quiet()
+            recorded = False  # it still runs, by the ledger, until somebody goes on
+            raise
+        finally:
+            if outcome != "failed" or note:
+                self.output.end(outcome, note)
+                if recorded:
+                    self.record.step(name, outcome)
+
+    def lock(self) -> str:
+        until = time.monotonic() + self.options.wait
+        while True:
+            try:
+                dead = self.target.lock.take(self.options.purpose)
+                return f"taken{f' ({dead})' if dead else ''}"
+            except Refused as error:
+                if time.monotonic() >= until:
+                    raise
+                self.output.tell(str(error))
+                time.sleep(1)
+
+    def measure(self) -> None:
+        """What is usual for the release before, as far as its metrics tell. It may not have any."""
+        try:
+            self.baseline = watching.sample(self.target, self.target.serving()).quantile(0.95)
+        except Failed:
+            self.baseline = math.nan
+
+    def smoke(self) -> str:
+        note = ""
+        for instance in self.target.instances():
+            try:
+                note = smoke.test(lambda paths: self.target.ask(instance, paths), self.options.version)
+            except Failed as error:
+                raise Failed(f"{instance}: {error}", error.details or self.target.logs()) from None
+        return note
+
+    def switch(self) -> str:
+        self.switched = True  # or about to be: a switch that fails half-way is gone back from, too
+        return self.target.switch()
+
+    def watch(self) -> str:
+        return watching.watch(
+            self.target, self.options.watch, self.baseline, self.traffic, self.target.lock.held, self.output.tell
+        )
+
+    # Ends
+
+    def go_back(self, why: str) -> int:
+        """The release before gets the traffic, if it has lost it; then the bad one is stopped."""
+        self.output.note(f"{self.options.version} is bad: {why}", "red")
+        try:
+            self.step("go back", lambda: f"{self.target.back(why, self.output.tell)} serves")
+            self.target.withdraw(self.options.version)
+            self.target.discard()
+            serving = self.target.running()
+            if not serving or serving == self.options.version:
+                raise Failed(f"{serving or 'nobody'} has the traffic")
+        except Lost as error:
+            return self.end("failed", NEEDS_A_PERSON, str(error))
+        except Failed as error:
+            self.output.details(error.details)
+            return self.end("failed", NEEDS_A_PERSON, f"{why} Going back failed as well: {error}")
+        return self.end("rolled_back" if self.switched else "failed", WENT_BACK, f"{why} {serving} serves.")
+
+    def end(self, result: str, code: int, why: str) -> int:
+        self.traffic.stop()
+        traffic = self.traffic
+        self.record.finish(result, traffic.failed if traffic.total else None)
+        self.output.event(
+            "result",
+            result=result,
+            version=self.options.version,
+            before=self.before,
+            why=why,
+            exit_code=code,
+            probe_requests=traffic.total,
+            failed_requests=traffic.failed,
+            first_failure=traffic.first,
+        )
+        if why:
+            self.output.line(why, "red")
+        counted = f"{traffic.failed} of {traffic.total} probe requests failed" if traffic.total else "no probe traffic"
+        first = f" (the first: {traffic.first})" if traffic.first else ""
+        self.output.line(f"{self.options.version}: {result.replace('_', ' ')}; {counted}{first}.", "bold")
+        return code
+
+    def interrupted(self) -> None:
+        self.output.quiet()
+        if not self.touched:
+            self.output.note("Interrupted; nothing was changed.")
+            return
+        try:
+            serving = self.target.running() or "nobody"
+        except Failed as error:
+            serving = f"unknown ({error})"
+        watched = " It is not watched any more." if self.switched else ""
+        self.output.note(
+            f"Interrupted in the step {self.at}. Serving: {serving}.{watched} The same command goes on from here; "
+            "manage.py rollback goes back.",
+            "yellow",
+        )

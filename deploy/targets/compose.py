@@ -1,0 +1,272 @@
+"""docker compose on this machine: two colours behind one nginx, which finds the app by the name current.sock.
+
+docs/stack.md tells how the traffic moves; ./run switch does the same by hand, and the two keep out of each other's way.
+"""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy.environments import Place
+from deploy.locks import FileLock
+from deploy.targets import ASK, TAG, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+
+DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
+POLL = 0.5  # seconds between two looks at a container that starts
+REMEMBERED = 50  # versions found good
+
+
+def service(colour: str) -> str:
+    return "web" if colour == "web" else f"web_{colour}"
+
+
+class Compose:
+    """The stack in `folder`. What was found good is remembered in var/verified.json there, the newest last."""
+
+    name = "compose"
+
+    def __init__(self, place: Place, version: str, strategy: str, folder: Path) -> None:
+        self.place, self.version, self.strategy, self.folder = place, version, strategy, folder
+        self.image = f"{place.image}:{version}"
+        self.colour = ""
+        var = folder / "var"
+        clear = f"manage.py deploy --unlock -e {place.name}"
+        self.lock = FileLock(var / "deploy.lock", var / "switch.lock", clear)
+        self.book = var / "verified.json"
+
+    # What is there
+
+    def refuse_unfit(self) -> None:
+        if self.strategy != "blue-green":
+            raise Misused(
+                "The compose target deploys blue-green only: there is one app behind nginx, so replacing it in place "
+                "would leave nobody to serve meanwhile. Leave --strategy out."
+            )
+        if self.version and not TAG.fullmatch(self.version):
+            raise Misused(f"{self.version!r} is no version: expected an image's tag, such as 1.4.0.")
+        if not (self.folder / "docker-compose.yml").is_file():
+            raise Refused(f"There is no docker-compose.yml in {self.folder}: run this where the stack is.")
+        done = self.try_compose("ps", "--services", "--status", "running", timeout=30)
+        if done.returncode:
+            raise Refused(f"docker compose does not work here: {last_line(done.stderr)}")
+        missing = {"nginx", "db"} - set(done.stdout.split())
+        if missing:
+            raise Refused(f"The stack does not run ({', '.join(sorted(missing))}): ./run up starts it.")
+        if self.version and not self.image_id():
+            words = ("image", "ls", "--format", "{{.Tag}}", self.place.image)
+            there = call(("docker", *words), timeout=30).stdout.split()
+            raise Refused(f"There is no image {self.image} here. There is: {', '.join(there[:20]) or 'none at all'}.")
+
+    def running(self) -> str:
+        return self.version_of(self.pointer("current"))
+
+    def settled(self) -> bool:
+        current = self.container(self.pointer("current"))
+        return bool(current) and current["Image"] == self.image_id() and self.version in self.verified()
+
+    def url(self) -> str:
+        if self.place.url:
+            return self.place.url
+        port = self.try_compose("port", "nginx", "8080", timeout=30).stdout.strip().rpartition(":")[2]
+        return f"http://localhost:{port}" if port else ""
+
+    def plan(self) -> Sequence[tuple[str, str]]:
+        idle = self.idle()
+        return (
+            ("migrations", f"docker compose run prepare and migrate with {self.image}, unapplied migrations checked"),
+            ("bring up", f"docker compose up {service(idle)} with {self.image}"),
+            ("smoke test", f"health, version, sign-in page, an asset and metrics of {service(idle)}"),
+            ("switch", f"current.sock from {service(self.pointer('current'))} to {service(idle)}"),
+        )
+
+    def idle(self) -> str:
+        return "green" if self.pointer("current") == "blue" else "blue"
+
+    def pointer(self, name: str) -> str:
+        """The colour, or web, that current or previous stands for."""
+        words = ("exec", "-T", "nginx", "readlink", f"/run/web/{name}.sock")
+        return self.try_compose(*words, timeout=30).stdout.strip().removesuffix(".sock") or "web"
+
+    def container(self, colour: str) -> dict[str, Any]:
+        """docker inspect of its container; empty if there is none."""
+        key = self.try_compose("--profile", "*", "ps", "--all", "--quiet", service(colour), timeout=30).stdout.strip()
+        return self.inspect(key) if key else {}
+
+    def inspect(self, key: str) -> dict[str, Any]:
+        done = call(("docker", "inspect", key), timeout=30)
+        found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
+        return found[0] if found else {}
+
+    def image_id(self) -> str:
+        return call(("docker", "image", "inspect", "--format", "{{.Id}}", self.image), timeout=30).stdout.strip()
+
+    def origin(self) -> tuple[str, str]:
+        image = self.inspect(self.image)
+        labels = image.get("Config", {}).get("Labels") or {}
+        commit = labels.get("org.opencontainers.image.revision", "")
+        created = labels.get("org.opencontainers.image.created", "") or image.get("Created", "")[:19] + "+00:00"
+        return (commit, created) if re.fullmatch(r"[0-9a-f]{7,64}", commit) else ("", created)
+
+    def version_of(self, colour: str) -> str:
+        """The tag of its image if it is of our repository, else what the image says of itself."""
+        config = self.container(colour).get("Config", {})
+        repository, _, tag = str(config.get("Image", "")).rpartition(":")
+        told = dict(line.partition("=")[::2] for line in config.get("Env", []))
+        return tag if repository == self.place.image and tag != "latest" else told.get("APP_VERSION", "")
+
+    def verified(self) -> list[str]:
+        """The versions found good here, in the order in which they last were."""
+        try:
+            return [str(version) for version in json.loads(self.book.read_text())]
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def note(self, versions: list[str]) -> None:
+        self.book.parent.mkdir(parents=True, exist_ok=True)
+        new = self.book.with_suffix(".new")
+        new.write_text(json.dumps(versions[-REMEMBERED:]) + "\n")
+        os.replace(new, self.book)
+
+    def way_back(self) -> str:
+        verified, running = self.verified(), self.running()
+        earlier = verified[: verified.index(running)] if running in verified else verified
+        return earlier[-1] if earlier else ""
+
+    # What is done
+
+    def migrate(self, unsafe: bool, tell: Tell) -> str:
+        tell("static files")
+        self.compose("run", "--rm", "--no-deps", "-T", "prepare", IMAGE=self.image, why="The static files")
+        tell("migrate")
+        words = ("python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else []))
+        said = self.compose(
+            "run", "--rm", "--no-deps", "-T", "migrate", *words, IMAGE=self.image, why="The migrations", timeout=900
+        )
+        return last_line(said)
+
+    def start(self, timeout: float, tell: Tell) -> str:
+        current, wanted = self.pointer("current"), self.image_id()
+        if current != "web" and self.version not in self.verified() and self.container(current).get("Image") == wanted:
+            self.colour = current
+            return f"{service(current)} has the traffic already"
+        self.colour = "green" if current == "blue" else "blue"
+        name, there = service(self.colour), self.container(self.colour)
+        if there and there["Image"] == wanted and self.state(there) == "ready":
+            return f"{name} is up already"
+        if there:
+            tell(f"{name} with an older release ends")
+            self.retire(name)
+        self.compose("up", "--detach", "--no-build", "--no-deps", name, why=name)
+        began, key = time.monotonic(), self.container(self.colour)["Id"]
+        while True:
+            state, waited = self.state(self.inspect(key)), time.monotonic() - began
+            if state == "ready":
+                return f"{name} is ready {waited:.1f} s after its start"
+            if state != "starting":
+                raise Failed(f"{name} does not get ready: {state} ({waited:.1f} s after its start).", self.logs())
+            if waited > timeout:
+                raise Failed(f"{name} is not ready {waited:.0f} s after its start.", self.logs())
+            tell(f"{name} is starting")
+            time.sleep(POLL)
+
+    def state(self, container: dict[str, Any]) -> str:
+        """starting, ready, or what is wrong with it."""
+        if not container:
+            return "it is not there"
+        state = container["State"]
+        if container["RestartCount"] or state["Status"] in ("restarting", "exited", "dead"):
+            code = f" with exit code {state['ExitCode']}" if not state["Running"] else ""
+            return f"it ended{code}, {container['RestartCount']} times so far: a crash loop"
+        health = state.get("Health", {}).get("Status", "")
+        if health == "unhealthy":
+            return "its health check fails"
+        return "ready" if state["Status"] == "running" and health == "healthy" else "starting"
+
+    def instances(self) -> list[str]:
+        return [service(self.colour)] if self.colour else []
+
+    def serving(self) -> list[str]:
+        return [service(self.pointer("current"))]
+
+    def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
+        colour = instance.removeprefix("web_")
+        words = ("exec", "-T", instance, "python", "-", f"/run/web/{colour}.sock", "localhost", *paths)
+        return answers(self.try_compose(*words, given=ASK, timeout=5 * len(paths) + 20))
+
+    def trouble(self) -> str:
+        state = self.state(self.container(self.colour))
+        return "" if state in ("ready", "starting") else f"{service(self.colour)}: {state}"
+
+    def logs(self) -> str:
+        words = ("--profile", "*", "logs", "--no-log-prefix", "--tail", "20", service(self.colour))
+        done = self.try_compose(*words, timeout=30)
+        return (done.stdout + done.stderr).strip()
+
+    def switch(self) -> str:
+        was = self.pointer("current")
+        if was == self.colour:
+            return f"{service(was)} has it already"
+        if version := self.version_of(was):
+            if version not in self.verified():
+                self.note([*self.verified(), version])  # it has served until now: what there is to go back to
+        self.point(self.colour)
+        return f"from {service(was)} to {service(self.colour)}"
+
+    def back(self, reason: str, tell: Tell) -> str:
+        bad, good = self.colour, self.pointer("previous")
+        if self.pointer("current") == bad:
+            if good == bad or not self.container(good).get("State", {}).get("Running"):
+                raise Failed(f"There is nothing to go back to: {service(good)} does not run. ./run up starts it.")
+            self.point(good)
+            for left in range(DRAIN, 0, -1):  # requests that it was given before get their answers
+                tell(f"the traffic is back with {service(good)}; {left} s for requests in flight")
+                time.sleep(1)
+        return self.version_of(self.pointer("current"))
+
+    def discard(self) -> None:
+        if self.colour and self.pointer("current") != self.colour:
+            self.retire(service(self.colour))
+
+    def keep(self) -> str:
+        self.note([*(one for one in self.verified() if one != self.version), self.version])
+        previous = self.pointer("previous")
+        if "web" not in (self.colour, previous):
+            self.retire("web")  # older than the one to go back to
+        return f"{service(previous)} ({self.version_of(previous)}) is kept warm"
+
+    def withdraw(self, version: str) -> None:
+        self.note([one for one in self.verified() if one != version])
+
+    # Its parts
+
+    def point(self, colour: str) -> None:
+        """Gives it the name. rename(2) is the moment: a crash before or after leaves one of the two serving."""
+        script = (
+            'cd /run/web; [ "$1" = "$2" ] || { ln -sfn "$1.sock" .previous; mv -fT .previous previous.sock; }; '
+            'ln -sfn "$2.sock" .next; mv -fT .next current.sock'
+        )
+        words = ("sh", "-euc", script, "-", self.pointer("current"), colour)
+        self.compose("exec", "-T", service(colour), *words, why="The switch")
+
+    def retire(self, name: str) -> None:
+        """Ends it, with the time that its requests in flight need."""
+        self.try_compose("--profile", "*", "rm", "--stop", "--force", name, timeout=90)
+
+    def compose(self, *words: str, why: str, timeout: float = 180, **variables: str) -> str:
+        done = self.try_compose(*words, timeout=timeout, **variables)
+        if done.returncode:
+            said = (done.stdout + done.stderr).strip()
+            raise Failed(f"{why} failed: {last_line(said)}", "\n".join(said.splitlines()[-20:]))
+        return done.stdout
+
+    def try_compose(
+        self, *words: str, timeout: float, given: str = "", **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        env = {"BLUE_IMAGE": self.image, "GREEN_IMAGE": self.image, **variables}
+        command = ("docker", "compose", "--progress", "quiet", "--profile", "colours", *words)
+        return call(command, timeout=timeout, cwd=self.folder, env=env, given=given)

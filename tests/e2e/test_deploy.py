@@ -1,0 +1,267 @@
+"""manage.py deploy and rollback on the compose target: good releases, bad ones, and runs that are killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.e2e.stack import LABEL, Client, Load, Stack, clone, closing, docker, say
+from tests.e2e.test_switch import keep_alive
+from tests.servers import eventually
+
+ENVIRONMENT = ("-e", "development")
+FAIL = 'raise RuntimeError("broken on purpose")'
+
+
+def spoil(*lines: str) -> str:
+    """A shell command that ends the app's wsgi.py with these lines."""
+    code = "\n".join(("import os, signal, time", *lines)) + "\n"
+    program = f"import sys; sys.stdout.write(bytes.fromhex('{code.encode().hex()}').decode())"
+    return f'python -c "{program}" >>/app/backstagetest1/wsgi.py'
+
+
+def wsgi(line: str) -> str:
+    """Spoils the app by a line before it: `e` is the request, `real` that it came through nginx."""
+    body = (
+        "inner, began = application, time.monotonic()",
+        "def application(e, s):",
+        " real = 'HTTP_X_REQUEST_ID' in e",
+    )
+    return spoil(*body, f" {line}", " return inner(e, s)")
+
+
+def variant(image: str, version: str, script: str = "true", told: str = "") -> str:
+    """An image of that version, made from `image` by a shell script that spoils it; `told` is what it says it were."""
+    named = f"ENV APP_VERSION={told or version} APP_COMMIT={version.encode().hex()}"
+    content = f"FROM {image}\nUSER 0\nRUN {script}\nUSER 10001:10001\n{named}\n"
+    label = f"LABEL org.opencontainers.image.revision={version.encode().hex():0<7}\n"
+    docker("build", "--quiet", "--tag", f"{LABEL}:{version}", "-", input=content + label)
+    return version
+
+
+class Deploying(Stack):
+    """A stack in a clone of its own, with its ledger in the clone's SQLite."""
+
+    def manage(self, *words: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "manage.py", *words],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def command(self, *words: str) -> tuple[int, list[dict[str, Any]], str]:
+        """The exit code, the events that it printed (with --json) and all that it said."""
+        with self.manage(*words) as process:
+            out, err = process.communicate(timeout=300)
+        events = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        return process.returncode, events, out + err
+
+    def deploy(self, version: str, *words: str) -> tuple[int, list[dict[str, Any]], str]:
+        return self.command("deploy", version, *ENVIRONMENT, "--json", *words)
+
+    def version(self) -> str:
+        return str(self.client().get("/health/").json()["version"])
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Its rows, the newest first."""
+        return self.command("deployments", "--json")[1]
+
+
+@pytest.fixture(scope="module")
+def own(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
+    folder = clone(tmp_path_factory.mktemp("deploy"))
+    file = folder / "environments.toml"
+    file.write_text(file.read_text().replace('image = "backstagetest1"', f'image = "{LABEL}"', 1))
+    docker("tag", image, f"{LABEL}:1.0.0")
+    stack = Deploying(folder, "deploy", f"{LABEL}:1.0.0")
+    assert stack.command("migrate", "--verbosity", "0")[0] == 0
+    with closing(stack):
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def member(own: Deploying) -> Client:
+    client = own.client()
+    client.sign_up()
+    return client
+
+
+def steps(events: list[dict[str, Any]]) -> dict[str, str]:
+    return {each["name"]: each["outcome"] for each in events if each["event"] == "step"}
+
+
+def found(events: list[dict[str, Any]], name: str) -> float:
+    """After how many seconds the step of that name failed."""
+    return float(next(e["seconds"] for e in events if e.get("name") == name and e.get("outcome") == "failed"))
+
+
+ALL = ["promotion rule", "lock", "migrations", "bring up", "smoke test", "switch", "watch", "keep"]
+
+
+def test_a_good_release_goes_out_without_a_failed_request_and_back_again(own: Deploying, member: Client) -> None:
+    variant(own.variables["IMAGE"], "2.0.0")
+    with Load(keep_alive(own, member), rate=30) as load:
+        code, events, said = own.deploy("2.0.0", "--watch", "8")
+        assert code == 0, said
+        assert own.version() == "2.0.0"
+        back, _, back_said = own.command("rollback", *ENVIRONMENT, "--reason", "Tried", "--json")
+        assert back == 0, back_said
+        assert own.version() == "1.0.0"
+    say(f"out and back: {load}")
+    took = {each["name"]: each["seconds"] for each in events if each.get("seconds")}
+    say(f"steps took {took}")
+    assert not load.failed
+    assert list(steps(events)) == ALL and set(steps(events).values()) == {"succeeded"}
+    assert events[-1]["probe_requests"] > 50 and events[-1]["failed_requests"] == 0
+    (row,) = own.ledger()
+    assert (row["release"], row["status"], row["failed_requests"]) == ("2.0.0", "succeeded", 0)
+
+
+def test_what_runs_and_was_found_good_is_left_alone(own: Deploying) -> None:
+    code, events, said = own.deploy("1.0.0")
+    assert code == 0 and events[-1]["result"] == "unchanged", said
+
+
+CRASHES = "echo 'raise SystemExit(\"broken on purpose\")' >/app/gunicorn.conf.py"
+DEAF = "echo 'bind = [\"127.0.0.1:9999\"]' >>/app/gunicorn.conf.py"
+SLOW = spoil(
+    "kind = type(application)",
+    "resolve = kind.resolve_request",
+    "def slowly(self, request):",
+    " if 'HTTP_X_REQUEST_ID' in request.META: time.sleep(1.5)",
+    " return resolve(self, request)",
+    "kind.resolve_request = slowly",
+)
+WAIT = 12.0  # seconds after which the one that fails late does so: ten minutes, for those who have them
+LATE = wsgi(f"if time.monotonic() - began > {WAIT}: {FAIL}")
+
+
+@pytest.mark.parametrize(
+    ("version", "script", "told", "step", "bound", "words"),
+    [
+        ("3.1.0", CRASHES, "", "bring up", 10, ()),
+        ("3.2.0", DEAF, "", "bring up", 20, ("--timeout", "12")),
+        ("3.3.0", wsgi(f"if e['PATH_INFO'] == '/': {FAIL}"), "", "smoke test", 10, ()),
+        ("3.4.0", SLOW, "", "watch", 30, ()),
+        ("3.5.0", "true", "9.9.9", "smoke test", 10, ()),
+        ("3.6.0", LATE, "", "watch", 30, ()),
+        ("3.7.0", wsgi("real and os.kill(os.getppid(), signal.SIGTERM)"), "", "watch", 10, ()),
+    ],
+    ids=["crashes", "never-ready", "answers-500", "slow", "wrong-version", "fails-late", "crashes-under-traffic"],
+)
+def test_a_bad_release_is_found_and_left_once_with_the_old_one_serving(
+    own: Deploying,
+    member: Client,
+    version: str,
+    script: str,
+    told: str,
+    step: str,
+    bound: float,
+    words: tuple[str, ...],
+) -> None:
+    variant(own.variables["IMAGE"], version, script, told)
+    was = own.version()
+    with Load(keep_alive(own, member), rate=30) as load:
+        code, events, said = own.deploy(version, "--watch", "40", *words)
+    assert code == 5, said
+    took = found(events, step)
+    if step == "bring up":  # from the start of the bad one: before it, an older release may have had to end
+        took = float(re.findall(r"([0-9.]+) s after its start", events[-1]["why"])[0])
+    say(f"found by the {step} after {took:.1f} s (bound {bound} s): {events[-1]['why']}")
+    say(
+        f"meanwhile {load}; of the probe traffic {events[-1]['failed_requests']} of {events[-1]['probe_requests']} failed"
+    )
+    assert took < bound + (WAIT if step == "watch" and script == LATE else 0)
+    assert list(steps(events))[-1] == "go back" and steps(events)["go back"] == "succeeded"
+    assert sum(e["event"] == "step" and e["name"] == "go back" and e["outcome"] == "running" for e in events) == 1
+    if step == "watch":
+        assert sum(load.failed.values()) <= load.rate * bound
+    else:
+        assert not load.failed and events[-1]["failed_requests"] == 0 and "switch" not in steps(events)
+    assert own.version() == was and member.signed_in()
+    row = own.ledger()[0]
+    assert (row["release"], row["status"]) == (version, "rolled_back" if step == "watch" else "failed")
+    assert row["failed_requests"] == events[-1]["failed_requests"]
+    assert own.exec("nginx", "readlink", "/run/web/current.sock").strip() != "", said
+    running = own.compose("--profile", "*", "ps", "--format", "{{.Image}}").split()
+    assert f"{LABEL}:{version}" not in running  # the bad one is stopped, and not started again
+
+
+@pytest.mark.parametrize("step", ["migrations", "bring up", "smoke test", "switch", "watch"])
+def test_a_run_killed_anywhere_is_gone_on_with_by_the_same_command(own: Deploying, member: Client, step: str) -> None:
+    version = variant(own.variables["IMAGE"], f"4.{len(step)}.0")
+    with Load(keep_alive(own, member), rate=30) as load:
+        process = own.manage("deploy", version, *ENVIRONMENT, "--json", "--watch", "20")
+        assert process.stdout
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "step" and (event["name"], event["outcome"]) == (step, "running"):
+                break
+        time.sleep(0.3)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=10)
+        serving = own.version()
+        code, events, said = own.deploy(version, "--watch", "3")
+    say(f"killed in {step} with {serving} serving, gone on with: {load}")
+    assert code == 0, said
+    assert any("Going on with deployment" in str(each.get("text")) for each in events), said
+    assert not load.failed and own.version() == version
+    assert own.ledger()[0]["status"] == "succeeded" and own.ledger()[0]["release"] == version
+
+
+def test_ctrl_c_says_in_what_state_it_leaves_things_and_the_next_release_clears_up(own: Deploying) -> None:
+    first, second = variant(own.variables["IMAGE"], "5.0.0"), variant(own.variables["IMAGE"], "5.1.0")
+    was = own.version()
+    process = own.manage("deploy", first, *ENVIRONMENT, "--watch", "30")
+    assert process.stdout
+    eventually(lambda: "migrations" in str(process.stdout and process.stdout.readline()), seconds=60)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 6, out + err
+    assert f"Serving: {was}" in out and "The same command goes on" in out
+    code, events, said = own.deploy(second, "--watch", "3")
+    assert code == 0, said
+    assert [(row["release"], row["status"]) for row in own.ledger()[:2]] == [(second, "succeeded"), (first, "failed")]
+
+
+def test_two_at_once_and_a_lock_by_hand(own: Deploying) -> None:
+    version = variant(own.variables["IMAGE"], "6.0.0")
+    first = own.manage("deploy", version, *ENVIRONMENT, "--watch", "15")
+    assert first.stdout
+    eventually(lambda: "lock" in str(first.stdout and first.stdout.readline()), seconds=60)
+    code, _, said = own.deploy(version)
+    assert code == 3 and "has the lock since" in said and f"deploy of {version}" in said
+    assert own.run("switch", "--back").returncode == 1  # the two keep out of each other's way
+    assert first.wait(120) == 0
+    assert own.command("deploy", "--lock", "The database is being moved", *ENVIRONMENT)[0] == 0
+    code, _, said = own.deploy("1.0.0")
+    assert code == 3 and "The database is being moved" in said and "--unlock" in said
+    assert own.command("deploy", "--unlock", *ENVIRONMENT)[0] == 0
+    assert own.deploy(version)[0] == 0
+
+
+def test_what_cannot_be_is_refused_before_anything_is_touched(own: Deploying) -> None:
+    was = own.exec("nginx", "readlink", "/run/web/current.sock")
+    for words, expected, told in (
+        (("deploy", "7.7.7", *ENVIRONMENT), 4, "There is no image"),
+        (("deploy", "$(reboot)", *ENVIRONMENT), 2, "is no version"),
+        (("deploy", "1.0.0", *ENVIRONMENT, "--strategy", "rolling"), 2, "blue-green only"),
+        (("deploy", "1.0.0", *ENVIRONMENT, "--hotfix"), 2, "needs a reason"),
+        (("deploy", *ENVIRONMENT), 2, "Which version?"),
+        (("rollback", "7.7.7", *ENVIRONMENT), 4, "There is no image"),
+        (("rollback", "6.0.0", *ENVIRONMENT), 4, "nothing to go back from"),
+    ):
+        code, _, said = own.command(*words)
+        assert (code, told in said) == (expected, True), said
+    assert own.exec("nginx", "readlink", "/run/web/current.sock") == was
