@@ -6,6 +6,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 
 from deploy.models import ApiToken, Deployment, Environment, Release, Step
+from deploy.status_models import Incident, IncidentUpdate
 
 
 class ReadOnly:
@@ -56,3 +57,18 @@ class ApiTokenAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("name", "created", "expires", "revoked", "last_used")
     fields = ("name", "environments", "created", "expires", "revoked", "last_used")
     search_fields = ("name",)
+
+
+class UpdateInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
+    model = IncidentUpdate
+    fields = ("at", "status", "message", "author")
+
+
+@admin.register(Incident)
+class IncidentAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
+    """Staff write on the status page, where they see what others will see."""
+
+    list_display = ("title", "environment", "impact", "status", "started", "resolved")
+    list_filter = ("environment", "impact", "status")
+    list_select_related = ("environment",)
+    inlines = (UpdateInline,)

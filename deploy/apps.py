@@ -1,6 +1,8 @@
 from typing import Any
 
 from django.apps import AppConfig
+from django.conf import settings
+from django.core.signals import request_started
 from django.db.models.signals import post_migrate
 
 
@@ -10,6 +12,10 @@ class DeployConfig(AppConfig):
     def ready(self) -> None:
         import deploy.metrics  # noqa: F401  # declared before the first scrape: its series are there from the start
 
+        from deploy.uptime import start_with_the_first_request
+
+        if settings.SAMPLE_UPTIME:
+            request_started.connect(start_with_the_first_request, dispatch_uid="deploy.uptime")
         post_migrate.connect(restore_environments, sender=self)
 
 

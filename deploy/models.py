@@ -425,3 +425,6 @@ class IdempotencyKey(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+import deploy.status_models  # noqa: E402,F401  # Django looks for models here

@@ -204,6 +204,7 @@ METRICS_COLLECTORS = [
 # deploy/: the file that says where each environment is, and whether this instance asks the others how they are.
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
 WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
+SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", True)
 COMPARE_URL = env.text("COMPARE_URL")  # where two commits are compared: an address with {old} and {new}, or nothing
 if COMPARE_URL and not (
     COMPARE_URL.startswith(("https://", "http://")) and "{old}" in COMPARE_URL and "{new}" in COMPARE_URL

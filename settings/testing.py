@@ -18,3 +18,5 @@ SECURE_HSTS_SECONDS = 0
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = False
 SESSION_COOKIE_NAME = "session"
 CSRF_COOKIE_NAME = "csrf"
+
+SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", False)  # no thread beside the tests
