@@ -42,9 +42,9 @@ class Card:
 
     @property
     def drifted(self) -> bool:
-        """Whether the environment says that it runs another version than the ledger has."""
+        """Whether the environment says that it runs another version than the ledger has; "dev" is what no build has."""
         current = self.environment.current
-        return bool(self.reading.version and current and self.reading.version != current.release.version)
+        return current is not None and self.reading.version not in ("", "dev", current.release.version)
 
 
 def cards(now: datetime, *, commands: bool) -> list[Card]:
