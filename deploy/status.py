@@ -106,13 +106,13 @@ def summary(now: dict[str, Reading], incidents: list[dict[str, Any]]) -> tuple[s
     ailing = [each.environment for each in seen if uptime.is_up(each) and each.state != "healthy"]
     open_ones = [each for each in incidents if each["status"] != "resolved"]
     if down:
-        return "bad", f"{listed(down)} {'does' if len(down) == 1 else 'do'} not serve"
+        return "bad", f"{listed(down)} {'is' if len(down) == 1 else 'are'} down"
     if open_ones:
         tone = "warn" if all(each["impact"] == "minor" for each in open_ones) else "bad"
         return tone, f"There is trouble in {listed(sorted({each['environment'] for each in open_ones}))}"
     if ailing:
-        return "warn", f"{listed(ailing)} serves, and not everything is well"
-    return ("ok", "All that is watched serves") if seen else ("idle", "Nothing is watched at present")
+        return "warn", f"{listed(ailing)} is up, and not everything there is well"
+    return ("ok", "Everything that is watched is up") if seen else ("idle", "Nothing is watched at present")
 
 
 def listed(names: list[str]) -> str:

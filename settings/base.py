@@ -221,7 +221,7 @@ API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
 
 # What `manage.py demo_data` loads besides people: functions that take the profile's name and return a line to print,
 # or None. By path, as accounts knows no other app.
-DEMO_DATA = ["deploy.demo.load"]
+DEMO_DATA = ["deploy.demo.load", "deploy.status_demo.load"]
 
 
 def redis_cache(default_url: str) -> dict[str, Any]:
