@@ -1,14 +1,40 @@
-"""How each environment is. Until one is asked: unknown."""
+"""How each environment is: the answer of its /health/, asked for over HTTP and shared by all processes in the cache.
 
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Literal
+Nobody waits long for it. A reading that has grown old is asked for anew beside the request that wanted it, which gets
+the old one; only where there is none at all does a request wait, and not beyond DEADLINE. An environment that hangs
+holds one thread of each process and nothing else.
+"""
 
-from deploy.environments import NAMES
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from django.conf import settings
+from django.core.cache import cache
+
+from deploy.environments import NAMES, places
+from health.client import Unreachable, ask
+from health.runner import report
+
+logger = logging.getLogger(__name__)
+
+FRESH = 10.0  # seconds for which nobody asks again
+KEPT = 60.0  # seconds after which a reading says nothing about now
+DEADLINE = 1.0  # seconds that readings() waits for what is not known at all
+TIMEOUT = 3.0  # seconds after which an environment counts as unreachable
+KEY = "watch:1:{}"  # the number goes up when Reading changes: two releases share one cache
 
 
 @dataclass(frozen=True)
 class Reading:
+    """What an environment said of itself, and when. `unknown`: nobody asks it, or nobody has an answer yet.
+
+    `checks` has "healthy" or "unhealthy: reason" for each name; `latency_ms` is the time that the answer took.
+    """
+
     environment: str
     state: Literal["healthy", "unhealthy", "unreachable", "unknown"] = "unknown"
     version: str = ""
@@ -16,6 +42,74 @@ class Reading:
     latency_ms: float | None = None
     at: datetime | None = None
 
+    @property
+    def age(self) -> float:
+        """In seconds; infinite if it was never taken."""
+        return (datetime.now(UTC) - self.at).total_seconds() if self.at else float("inf")
+
+
+latest: dict[str, Reading] = {}  # of this process, for when the cache is away
+asking: dict[str, threading.Thread] = {}
+lock = threading.Lock()
+
 
 def readings() -> dict[str, Reading]:
-    return {name: Reading(name) for name in NAMES}
+    """Of every environment, by name. It waits DEADLINE seconds at most, and raises nothing but ImproperlyConfigured."""
+    watched = {name: place.url for name, place in places().items() if settings.WATCH_ENVIRONMENTS and place.url}
+    watched.pop(settings.ENVIRONMENT, None)
+    known = recall(list(watched))
+    threads = {name: begin(name, url) for name, url in watched.items() if known[name].age > FRESH}
+    until = time.monotonic() + DEADLINE
+    for name, thread in threads.items():
+        if known[name].age > KEPT:
+            thread.join(max(0.0, until - time.monotonic()))
+            known[name] = latest.get(name, known[name])
+    found = {name: known.get(name, Reading(name)) for name in NAMES}
+    found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
+    return found | {settings.ENVIRONMENT: itself()}
+
+
+def itself() -> Reading:
+    """This instance's own environment, which needs no network."""
+    said = report()
+    checks = {name: str(result) for name, result in said.checks.items()}
+    state: Literal["healthy", "unhealthy"] = "healthy" if said.healthy else "unhealthy"
+    return Reading(settings.ENVIRONMENT, state, settings.VERSION, checks, None, said.timestamp)
+
+
+def recall(names: list[str]) -> dict[str, Reading]:
+    """The newest reading that this process or any other has taken."""
+    shared = cache.get_many([KEY.format(name) for name in names]) if names else {}
+    found = {}
+    for name in names:
+        kept = shared.get(KEY.format(name))
+        both = [latest.get(name, Reading(name)), Reading(**kept) if kept else Reading(name)]
+        found[name] = min(both, key=lambda each: each.age)
+    return found
+
+
+def begin(name: str, url: str) -> threading.Thread:
+    """The thread that asks `name`: the one under way, or a new one."""
+    with lock:
+        thread = asking.get(name)
+        if thread is None or not thread.is_alive():
+            thread = asking[name] = threading.Thread(target=take, args=(name, url), name=f"watch-{name}", daemon=True)
+            thread.start()
+        return thread
+
+
+def take(name: str, url: str) -> None:
+    """Asks, and writes the reading down where all can see it."""
+    started = time.monotonic()
+    try:
+        said: dict[str, Any] = ask(url, TIMEOUT)
+    except (Unreachable, ValueError) as error:
+        logger.info("%s is unreachable: %s", name, error)
+        found = Reading(name, "unreachable", at=datetime.now(UTC))
+    else:
+        state: Literal["healthy", "unhealthy"] = "healthy" if said["status"] == "healthy" else "unhealthy"
+        took = round(1000 * (time.monotonic() - started), 1)
+        version = str(said.get("version", ""))[:64]
+        found = Reading(name, state, version, said["checks"], took, datetime.now(UTC))
+    latest[name] = found
+    cache.set(KEY.format(name), asdict(found), KEPT)

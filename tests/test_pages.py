@@ -71,7 +71,8 @@ hashed = cache(make_password)  # once: it is slow by design
 
 @pytest.fixture(autouse=True)
 def well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.views.report", lambda: report(database=None, cache=None))
+    for name in ("deploy.views.report", "deploy.watch.report"):
+        monkeypatch.setattr(name, lambda: report(database=None, cache=None))
 
 
 @pytest.fixture
