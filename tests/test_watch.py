@@ -62,9 +62,7 @@ def alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings.WATCH_ENVIRONMENTS = True
     settings.ENVIRONMENTS_FILE = tmp_path / f"{uuid.uuid4().hex}.toml"
     settings.ENVIRONMENTS_FILE.touch()
-    monkeypatch.setattr(
-        "deploy.watch.report", lambda: Report(datetime.now(UTC), {"cache": Result(None, 0)})
-    )
+    monkeypatch.setattr("deploy.watch.report", lambda: Report(datetime.now(UTC), {"cache": Result(None, 0)}))
     watch.latest.clear()
     yield
     for thread in list(watch.asking.values()):
