@@ -120,10 +120,13 @@ def test_one_that_hangs_is_not_waited_for_and_holds_one_thread(
         assert eventually(lambda: watch.readings()["staging"].state == "unreachable")
 
 
-def test_what_one_process_has_asked_the_others_know(settings: Settings, staging: Environment) -> None:
+def test_what_one_process_has_asked_the_others_know(
+    settings: Settings, staging: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at(settings, staging=staging.url)
     watch.readings()
     watch.latest.clear()  # as in another process
+    monkeypatch.setattr(watch, "begin", lambda *_: pytest.fail("it is asked again"))
     assert watch.readings()["staging"].version == "1.2" and staging.asked == 1
 
 
