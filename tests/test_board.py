@@ -392,6 +392,7 @@ def fill(count: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_no_page_takes_more_queries_or_more_room_when_there_are_more_rows(client: Client) -> None:
     client.force_login(User.objects.create(email="ada@example.com", display_name="Ada"))
     visitors = {"member": client, "stranger": Client()}
