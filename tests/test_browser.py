@@ -310,6 +310,22 @@ def test_the_insights_are_sound(window: Window) -> None:
     window.main.locator("[aria-current]", has_text="90 days").wait_for()
 
 
+def test_the_status_is_told_to_all_and_incidents_by_staff(staff: Window, window: Window) -> None:
+    window.go("/status/", "Everything that is watched is up")
+    assert window.main.get_by_role("link", name="Report an incident").count() == 0
+    staff.page.goto("/status/")
+    staff.main.get_by_role("link", name="Report an incident").click()
+    staff.page.get_by_label("Title").wait_for()
+    staff.inspect()
+    staff.fill(title="Pictures load slowly", message="We look into it.")
+    staff.main.get_by_role("button").click()
+    staff.page.get_by_text("We look into it.").wait_for()
+    staff.inspect()
+    window.page.reload()
+    window.page.get_by_text("Pictures load slowly").wait_for()
+    window.inspect()
+
+
 def test_times_are_in_the_readers_zone_and_in_utc_on_hover_and_a_page_prints(site: Site) -> None:
     with closing(Window(site.browser, site.url, timezone_id="Asia/Tokyo", locale="en-GB")) as window:
         page = window.page
