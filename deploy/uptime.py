@@ -43,7 +43,7 @@ def minute_of(at: datetime) -> datetime:
 def observe(at: datetime | None = None) -> list[tuple[str, datetime, bool]]:
     """(environment, minute, up) of each environment that is watched. Touches no table."""
     minute = minute_of(at or timezone.now())
-    return [(name, minute, is_up(each)) for name, each in readings().items() if each.state != "unknown"]
+    return [(name, minute, is_up(each)) for name, each in readings(sure=True).items() if each.state != "unknown"]
 
 
 def write(observed: list[tuple[str, datetime, bool]]) -> int:

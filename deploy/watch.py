@@ -53,17 +53,22 @@ asking: dict[str, threading.Thread] = {}
 lock = threading.Lock()
 
 
-def readings() -> dict[str, Reading]:
-    """Of every environment, by name. It waits DEADLINE seconds at most, and raises nothing but ImproperlyConfigured."""
+def readings(*, sure: bool = False) -> dict[str, Reading]:
+    """Of every environment, by name. It waits DEADLINE seconds at most, and raises nothing but ImproperlyConfigured.
+
+    `sure` is for who writes it down: it waits until TIMEOUT is over, and who has not answered by then is unreachable.
+    """
     watched = {name: place.url for name, place in places().items() if settings.WATCH_ENVIRONMENTS and place.url}
     watched.pop(settings.ENVIRONMENT, None)
     known = recall(list(watched))
     threads = {name: begin(name, url) for name, url in watched.items() if known[name].age > FRESH}
-    until = time.monotonic() + DEADLINE
+    until = time.monotonic() + (TIMEOUT + 0.5 if sure else DEADLINE)
     for name, thread in threads.items():
-        if known[name].age > KEPT:
+        if sure or known[name].age > KEPT:
             thread.join(max(0.0, until - time.monotonic()))
             known[name] = latest.get(name, known[name])
+        if sure and thread.is_alive():  # also one that sends a byte now and then, which no time-out of a socket ends
+            known[name] = Reading(name, "unreachable", at=datetime.now(UTC))
     found = {name: known.get(name, Reading(name)) for name in NAMES}
     found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
     return found | {settings.ENVIRONMENT: itself()}

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from pytest_django import Settings
 
-from deploy import watch
+from deploy import uptime, watch
+from health.client import Unreachable, ask
 from health.runner import Report, Result
 from tests.gate import Silent
 from tests.servers import eventually, free_port
@@ -118,6 +119,26 @@ def test_one_that_hangs_is_not_waited_for_and_holds_one_thread(
         watch.readings()
         assert sum(each.name == "watch-staging" for each in threading.enumerate()) == 1
         assert eventually(lambda: watch.readings()["staging"].state == "unreachable")
+
+
+def test_one_that_hangs_or_dawdles_is_down_in_the_samples(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "DEADLINE", 0.05)
+    monkeypatch.setattr(watch, "TIMEOUT", 0.2)
+    finished = threading.Event()
+
+    def dawdle(url: str, timeout: float) -> dict[str, object]:
+        """As with a server that sends a byte now and then: beyond the time-out."""
+        finished.wait(10)
+        raise Unreachable
+
+    monkeypatch.setattr(watch, "ask", lambda url, timeout: (dawdle if "slow" in url else ask)(url, timeout))
+    with Silent() as silent:
+        at(settings, staging=f"http://127.0.0.1:{silent.port}", production="http://slow.example")
+        try:
+            observed = {name: up for name, _, up in uptime.observe()}
+        finally:
+            finished.set()
+    assert observed == {"testing": True, "staging": False, "production": False}
 
 
 def test_what_one_process_has_asked_the_others_know(
