@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast
 
 from django.core.cache import cache
-from django.db import DatabaseError, transaction
+from django.db import Error, transaction
 from django.utils import timezone
 
 from deploy import uptime
@@ -35,7 +35,7 @@ def known() -> tuple[dict[str, Any] | None, float]:
         return last[1], 0.0
     try:
         found = history()
-    except DatabaseError:
+    except Error:  # also InterfaceError, of a connection that has gone
         return (last[1], time.time() - last[0]) if last else (None, 0.0)
     memory[:] = [(time.time(), found)]
     cache.set(KEY, memory[0], 86_400)

@@ -1,0 +1,45 @@
+"""The samples of the status page on the real database, and the page while it is away."""
+
+import threading
+from datetime import UTC, datetime
+
+import pytest
+from django.db import Error, InterfaceError, OperationalError, connection
+from django.test import Client
+
+from deploy import status, uptime
+from deploy.status_models import Sample
+
+
+@pytest.mark.django_db(transaction=True)
+def test_eight_at_once_write_one_sample_a_minute() -> None:
+    minute = datetime(2026, 1, 1, tzinfo=UTC)
+    together = threading.Barrier(8)
+    written: list[int] = []
+
+    def write(up: bool) -> None:
+        together.wait(10)
+        written.append(uptime.write([("production", minute, up), ("staging", minute, up)]))
+        connection.close()
+
+    threads = [threading.Thread(target=write, args=(number % 2 == 0,)) for number in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(10)
+    assert written == [2] * 8
+    assert Sample.objects.count() == 2
+
+
+@pytest.mark.parametrize("error", [OperationalError, InterfaceError])
+def test_the_page_is_there_without_the_database(
+    client: Client, monkeypatch: pytest.MonkeyPatch, error: type[Error]
+) -> None:
+    def fail() -> None:
+        raise error("connection already closed")
+
+    status.forget()
+    monkeypatch.setattr(status, "history", fail)
+    response = client.get("/status/")
+    assert response.status_code == 200 and "The database is away" in response.content.decode()
+    assert client.get("/status/feed.atom").status_code == 503
