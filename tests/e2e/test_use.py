@@ -302,9 +302,10 @@ def test_every_documented_variable_reaches_the_app(stack: Stack) -> None:
         "STATIC_ROOT",
         "METRICS_DIR",
         "HEALTH_DRAIN_FILE",
+        "ENVIRONMENTS_FILE",
     }
-    of_run = {"HOST", "PORT", "PYTHON", "TEST_PROCESSES"}
-    assert known - given - own - of_run == set()
+    of_commands = {"HOST", "PORT", "PYTHON", "TEST_PROCESSES", "LEDGER_URL", "LEDGER_TOKEN"}
+    assert known - given - own - of_commands == set()
 
 
 def test_twelve_uploads_at_once_are_all_answered(stack: Stack) -> None:
