@@ -70,6 +70,7 @@ class Report:
             "status": self.status,
             "timestamp": self.timestamp.isoformat(),
             "version": settings.VERSION,
+            "commit": settings.COMMIT,
             "checks": {name: str(result) for name, result in self.checks.items()},
             "durations_ms": {name: round(result.duration * 1000, 1) for name, result in self.checks.items()},
         }

@@ -81,10 +81,11 @@ def state() -> str:
 
 
 def test_a_report_has_the_guides_shape(settings: Settings) -> None:
-    settings.VERSION = "1.2.3"
+    settings.VERSION, settings.COMMIT = "1.2.3", "4f2a9c1"
     found = report().as_dict()
-    assert list(found) == ["status", "timestamp", "version", "checks", "durations_ms"]
-    assert (found["status"], found["version"], found["checks"]) == ("healthy", "1.2.3", {"fake": "healthy"})
+    assert list(found) == ["status", "timestamp", "version", "commit", "checks", "durations_ms"]
+    assert (found["status"], found["checks"]) == ("healthy", {"fake": "healthy"})
+    assert (found["version"], found["commit"]) == ("1.2.3", "4f2a9c1")
     assert found["timestamp"].endswith("+00:00")
     assert found["durations_ms"]["fake"] >= 0
 
