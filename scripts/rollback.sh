@@ -2,12 +2,13 @@
 # Brings back an earlier version with bash (3.2 or newer) and kubectl (1.20 or newer) alone: for when nothing else works.
 # docs/operations.md explains it. `rollback.sh --help` says how it is called.
 set -euo pipefail
+export LC_ALL=C # [a-z] is these letters alone, and tr takes bytes
 
 readonly APP=backstagetest1 LEASE=backstagetest1-deploy LEASE_SECONDS=60
 readonly GOOD=backstagetest1/verified-good GONE=backstagetest1/withdrawn BEFORE=backstagetest1/before
 readonly BREAK=backstagetest1/schema-break BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
 readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
-readonly DONE=0 USAGE=2 LOCKED=3 REFUSED=4 WENT_BACK=5 NEEDS_A_PERSON=6
+readonly DONE=0 USAGE=2 LOCKED=3 REFUSED=4 WENT_BACK=5 NEEDS_A_PERSON=6 INTERRUPTED=130
 readonly POLL=1 # seconds between two looks
 
 usage() {
@@ -36,14 +37,15 @@ examples:
   scripts/rollback.sh 1.4.0 backstagetest1-staging --dry-run
 
 exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
-  5 the version did not get ready, and what ran before serves; 6 it failed, or was interrupted, and needs a person.
+  5 the version did not get ready, and what ran before serves; 6 it failed, and needs a person;
+  130 interrupted: the last line says in which state it leaves things.
 With LEDGER_URL and LEDGER_TOKEN set, and curl here, the ledger is told; it is never waited for.
 EOF
 }
 
 # What people see
 
-if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
+if [[ -t 1 && -t 2 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
   bold=$'\033[1m' red=$'\033[31m' green=$'\033[32m' yellow=$'\033[33m' plain=$'\033[0m'
 else
   bold='' red='' green='' yellow='' plain=''
@@ -138,6 +140,16 @@ age() {
 
 # What runs, and what ran
 
+reach() { # one request, without the five of kubectl's discovery: a cluster that does not answer is known in ten seconds
+  local said
+  if ! said=$(kubectl --request-timeout=5s ${context:+"--context=$context"} get --raw /version 2>&1); then
+    case $said in
+      *orbidden*) ;; # it is there, and what is needed is asked next
+      *) die $REFUSED "$said
+The cluster cannot be asked. Are the context ($shown_context) and the network right? Nothing was changed." ;;
+    esac
+  fi
+}
 look() { # sets colour, deployment (the one that has the traffic), image, running, container_found
   local answer
   colour=$(kube get service "$APP" --ignore-not-found -o 'go-template={{with .spec.selector.colour}}{{.}}{{end}}') ||
@@ -162,23 +174,23 @@ other_colour() { if [[ $colour == blue ]]; then printf green; else printf blue; 
 # shellcheck disable=SC2016 # these are variables of Go templates: https://pkg.go.dev/text/template
 noted() { printf '{{with $set.metadata.annotations}}{{with index . "%s"}}{{.}}{{end}}{{end}}' "$1"; }
 # shellcheck disable=SC2016
-# One line for each revision, the newest first: time|deployment|revision|image|verified|withdrawn|current|change cause
+# One line for each revision, the newest first: time|deployment|revision|image|verified|withdrawn|schema break|current|change cause
 revisions() {
   local name current
   for name in $APP ${colour:+"$APP-blue" "$APP-green"}; do
     [[ $name != "$APP" || ! $colour ]] || continue
     current=$(annotation deployment "$name" $REVISION 2>/dev/null) || continue
     kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{\$set := .}}{{range .metadata.ownerReferences}}{{if and (eq .kind \"Deployment\") (eq .name \"$name\")}}$(
-      printf '{{$set.metadata.creationTimestamp}}|{{.name}}|%s|%s|%s|%s|{{with $set.metadata.annotations}}{{if eq (print (index . "%s")) "%s"}}current{{end}}{{end}}|%s' \
+      printf '{{$set.metadata.creationTimestamp}}|{{.name}}|%s|%s|%s|%s|%s|{{with $set.metadata.annotations}}{{if eq (print (index . "%s")) "%s"}}current{{end}}{{end}}|%s' \
         "$(noted $REVISION)" "{{range \$set.spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}" \
-        "$(noted $GOOD)" "$(noted $GONE)" $REVISION "$current" "$(noted $CAUSE)"
+        "$(noted $GOOD)" "$(noted $GONE)" "$(noted $BREAK)" $REVISION "$current" "$(noted $CAUSE)"
     ){{\"\\n\"}}{{end}}{{end}}{{end}}"
   done | grep -E '^[0-9]{4}-[0-9T:Z-]+\|' | if [[ $colour ]]; then sort -r; else sort -t '|' -k 3,3nr; fi
 }
 versions() { # prints the history for people
-  local time name revision its_image good gone current cause version state
+  local time name revision its_image good gone breaks current cause version state
   printf '%s%-9s %-20s %-6s %-14s %s%s\n' "$bold" REVISION VERSION AGE STATE 'CHANGE CAUSE' "$plain"
-  while IFS='|' read -r time name revision its_image good gone current cause; do
+  while IFS='|' read -r time name revision its_image good gone breaks current cause; do
     [[ $time ]] || continue
     version=$(tag_of "$its_image")
     if [[ $current && $name == "$deployment" && $good == "$version" ]]; then
@@ -196,30 +208,36 @@ versions() { # prints the history for people
   done <<<"$past"
 }
 find_previous() { # sets suggested: the last version that was verified good, and does not run
-  local time name revision its_image good gone current cause version
+  local time name revision its_image good gone breaks current cause version
   suggested=''
-  while IFS='|' read -r time name revision its_image good gone current cause; do
+  while IFS='|' read -r time name revision its_image good gone breaks current cause; do
     version=$(tag_of "$its_image")
     if [[ $version != "$running" && $good == "$version" && ! $suggested ]]; then suggested=$version; fi
   done <<<"$past"
 }
-find_version() { # sets found_image, verified and floor from the newest revision of $target
-  local time name revision its_image good gone current cause version break_at
-  found_image='' verified='' known=''
-  while IFS='|' read -r time name revision its_image good gone current cause; do
+find_version() { # sets found_image, verified, known and floor for $target, by its newest revision
+  local time name revision its_image good gone breaks current cause version found_time='' all=''
+  found_image='' verified='' known='' floor=''
+  while IFS='|' read -r time name revision its_image good gone breaks current cause; do
     version=$(tag_of "$its_image")
+    all="$all $breaks"
     case " $known " in *" $version "*) ;; *) known="$known $version" ;; esac
     [[ $version == "$target" ]] || continue
     [[ $found_image ]] || found_image=$its_image found_time=$time
     if [[ $good == "$target" ]]; then verified=1; fi
   done <<<"$past"
-  # The first release whose migrations earlier ones cannot live with; whatever is older than it does not fit.
-  floor=''
-  break_at=$(annotation deployment "$deployment" $BREAK)
-  [[ $break_at && $found_image ]] || return 0
-  while IFS='|' read -r time name revision its_image good gone current cause; do
-    if [[ $(tag_of "$its_image") == "$break_at" && $time > $found_time && $break_at != "$target" ]]; then floor=$break_at; fi
-  done <<<"$past"
+  # A release that was before one of these, or that is too long ago to be in the history, does not fit the schema.
+  for breaks in $all; do
+    if [[ $breaks == "$target" ]]; then
+      continue
+    elif [[ ! $found_image ]]; then
+      floor=$breaks
+    else
+      while IFS='|' read -r time name revision its_image good; do
+        if [[ $(tag_of "$its_image") == "$breaks" && $time > $found_time ]]; then floor=$breaks; fi
+      done <<<"$past"
+    fi
+  done
 }
 
 # The lock: a Lease, as manage.py deploy takes it. https://kubernetes.io/docs/concepts/architecture/leases/
@@ -235,12 +253,12 @@ lease() { # lease HOLDER PURPOSE [RESOURCE VERSION]: the Lease as YAML
 micro() { date -u +%Y-%m-%dT%H:%M:%S.000000Z; }
 lock() {
   local said who since renewed seconds by_hand version purpose
-  if [[ $dry ]]; then return 0; fi
   said=$(kube get lease $LEASE --ignore-not-found -o "go-template={{.metadata.resourceVersion}}|{{with .spec.holderIdentity}}{{.}}{{end}}|{{with .spec.acquireTime}}{{.}}{{end}}|{{with .spec.renewTime}}{{.}}{{end}}|{{with .spec.leaseDurationSeconds}}{{.}}{{end}}|{{with .metadata.annotations}}{{with index . \"$BY_HAND\"}}{{.}}{{end}}|{{with index . \"$PURPOSE\"}}{{.}}{{end}}{{else}}|{{end}}" 2>&1) || {
     warn "the lock cannot be read, so nobody is kept away: $said"
     return 0
   }
   if [[ ! $said ]]; then
+    if [[ $dry ]]; then return 0; fi
     if said=$(lease "$owner" "$purpose_text" | kube create --validate=false -f - 2>&1); then
       locked=1
       return 0
@@ -254,12 +272,13 @@ lock() {
   IFS='|' read -r version who since renewed seconds by_hand purpose <<<"$said"
   # manage.py deploy goes back by this script, under the lock that it holds already
   if [[ $who && $who == "${DEPLOY_LOCK_HOLDER:-}" ]]; then return 0; fi
-  if [[ $who && ( $by_hand || $(($(epoch "$(now)") - $(epoch "${renewed:-1970-01-01T00:00:00Z}"))) -le ${seconds:-$LEASE_SECONDS} ) ]]; then
-    die $LOCKED "$who holds the lock since ${since:-some time} for: ${purpose:-?}.
+  if [[ $by_hand == true || ($who && $(($(epoch "$(now)") - $(epoch "${renewed:-1970-01-01T00:00:00Z}"))) -le ${seconds:-$LEASE_SECONDS}) ]]; then
+    die $LOCKED "${who:-Somebody} holds the lock since ${since:-some time}${purpose:+ for: $purpose}.
 Wait for it, or break it if you are sure: kubectl${context:+ --context=$context} --namespace=$namespace delete lease $LEASE
 Nothing was changed."
   fi
-  if [[ $who ]]; then warn "$who had the lock since ${since:-some time} for: ${purpose:-?}; it was not renewed, so its process has died"; fi
+  if [[ $who ]]; then warn "$who had the lock since ${since:-some time}${purpose:+ for: $purpose}; it was not renewed, so its process has died"; fi
+  if [[ $dry ]]; then return 0; fi
   if ! said=$(lease "$owner" "$purpose_text" "$version" | kube replace --validate=false -f - 2>&1); then
     die $LOCKED "Somebody else has just taken the lock. Try again. Nothing was changed. ($said)"
   fi
@@ -330,6 +349,8 @@ wait_for() { # wait_for DEPLOYMENT IMAGE: 0 when all is ready; else 1, and why i
 }
 explain() { # explain DEPLOYMENT IMAGE: which of its pods are not ready, and what they and the cluster say
   local name ready rest
+  # No pod at all, as with a quota that is used up
+  kube get deployment "$1" -o 'go-template={{range .status.conditions}}{{if eq .type "ReplicaFailure"}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}{{end}}' 2>/dev/null || true
   while IFS='|' read -r name ready rest; do
     [[ $name && $ready != True ]] || continue
     head_line "Pod $name is not ready:"
@@ -350,30 +371,35 @@ rolling_out() { # whether the Deployment's rollout still gets on: it has not giv
 }
 replicas_of() { kube get deployment "$1" -o 'go-template={{.spec.replicas}}'; }
 
-# verify: /health/ through the Service, else from inside a pod. 0 if it serves. Says what it found.
-verify() {
-  local port answer pod
+verify() { # verify DEPLOYMENT IMAGE: /health/ through the Service, else from inside a pod; 0 if it serves, else why is set
+  local port answer pod path tries
   [[ ! $dry ]] || return 0
   port=$(kube get service $APP -o 'go-template={{(index .spec.ports 0).port}}' 2>/dev/null || true)
-  if [[ $port ]]; then
+  for tries in 1 2 3 4 5; do # the Service's endpoints follow its selector and the pods a moment later
+    [[ $port ]] || break
     for path in health/ health/ready/; do
-      if answer=$(kube get --raw "/api/v1/namespaces/$namespace/services/http:$APP:$port/proxy/$path" 2>&1); then
+      if answer=$(kube --request-timeout=5s get --raw "/api/v1/namespaces/$namespace/services/http:$APP:$port/proxy/$path" 2>&1); then
+        if [[ $tries != 5 ]] && ! is_target "$answer"; then break; fi
         say "  service/$APP answers /$path: $answer"
-        reported "$answer"
+        is_target "$answer" || warn "it says of itself that it is version $told, not $target"
         return 0
       fi
+      # The API server may not be let through to the pods, by RBAC or by a NetworkPolicy.
+      case $answer in *orbidden* | *imeout* | *imed\ out* | *deadline*) break 2 ;; esac
     done
-  fi
-  # The API server may not be let through to the pods (NetworkPolicy, RBAC): a pod can ask itself.
+    sleep $POLL
+  done
+  # A pod can ask itself.
   pod=$(pods_of "$1" "$2" | sed -n '/|True|/{s/|.*//p;q;}')
   if [[ ! $pod ]]; then
     why='no pod of it is ready'
     return 1
   fi
   for path in health/ health/ready/; do
-    if answer=$(kube exec "$pod" -c $APP -- python -m health --url "http://127.0.0.1:8000/$path" 2>&1); then
+    if answer=$(kube exec "$pod" -c $APP -- python -m health --json --url "http://127.0.0.1:8000/$path" 2>&1); then
       say "  pod $pod answers /$path: $answer"
       if [[ $path != health/ ]]; then warn "/health/ is not well, see above, and /health/ready/ is: it serves"; fi
+      is_target "$answer" || warn "it says of itself that it is version $told, not $target"
       return 0
     fi
     say "  pod $pod, /$path: $answer"
@@ -386,10 +412,9 @@ verify() {
   esac
   warn "/health/ could not be asked, so only the readiness of the pods is known"
 }
-reported() { # the version that /health/ tells
-  local told
+is_target() { # whether the answer of /health/ tells the version that was asked for, or none; sets told
   told=$(printf '%s' "$1" | sed -n 's/.*"version": *"\([^"]*\)".*/\1/p')
-  if [[ $told && $told != "$target" ]]; then warn "it says of itself that it is version $told, not $target"; fi
+  [[ ! $told || $told == "$target" ]]
 }
 
 record() { # record RESULT: tells the ledger, if it is known and there
@@ -431,6 +456,7 @@ while (($#)); do
     --image) value "$@" && exact=$2 && shift ;;
     --reason) value "$@" && reason=$2 && shift ;;
     -n | --namespace) value "$@" && place=$2 && shift ;;
+    '') misused 'A word is empty: is a variable not set?' ;; # else the namespace would be taken for the version
     -*) misused "There is no option $1." ;;
     *)
       if [[ ! $target && ! $list && ! $previous ]]; then
@@ -470,22 +496,27 @@ ends() { # whatever happens: the lock is given back, and an interruption says in
   trap - EXIT INT TERM HUP
   progress_ends
   unlock
-  exit $code
+  case $code in
+    [02-6] | 130) exit "$code" ;; # all others are of a command that was not expected to fail, and said why
+  esac
+  if [[ $phase == checks ]]; then die $REFUSED 'It failed: see above. Nothing was changed.'; fi
+  die $NEEDS_A_PERSON "It failed on the way to $target: see above. rollback.sh --list $namespace shows what runs."
 }
 interrupted() {
   progress_ends
   trap '' INT TERM HUP
   case $phase in
-    checks) die $REFUSED 'Interrupted. Nothing was changed.' ;;
-    idle) die $NEEDS_A_PERSON "Interrupted: $running still has the traffic; deployment/$moving is on its way to $target, without traffic. The same command goes on." ;;
-    moving) die $NEEDS_A_PERSON "Interrupted: deployment/$moving is on its way from $running to $target; what is ready serves. The same command with --force goes on, and rollback.sh $running $namespace --force goes back to $running." ;;
-    verifying) die $NEEDS_A_PERSON "Interrupted: $target has the traffic; only its check is left. rollback.sh --list $namespace shows what runs." ;;
-    returning) die $NEEDS_A_PERSON "Interrupted while $running was being brought back: rollback.sh --list $namespace shows what runs." ;;
+    checks) die $INTERRUPTED 'Interrupted. Nothing was changed.' ;;
+    idle) die $INTERRUPTED "Interrupted: $running still has the traffic; deployment/$moving is on its way to $target, without traffic. The same command goes on." ;;
+    moving) die $INTERRUPTED "Interrupted: deployment/$moving is on its way from $running to $target; what is ready serves. The same command with --force goes on, and rollback.sh $running $namespace --force goes back to $running." ;;
+    verifying) die $INTERRUPTED "Interrupted: $target has the traffic; only its check is left. rollback.sh --list $namespace shows what runs." ;;
+    returning) die $INTERRUPTED "Interrupted while $running was being brought back: rollback.sh --list $namespace shows what runs." ;;
   esac
 }
 trap ends EXIT
 trap interrupted INT TERM HUP
 
+reach
 look
 past=$(revisions || true)
 find_previous
@@ -518,9 +549,14 @@ fi
 new_image=${exact:-$found_image}
 [[ $new_image ]] || die $REFUSED "Version $target is not in the history of $namespace. There is:$known. If it is in the registry, name its whole image: --image $(repository_of "$image"):$target. Nothing was changed."
 if [[ $floor && ! $force ]]; then
-  die $REFUSED "The database has migrations of $floor, which $target cannot run on, and going back does not take them back. Choose $floor or a later one; --force goes on all the same. Nothing was changed."
+  die $REFUSED "The database has migrations of $floor, which $target cannot run on$([[ $found_image ]] || printf ' unless it is a later one, and the history does not tell'), and going back does not take them back. Choose $floor or a later one; --force goes on all the same. Nothing was changed."
+fi
+if [[ $colour ]]; then
+  said=$(image_of "$APP-$(other_colour)" || true)
+  [[ $said ]] || die $REFUSED "There is no other colour to go back to: deployment/$APP-$(other_colour) is not there, or has no container $APP. Nothing was changed."
 fi
 is_complete "$deployment" || true
+if [[ ${wanted:-} == 0 && ! $colour ]]; then die $REFUSED "deployment/$deployment is scaled to 0, so nothing would show whether $target works: kubectl${context:+ --context=$context} --namespace=$namespace scale deployment/$deployment --replicas=3. Nothing was changed."; fi
 if [[ ${paused:-} ]]; then die $REFUSED "deployment/$deployment is paused: kubectl --namespace=$namespace rollout resume deployment/$deployment. Nothing was changed."; fi
 if [[ ! $force && ! ${DEPLOY_LOCK_HOLDER:-} ]] && ! is_complete "$deployment" && [[ ! $(hopeless "$deployment" "$image") ]] && rolling_out "$deployment"; then
   die $REFUSED "A rollout to $running is under way in deployment/$deployment ($updated of $wanted updated, $available available). Wait for its end, or say --force to break it off. Nothing was changed."
@@ -545,29 +581,36 @@ fails() { # fails MESSAGE CODE
   record failed
   die "$2" "$1"
 }
-withdraw() { # whatever was left for another is no longer a version to go back to by itself
-  local its_image sets set
-  # From the Deployment first, whose notes its controller copies. One that was rolled back has others by now.
-  if [[ $deployment != "$moving" ]]; then change annotate deployment "$deployment" "$GOOD-" "$BEFORE-" || true; fi
-  sets=$(kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{.metadata.name}}|{{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}{{\"\\n\"}}{{end}}") || return 0
-  while IFS='|' read -r set its_image; do
-    if [[ $set && $its_image == "$image" ]]; then
-      change annotate replicaset "$set" --overwrite "$GOOD-" "$GONE=$(now) ${reason:-by $owner}" || warn "replicaset/$set could not be marked as rolled back"
+withdraw() { # withdraw IMAGE WHY: what was left for another, or failed, is no longer a version to go back to by itself
+  local its_image sets name
+  sets=$(kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{.metadata.name}}|{{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}{{\"\n\"}}{{end}}") || return 0
+  while IFS='|' read -r name its_image; do
+    if [[ $name && $its_image == "$1" ]]; then
+      change annotate replicaset "$name" --overwrite "$GOOD-" "$GONE=$(now) $2" || warn "replicaset/$name could not be marked as rolled back"
     fi
   done <<<"$sets"
 }
+unmark() { # unmark DEPLOYMENT: its controller would copy the mark anew
+  change annotate deployment "$1" "$GOOD-" "$BEFORE-" || warn "deployment/$1 still has the mark $GOOD"
+}
 
 if [[ $colour ]]; then
-  moving=$APP-$(other_colour) phase=idle
-  idle_image=$(image_of "$moving") idle_replicas=$(replicas_of "$moving") wanted_replicas=$(replicas_of "$deployment")
+  moving=$APP-$(other_colour)
+  idle_image=$(image_of "$moving") # one to a line: only the last one's failure would count
+  idle_replicas=$(replicas_of "$moving")
+  wanted_replicas=$(replicas_of "$deployment")
   ((wanted_replicas > 0)) || wanted_replicas=1
+  phase=idle
   if [[ $idle_image != "$new_image" ]] || ((idle_replicas < wanted_replicas)); then
     say "Bringing up $target as deployment/$moving, beside $running"
-    to_image "$moving" "$new_image" "$cause" "${verified:+$target}" "$wanted_replicas"
+    to_image "$moving" "$new_image" "$cause" "${verified:+$target}" "$wanted_replicas" ||
+      { phase=checks && die $REFUSED "The cluster did not take it: see above. Nothing was changed."; }
   fi
-  if [[ ! $dry ]] && ! { wait_for "$moving" "$new_image"; }; then
+  if [[ ! $dry ]] && ! wait_for "$moving" "$new_image"; then
     explain "$moving" "$new_image"
     phase=returning
+    unmark "$moving"
+    withdraw "$new_image" "failed: $why"
     change scale deployment "$moving" --replicas="$idle_replicas" || true
     fails "$target does not get ready: $why. $running never lost the traffic, and serves. Next: rollback.sh --list $namespace" $WENT_BACK
   fi
@@ -581,6 +624,8 @@ if [[ $colour ]]; then
     phase=returning
     change patch service $APP --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$old_colour\"}}}" ||
       fails "$target does not serve ($why), and the traffic could not be moved back: see above. kubectl --namespace=$namespace get pods -l app=$APP" $NEEDS_A_PERSON
+    unmark "$moving"
+    withdraw "$new_image" "failed: $why"
     fails "$target does not serve: $why. The traffic is back at $running. Next: rollback.sh --list $namespace" $WENT_BACK
   fi
 else
@@ -601,6 +646,7 @@ else
     say "Bringing back $running"
     # Pods of it that are still there serve all the while: none is taken away before another is ready.
     if to_image "$deployment" "$image" "rollback to $target failed" '' && wait_for "$deployment" "$image"; then
+      withdraw "$new_image" "failed: $failed_why"
       fails "$target does not get ready: $failed_why. $running serves, as before. Next: rollback.sh --list $namespace" $WENT_BACK
     fi
     is_complete "$deployment" || true
@@ -610,8 +656,8 @@ else
     fails "$target does not get ready: $failed_why. Nor does $running: $why. Nothing serves. Next: rollback.sh --list $namespace, and another version" $NEEDS_A_PERSON
   fi
 fi
-withdraw
-phase=ended
+if [[ $deployment != "$moving" ]]; then unmark "$deployment"; fi
+if [[ $image != "$new_image" ]]; then withdraw "$image" "${reason:-by $owner}"; fi
 trap '' INT TERM HUP
 kube get pods -l "app=$APP${colour:+,colour=$colour}" || true
 record succeeded

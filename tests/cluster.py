@@ -50,8 +50,9 @@ class Refusal(Exception):
 class Cluster:
     """`becomes` says what an image does: "good" (unless told), "crash" (ends at once), "pull" (cannot be pulled),
     "unready" (runs, and is never ready), "sick" (is ready, and /health/ and /health/ready/ answer 503), "degraded" (the
-    latter is well). `seconds` is what a pod takes to get ready. `closed`: who asks for a Service through the API server
-    is refused. `writes` are all requests that changed something: method, path and body.
+    latter is well), "quota" (no pod of it is made). `seconds` is what a pod takes to get ready. `lag`: so many answers
+    through the Service still come from an old pod. `closed`: who asks for a Service through the API server is refused.
+    `writes` are all requests that changed something: method, path and body.
     """
 
     def __init__(self, namespace: str = "default") -> None:
@@ -60,6 +61,7 @@ class Cluster:
         self.becomes: dict[str, str] = {}
         self.seconds = 0.2
         self.closed = False
+        self.lag = 0
         self.forbidden: set[str] = set()
         self.writes: list[tuple[str, str, str]] = []
         self.hooks: list[Callable[[str, str], None]] = []
@@ -205,7 +207,8 @@ class Cluster:
         ready = [pod for pod in new if is_ready(pod)]
         while len(ready) > wanted:
             del self.objects["pods", ready.pop()["metadata"]["name"]]
-        if len(new) < wanted and len(ready) == len(new):
+        short = self.becomes.get(image_of(current)) == "quota"
+        if len(new) < wanted and len(ready) == len(new) and not short:
             self.pod(current, at, len(new))
         for pod in sorted(old, key=is_ready)[: max(0, len(old) + len(ready) - wanted)]:
             del self.objects["pods", pod["metadata"]["name"]]
@@ -218,6 +221,9 @@ class Cluster:
             "availableReplicas": available,
             "conditions": [{"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}],
         }
+        if short:
+            quota = {"reason": "FailedCreate", "message": "pods are forbidden: exceeded quota"}
+            found["status"]["conditions"].append({"type": "ReplicaFailure", "status": "True"} | quota)
 
     def owned(self, name: str) -> list[Object]:
         return [each for each in self.all("replicasets") if owner(each) == name]
@@ -400,6 +406,9 @@ class Cluster:
             raise Refusal(503, "ServiceUnavailable", f'no endpoints available for service "http:{APP}:80"')
         does = self.becomes.get(images[0], "good")
         well = does == "good" or (does == "degraded" and path.endswith("/ready/"))
+        if self.lag:
+            self.lag -= 1
+            return 200, {"status": "healthy", "version": "old"}
         body = {"status": "healthy" if well else "unhealthy", "version": images[0].rpartition(":")[2]}
         return (200 if well else 503), body
 

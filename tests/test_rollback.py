@@ -6,6 +6,7 @@ import pty
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pytest
 from pytest_django.live_server_helper import LiveServer
 
 from deploy.models import Deployment
-from tests.cluster import APP, Cluster
+from tests.cluster import APP, Cluster, Refusal
 from tests.ledgers import deployed, token
 from tests.servers import ROOT, eventually
 
@@ -139,6 +140,7 @@ def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) ->
         ((), "Usage: rollback.sh <previous_version>"),
         (("2", "default", "more"), "One word too many: more"),
         (("2", "--forse"), "no option --forse"),
+        (("", "default"), "A word is empty"),
         (("2", "--timeout"), "--timeout needs a value"),
         (("2", "--timeout", "soon"), "--timeout soon: expected seconds"),
         (("2; rm -rf /",), "is no version: expected an image's tag"),
@@ -185,6 +187,38 @@ def test_a_cluster_out_of_reach_is_said() -> None:
     cluster.folder.cleanup()
 
 
+def test_a_cluster_that_never_answers_is_not_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, Cluster() as cluster:
+        config = cluster.config()
+        config["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        Path(cluster.kubeconfig).write_text(json.dumps(config))
+        began = time.monotonic()
+        refused(cluster, 4, "The cluster cannot be asked", "2")
+        assert time.monotonic() - began < 20
+
+
+def test_what_nobody_expected_to_fail_is_no_silent_end(colours: Cluster) -> None:
+    def broken(method: str, path: str) -> None:
+        if method == "GET" and path.endswith(f"/deployments/{APP}-green") and held(colours):
+            raise Refusal(500, "InternalError", "etcdserver: leader changed")
+
+    colours.hooks.append(broken)
+    done = rollback(colours, "1")
+    assert done.returncode == 4 and "leader changed" in done.stdout, done.stdout
+    assert "It failed: see above. Nothing was changed." in done.stdout and held(colours) == ""
+    assert colours.serving() == {f"{REPO}:2"}
+
+
+def test_a_change_that_the_cluster_refuses_changes_nothing(colours: Cluster) -> None:
+    def broken(method: str, path: str) -> None:
+        if method == "PATCH" and path.endswith("/deployments/backstagetest1-green"):
+            raise Refusal(403, "Forbidden", "admission webhook denied the request")
+
+    colours.hooks.append(broken)
+    done = rollback(colours, "2x", "--image", f"{REPO}:2x")
+    assert done.returncode == 4 and "webhook denied" in done.stdout and "Nothing was changed." in done.stdout
+
+
 def test_a_rollout_under_way_is_not_broken_off_unless_told(cluster: Cluster) -> None:
     cluster.seconds = 3600
     cluster.deploy(APP, f"{REPO}:4", replicas=2)
@@ -214,6 +248,33 @@ def test_migrations_that_the_target_cannot_live_with_bar_the_way(cluster: Cluste
     assert done.returncode == 0 and "does not take migrations back" in done.stdout
 
 
+def test_what_history_has_forgotten_is_not_taken_to_fit_the_schema(cluster: Cluster) -> None:
+    cluster.deploy(APP, f"{REPO}:4", replicas=2, **{f"{APP}/schema-break": "4"})
+    cluster.deploy(APP, f"{REPO}:5", replicas=2)
+    refused(cluster, 4, "migrations of 4, which 0 cannot run on unless", "0", "--image", f"{REPO}:0")
+    done = rollback(cluster, "4")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_break_of_the_schema_counts_for_both_colours(colours: Cluster) -> None:
+    colours.deploy(f"{APP}-blue", f"{REPO}:3", replicas=2, **{f"{APP}/schema-break": "3"})
+    colours.service("green")
+    colours.deploy(f"{APP}-green", f"{REPO}:4", replicas=2, good="4")
+    refused(colours, 4, "migrations of 3, which 2 cannot run on", "2")
+    done = rollback(colours, "3")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_deployment_without_pods_is_not_judged(cluster: Cluster) -> None:
+    cluster.deploy(APP, f"{REPO}:3", replicas=0)
+    refused(cluster, 4, "is scaled to 0, .* scale deployment/backstagetest1 --replicas=3", "2")
+
+
+def test_a_cluster_with_one_colour_has_no_other_to_go_to(colours: Cluster) -> None:
+    del colours.objects["deployments", f"{APP}-green"]
+    refused(colours, 4, "no other colour to go back to: deployment/backstagetest1-green", "1", "--image", f"{REPO}:1")
+
+
 def test_production_is_not_touched_without_a_yes() -> None:
     with Cluster("backstagetest1-production") as cluster:
         cluster.service()
@@ -233,6 +294,11 @@ def test_a_lock_that_somebody_holds_is_respected(cluster: Cluster, notes: dict[s
         "2",
     )
     assert held(cluster) == "bob@laptop"
+
+
+def test_a_dry_run_meets_the_lock_too(cluster: Cluster) -> None:
+    lease(cluster, "bob@laptop: deploy of 4", age=3600, by_hand="true")
+    refused(cluster, 3, r"bob@laptop: deploy of 4 holds the lock since [^ ]+\.\n", "2", "--dry-run")
 
 
 def test_a_lock_whose_holder_died_is_taken_over(cluster: Cluster) -> None:
@@ -271,6 +337,7 @@ def test_without_the_right_to_lock_it_warns_and_goes_on(cluster: Cluster) -> Non
     [
         ("crash", ["CrashLoopBackOff", "BackOff: Back-off restarting", "| Traceback: no module named nothing"]),
         ("pull", ["ImagePullBackOff"]),
+        ("quota", ["not ready after 4 s", "FailedCreate: pods are forbidden: exceeded quota"]),
         ("unready", ["not ready after 4 s", "Unhealthy: Readiness probe failed", "| listening on 8000"]),
         ("sick", ["/health/ready/"]),
     ],
@@ -291,6 +358,8 @@ def test_a_target_that_is_bad_itself_is_left_and_explained(cluster: Cluster, doe
     assert cluster.serving() == {f"{REPO}:3"} and "nobody" not in seen
     assert held(cluster) == ""
     assert GONE not in cluster.sets()[f"{REPO}:3"]["metadata"]["annotations"]
+    notes = cluster.sets()[f"{REPO}:2"]["metadata"]["annotations"]
+    assert "failed: " in notes[GONE] and GOOD not in notes, "--previous would go to what has just failed"
 
 
 def kubectl_whose_exec(cluster: Cluster, says: str, code: int) -> Path:
@@ -318,6 +387,18 @@ def test_when_the_service_cannot_be_asked_a_pod_is(cluster: Cluster) -> None:
     assert done.returncode == 0 and re.search(r"pod \S+ answers /health/: healthy; database", done.stdout), done.stdout
     done = rollback(cluster, "1")
     assert done.returncode == 0 and "/health/ could not be asked" in done.stdout, done.stdout
+
+
+def test_the_version_is_asked_until_the_endpoints_have_followed(colours: Cluster) -> None:
+    colours.lag = 2
+    done = rollback(colours, "1")
+    assert done.returncode == 0 and '"version": "1"' in done.stdout and "Warning" not in done.stdout, done.stdout
+
+
+def test_an_image_that_is_not_what_its_tag_says_is_told(cluster: Cluster) -> None:
+    cluster.lag = 1000
+    done = rollback(cluster, "2")
+    assert done.returncode == 0 and "it says of itself that it is version old, not 2" in done.stdout, done.stdout
 
 
 def test_a_cache_that_is_away_is_no_reason_to_stay(cluster: Cluster) -> None:
@@ -357,7 +438,7 @@ def test_an_interruption_says_in_which_state_it_leaves_things(cluster: Cluster, 
         assert held(cluster).startswith("ann@")
         process.send_signal(number)
         said = process.stdout.read()
-        assert process.wait(20) == 6
+        assert process.wait(20) == 130
     assert "on its way from 3 to 2; what is ready serves" in said and "rollback.sh 3 default --force" in said
     assert held(cluster) == "" and cluster.serving() == {f"{REPO}:3"}
 
