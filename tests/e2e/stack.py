@@ -56,7 +56,8 @@ def clone(folder: Path) -> Path:
 def build(folder: Path, tag: str, *, version: str) -> str:
     """Builds the image from `folder` and returns its name."""
     name, began = f"{LABEL}:{tag}", time.monotonic()
-    arguments = ["--build-arg", f"APP_VERSION={version}", "--build-arg", f"APP_COMMIT={tag}"]
+    values = {"APP_VERSION": version, "APP_COMMIT": tag, "APP_CREATED": "2026-01-31T09:15:00+00:00"}
+    arguments = [word for value in values.items() for word in ("--build-arg", "=".join(value))]
     docker("build", "--quiet", *arguments, "--tag", name, str(folder))
     say(f"image {tag} built in {time.monotonic() - began:.1f} s")
     return name
@@ -277,7 +278,7 @@ class Stack:
         return self
 
     def close(self) -> None:
-        self.compose("--profile", "*", "down", "--volumes", "--timeout", "5", check=False)
+        self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
 
     def client(self, host: str = "") -> Client:
         """A visitor, who comes through nginx."""
@@ -323,6 +324,18 @@ class Stack:
         return time.monotonic() - began
 
 
+def leftovers() -> list[str]:
+    """The names of this run's containers, volumes, networks and images."""
+    named = ["--filter", f"name={LABEL}"]
+    found = [
+        *docker("ps", "--all", *named, "--format", "{{.Names}}").split(),
+        *docker("volume", "ls", *named, "--quiet").split(),
+        *docker("network", "ls", *named, "--format", "{{.Name}}").split(),
+        *docker("image", "ls", "--quiet", LABEL).split(),
+    ]
+    return found
+
+
 @pytest.fixture(scope="session")
 def checkout() -> Iterator[Path]:
     """A fresh clone."""
@@ -333,10 +346,13 @@ def checkout() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def image(checkout: Path) -> Iterator[str]:
-    """The image, built from the clone."""
-    yield build(checkout, "one", version="1.0.0")
-    names = docker("image", "ls", "--quiet", LABEL).split()
-    docker("image", "rm", "--force", *sorted(set(names)), check=False)
+    """The image, built from the clone. At the end nothing is left of what the tests made, whatever became of them."""
+    try:
+        yield build(checkout, "one", version="1.0.0")
+    finally:
+        if images := set(docker("image", "ls", "--quiet", LABEL).split()):
+            docker("image", "rm", "--force", *sorted(images))
+    assert not (left := leftovers()), f"not cleared up: {left}"
 
 
 @pytest.fixture(scope="session")

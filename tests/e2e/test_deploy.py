@@ -179,9 +179,8 @@ def test_a_bad_release_is_found_and_left_once_with_the_old_one_serving(
     if step == "bring up":  # from the start of the bad one: before it, an older release may have had to end
         took = float(re.findall(r"([0-9.]+) s after its start", events[-1]["why"])[0])
     say(f"found by the {step} after {took:.1f} s (bound {bound} s): {events[-1]['why']}")
-    say(
-        f"meanwhile {load}; of the probe traffic {events[-1]['failed_requests']} of {events[-1]['probe_requests']} failed"
-    )
+    failed, probes = events[-1]["failed_requests"], events[-1]["probe_requests"]
+    say(f"meanwhile {load}; of the probe traffic {failed} of {probes} failed")
     assert took < bound + (WAIT if step == "watch" and script == LATE else 0)
     assert list(steps(events))[-1] == "go back" and steps(events)["go back"] == "succeeded"
     assert sum(e["event"] == "step" and e["name"] == "go back" and e["outcome"] == "running" for e in events) == 1

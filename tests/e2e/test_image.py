@@ -6,6 +6,7 @@ import re
 import secrets
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def test_nothing_that_lies_about_in_the_checkout_gets_into_a_layer(tmp_path: Pat
     assert mark not in docker("history", "--no-trunc", image) + docker("inspect", image)
 
 
+def test_a_change_of_code_makes_the_layer_of_the_code_anew_and_no_other(image: str, tmp_path: Path) -> None:
+    def layers_of(name: str) -> list[str]:
+        found: list[str] = json.loads(docker("inspect", name))[0]["RootFS"]["Layers"]
+        return found
+
+    folder = clone(tmp_path)
+    with (folder / "accounts" / "models.py").open("a") as code:
+        code.write(f"# {secrets.token_hex(8)}\n")
+    began = time.monotonic()
+    before, after = layers_of(image), layers_of(build(folder, "changed", version="1.0.0"))
+    assert [a == b for a, b in zip(before, after, strict=True)].count(False) == 1
+    assert time.monotonic() - began < 60
+
+
 def test_no_secret_is_in_a_layer_or_in_the_history(layers: list[tuple[str, bytes]], image: str) -> None:
     assert len(layers) > 1000
     assigned = re.compile(rb"(SECRET_KEY|PASSWORD|TOKEN)['\"]?\s*[=:]\s*['\"]?[A-Za-z0-9_\-]{32,}")
@@ -99,6 +114,7 @@ def test_it_says_what_it_is(image: str) -> None:
     assert config["Healthcheck"]["Test"][0] == "CMD"
     assert config["Labels"]["org.opencontainers.image.version"] == "1.0.0"
     assert config["Labels"]["org.opencontainers.image.revision"] == "one"
+    assert config["Labels"]["org.opencontainers.image.created"] == "2026-01-31T09:15:00+00:00"
     size = int(docker("inspect", "--format", "{{.Size}}", image)) - int(
         docker("inspect", "--format", "{{.Size}}", BASE)
     )

@@ -3,8 +3,11 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -79,7 +82,8 @@ def test_kubernetes_is_answered_whatever_host_its_probes_name(stack: Stack) -> N
         answer = pod.get(path, User_Agent="kube-probe/1.33")
         assert answer.status == 200, path
     report = pod.get("/health/").json()
-    assert report["version"] == "1.0.0" and report["checks"]["database"] == report["checks"]["cache"] == "healthy"
+    assert (report["version"], report["commit"]) == ("1.0.0", "one")
+    assert report["checks"]["database"] == report["checks"]["cache"] == "healthy"
 
 
 def test_prometheus_counts_each_request_that_went_through_nginx(stack: Stack) -> None:
@@ -284,7 +288,13 @@ def test_no_password_is_in_a_container_s_environment_and_the_app_is_no_superuser
 
 
 def test_nginx_finds_its_configuration_right(stack: Stack) -> None:
+    """And gixy-ng finds no fault with the whole of it, what scripts/nginx.sh writes included."""
     stack.exec("nginx", "nginx", "-t")
+    whole = stack.exec("nginx", "nginx", "-T")
+    assert "server_name\nlocalhost\n127.0.0.1\n;" in whole
+    gixy = Path(sys.executable).with_name("gixy")
+    done = subprocess.run([gixy, "-"], input=whole, capture_output=True, text=True)
+    assert done.returncode == 0 and "No issues found" in done.stdout, done.stdout + done.stderr
 
 
 def test_every_documented_variable_reaches_the_app(stack: Stack) -> None:
