@@ -405,7 +405,7 @@ verify() { # verify DEPLOYMENT IMAGE: /health/ through the Service, else from in
     say "  pod $pod, /$path: $answer"
   done
   case $answer in
-    *[Uu]nhealthy* | *503*)
+    *unhealthy* | *'answers 5'*)
       why="pod $pod says: $answer"
       return 1
       ;;
@@ -627,6 +627,10 @@ if [[ $colour ]]; then
     unmark "$moving"
     withdraw "$new_image" "failed: $why"
     fails "$target does not serve: $why. The traffic is back at $running. Next: rollback.sh --list $namespace" $WENT_BACK
+  fi
+  if [[ $(kube get service "$APP-preview" --ignore-not-found -o name || true) ]]; then
+    change patch service "$APP-preview" --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$old_colour\"}}}" ||
+      warn "service/$APP-preview does not show $old_colour"
   fi
 else
   moving=$deployment phase=moving

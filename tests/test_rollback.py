@@ -463,8 +463,11 @@ def test_a_terminal_is_asked_with_the_last_good_version_preselected(cluster: Clu
 
 def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
     started = len(colours.writes)
+    preview = colours.add("services", f"{APP}-preview")
+    preview["spec"] = {"selector": {"app": APP, "colour": "green"}, "ports": []}
     done = rollback(colours, "--previous")
     assert done.returncode == 0, done.stdout
+    assert preview["spec"]["selector"]["colour"] == "blue", "the colour without traffic"
     assert "Moving the traffic of service/backstagetest1 from blue to green" in done.stdout
     assert colours.serving() == {f"{REPO}:1"}
     assert colours.image(f"{APP}-green") == f"{REPO}:1" and colours.image(f"{APP}-blue") == f"{REPO}:2"
@@ -516,9 +519,49 @@ def test_it_needs_no_newer_bash_than_a_mac_has() -> None:
 
 
 @pytest.mark.skipif(not os.environ.get("KUBECONFIG_E2E"), reason="KUBECONFIG_E2E names no cluster to try it on")
-def test_a_real_cluster_lists_what_it_has() -> None:
-    env = os.environ | {"KUBECONFIG": os.environ["KUBECONFIG_E2E"]}
-    words: list[str | Path] = [SCRIPT, "--list", os.environ.get("NAMESPACE_E2E", "backstagetest1-testing")]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "running" in done.stdout
+def test_a_real_cluster_goes_back() -> None:
+    """With an image that serves nothing, so that it is the pods' readiness alone that decides."""
+    env = os.environ | {"KUBECONFIG": os.environ["KUBECONFIG_E2E"], "LEDGER_URL": ""}
+    place, image = f"rollback-{os.getpid()}", "registry.k8s.io/pause"
+
+    def run(*words: str | Path, given: str = "", fine: tuple[int, ...] = (0,)) -> str:
+        done = subprocess.run(words, env=env, input=given, capture_output=True, text=True, timeout=400)
+        assert done.returncode in fine, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    labels = {"app": APP}
+    containers = [{"name": APP, "image": f"{image}:3.9"}]
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": containers}}
+    spec = {"replicas": 2, "selector": {"matchLabels": labels}, "strategy": rolling, "template": template}
+    ports = [{"port": 80, "targetPort": 8000}]
+    items = [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": APP}, "spec": spec},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": APP},
+            "spec": {"selector": labels, "ports": ports},
+        },
+    ]
+    here = ("kubectl", "--namespace", place)
+    run("kubectl", "create", "namespace", place)
+    try:
+        run(*here, "apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        run(*here, "rollout", "status", f"deployment/{APP}", "--timeout=180s")
+        run(*here, "annotate", f"deployment/{APP}", f"{GOOD}=3.9")
+        assert eventually(lambda: GOOD in run(*here, "get", "replicasets", "--output", "yaml"))
+        run(*here, "set", "image", f"deployment/{APP}", f"{APP}={image}:3.10")
+        run(*here, "rollout", "status", f"deployment/{APP}", "--timeout=180s")
+        assert "The last verified good one is 3.9" in run(SCRIPT, "--list", place)
+        assert "Nothing was changed." in run(SCRIPT, "3.11", place, fine=(4,))
+        assert "patch deployment" in run(SCRIPT, "--previous", place, "--dry-run")
+        said = run(SCRIPT, "--previous", place)
+        assert said.rstrip().endswith("Rollback completed successfully"), said
+        running = ("get", f"deployment/{APP}", "--output", "jsonpath={.spec.template.spec.containers[0].image}")
+        assert run(*here, *running) == f"{image}:3.9"
+        never = ("never", "--image", f"{image}:never", "--timeout", "60")
+        assert "3.9 serves, as before" in run(SCRIPT, never[0], place, *never[1:], fine=(5,))
+        assert run(*here, *running) == f"{image}:3.9"
+    finally:
+        run("kubectl", "delete", "namespace", place, "--wait=false")
