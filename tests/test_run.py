@@ -97,6 +97,24 @@ def test_what_is_missing_is_one_clear_line(amiss: dict[str, str], code: int, say
     assert says in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize("words", ["up", "down", "logs", "backup", "restore .", "switch image:1", "e2e"])
+@pytest.mark.parametrize(
+    ("fails", "code", "says"),
+    [("compose", 2, "docker has no compose plugin: install it"), ("info", 1, "The Docker engine does not answer")],
+)
+def test_a_command_of_the_stack_that_docker_cannot_do_says_why(
+    words: str, fails: str, code: int, says: str, clone: Path
+) -> None:
+    docker = clone / "docker"
+    docker.write_text(f'#!/bin/sh\n[ "$1" != {fails} ]\n')
+    docker.chmod(0o755)
+    file = clone / "backup.tar"
+    file.touch()
+    done = run(clone, *words.replace(" .", f" {file}").split())
+    assert done.returncode == code
+    assert done.stderr.startswith(says) and done.stderr.count("\n") == 1
+
+
 def test_it_installs_again_only_when_a_lock_changed(clone: Path) -> None:
     for _ in range(2):
         assert run(clone, "test").returncode == 0

@@ -199,7 +199,9 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_site_serving_and_the_next_o
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
             assert member.signed_in(), moment
-            say(f"killed {moment}: the site serves version {version(own)}")
+            moved = idle() != name
+            assert moved == (moment == "when the traffic has moved")
+            say(f"killed {moment}: the site serves, {'the new' if moved else 'the old'} one has the traffic")
         done = own.run("switch", second)
         assert done.returncode == 0, done.stdout + done.stderr
     say(f"{len(moments)} killed and one let through: {load}")
