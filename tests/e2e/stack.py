@@ -278,6 +278,7 @@ class Stack:
         return self
 
     def close(self) -> None:
+        self.variables.pop("TLS_DIR", None)  # compose forgets the volume that it stands for
         self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5")
 
     def client(self, host: str = "") -> Client:
