@@ -382,3 +382,5 @@ def person(stack: Stack) -> Client:
 
 # A run that is told to stop takes its containers with it.
 signal.signal(signal.SIGTERM, lambda *_: pytest.exit("told to stop"))
+# A shell starts what it runs in the background with SIGINT ignored, which all children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
