@@ -100,7 +100,9 @@ class Ending(Strict):
     ]
     failed_requests: Annotated[
         int | None,
-        Field(strict=True, ge=0, le=2**31 - 1, description="How many of the probe traffic's requests failed meanwhile."),
+        Field(
+            strict=True, ge=0, le=2**31 - 1, description="How many of the probe traffic's requests failed meanwhile."
+        ),
     ] = None
 
 

@@ -1,7 +1,6 @@
-"""The lock of the compose target: a file on the machine that runs the stack. (In a cluster it is a Lease.)
+"""One deployment at a time: a file on the machine that runs the stack, or a Lease in the cluster.
 
-flock(2) tells whether the holder lives: the kernel lets go of it with the process. What the file says is for people:
-who, since when, for what. One that was put by hand has no process, and stays until it is cleared.
+Both say who has the lock, since when and for what. A lock put by hand stays until it is cleared.
 """
 
 import fcntl
@@ -9,11 +8,19 @@ import getpass
 import json
 import os
 import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.targets import Busy
+from deploy.targets import Busy, Failed, last_line
+
+SECONDS = 60  # after which a Lease that is not renewed is nobody's
+RENEWED = 15.0  # seconds between two renewals
+NOTES = "backstagetest1"  # the prefix of the annotations; scripts/rollback.sh reads and writes the same
 
 
 def holder() -> str:
@@ -27,7 +34,9 @@ def holder() -> str:
 
 
 class FileLock:
-    """`path` is the lock; `also` a file that ./run switch locks in its own way, which is at work on the same things."""
+    """flock(2) tells whether the holder lives: the kernel lets go of it with the process. `path` is the
+    lock; `also` a file that ./run switch locks in its own way, which is at work on the same things.
+    """
 
     def __init__(self, path: Path, also: Path, clear: str) -> None:
         self.path, self.also, self.how = path, also, clear
@@ -106,3 +115,124 @@ class FileLock:
             f"{found.get('holder', 'somebody')} has the lock since {found.get('since', 'just now')} "
             f"for: {found.get('purpose', 'something')}"
         )
+
+
+class LeaseLock:
+    """https://kubernetes.io/docs/concepts/architecture/leases/
+
+    A thread renews it. Who finds it not renewed for a minute takes it over, by a write that only one can win. Clocks
+    may differ by less than that minute.
+    """
+
+    def __init__(self, name: str, kubectl: Callable[..., "subprocess.CompletedProcess[str]"], clear: str) -> None:
+        self.name, self.kubectl, self.how = name, kubectl, clear
+        self.identity = f"{holder()} manage.py {os.getpid()}"
+        self.renewed = 0.0  # by the monotonic clock; 0 if it is not ours
+        self.ending = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def take(self, purpose: str) -> str:
+        note = self.write(purpose)
+        self.renewed = time.monotonic()
+        self.ending.clear()
+        self.thread = threading.Thread(target=self.renew, daemon=True)
+        self.thread.start()
+        return note
+
+    def write(self, purpose: str, by_hand: bool = False) -> str:
+        found = self.read()
+        if found and self.alive(found):
+            how = (
+                f"Remove the lock with: {self.how}" if self.by_hand(found) else f"Wait for it (--wait), or: {self.how}"
+            )
+            raise Busy(f"{self.whose(found)}. {how}")
+        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        notes = {f"{NOTES}/purpose": purpose} | ({f"{NOTES}/by-hand": "true"} if by_hand else {})
+        lease = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self.name, "annotations": notes},
+            "spec": {
+                "holderIdentity": self.identity,
+                "leaseDurationSeconds": SECONDS,
+                "acquireTime": now,
+                "renewTime": now,
+            },
+        }
+        if found:
+            lease["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]  # type: ignore[index]
+        done = self.kubectl("replace" if found else "create", "--filename", "-", given=json.dumps(lease))
+        if done.returncode:
+            if any(word in done.stderr for word in ("AlreadyExists", "already exists", "Conflict", "modified")):
+                raise Busy("Somebody else has just taken the lock. Wait for it (--wait).")
+            raise Failed(f"The lock cannot be taken: {last_line(done.stderr)}")
+        dead = found and found["spec"].get("holderIdentity")
+        return f"{self.whose(found)}; it was not renewed, so its process has died" if dead else ""
+
+    def read(self) -> dict[str, Any]:
+        done = self.kubectl("get", "lease", self.name, "--output", "json", "--ignore-not-found")
+        if done.returncode:
+            raise Failed(f"The lock cannot be read: {last_line(done.stderr)}")
+        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+
+    def by_hand(self, found: dict[str, Any]) -> bool:
+        return bool(found["metadata"].get("annotations", {}).get(f"{NOTES}/by-hand"))
+
+    def alive(self, found: dict[str, Any]) -> bool:
+        spec = found["spec"]
+        if not spec.get("holderIdentity"):
+            return False
+        renewed = datetime.fromisoformat(spec.get("renewTime") or "1970-01-01T00:00:00+00:00")
+        age = (datetime.now(UTC) - renewed).total_seconds()
+        return self.by_hand(found) or age <= spec.get("leaseDurationSeconds", SECONDS)
+
+    def renew(self) -> None:
+        while not self.ending.wait(RENEWED):
+            now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+            try:
+                done = self.patch("/spec/renewTime", now)
+            except Failed:
+                continue  # the cluster is away for a moment; held() tells when that is too long
+            if not done.returncode:
+                self.renewed = time.monotonic()
+            elif "request" in done.stderr or "NotFound" in done.stderr or "not found" in done.stderr:
+                self.renewed = 0.0  # another has it, or it was cleared
+
+    def patch(self, path: str, value: str) -> "subprocess.CompletedProcess[str]":
+        """Only if it is ours: RFC 6902's test makes it one step."""
+        steps = [
+            {"op": "test", "path": "/spec/holderIdentity", "value": self.identity},
+            {"op": "replace", "path": path, "value": value},
+        ]
+        return self.kubectl("patch", "lease", self.name, "--type", "json", "--patch", json.dumps(steps))
+
+    def held(self) -> bool:
+        return bool(self.renewed) and time.monotonic() - self.renewed < SECONDS
+
+    def free(self) -> None:
+        if self.thread:
+            self.ending.set()
+            self.thread.join(60)
+            self.thread = None
+        if self.renewed:
+            self.renewed = 0.0
+            try:
+                self.patch("/spec/holderIdentity", "")
+            except Failed:
+                pass  # it is nobody's in a minute
+
+    def put(self, message: str) -> None:
+        self.write(message, by_hand=True)
+
+    def clear(self) -> str:
+        found = self.read()
+        if not found or not found["spec"].get("holderIdentity"):
+            return ""
+        done = self.kubectl("delete", "lease", self.name, "--ignore-not-found")
+        if done.returncode:
+            raise Failed(f"The lock cannot be removed: {last_line(done.stderr)}")
+        return self.whose(found)
+
+    def whose(self, found: dict[str, Any]) -> str:
+        purpose = found["metadata"].get("annotations", {}).get(f"{NOTES}/purpose", "something")
+        return f"{found['spec']['holderIdentity']} has the lock since {found['spec'].get('acquireTime')} for: {purpose}"

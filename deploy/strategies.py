@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from deploy import smoke, watching
 from deploy.output import Output
 from deploy.record import Record
-from deploy.targets import Failed, Lost, Refused, Target
+from deploy.targets import Failed, Lost, Refused, Target, last_line
 from deploy.traffic import Traffic
 
 DONE, FAULT, USAGE, LOCKED, REFUSED, WENT_BACK, NEEDS_A_PERSON = 0, 1, 2, 3, 4, 5, 6
@@ -80,7 +80,12 @@ class Run:
             self.output.note(f"No probe traffic: {problem}.")
         try:
             self.touched = True
-            if options.migrate:
+            if not options.migrate:
+                self.output.begin("go back")
+                if gone := self.target.rollback(self.record.request.reason, options.timeout, False):
+                    return self.gone_back(*gone)
+                self.output.quiet()
+            else:
                 self.step("migrations", lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
             self.step("bring up", lambda: self.target.start(options.timeout, self.output.tell))
             self.measure()
@@ -162,6 +167,14 @@ class Run:
         )
 
     # Ends
+
+    def gone_back(self, code: int, said: str) -> int:
+        """The end of a rollback in the target's own way."""
+        self.output.details(said)
+        self.record.step("go back", "failed" if code else "succeeded")
+        self.output.end("failed" if code else "succeeded", last_line(said))
+        result = {DONE: "succeeded", WENT_BACK: "rolled_back"}.get(code, "failed")
+        return self.end(result, code, last_line(said) if code else "")
 
     def go_back(self, why: str) -> int:
         """The release before gets the traffic, if it has lost it; then the bad one is stopped."""

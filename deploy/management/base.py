@@ -20,6 +20,7 @@ from deploy.output import Output
 from deploy.record import Record, Request, book
 from deploy.targets import Busy, Failed, Misused, Refused, Target, call
 from deploy.targets.compose import Compose
+from deploy.targets.kubernetes import Kubernetes
 
 CODES = """\
 exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
@@ -90,7 +91,8 @@ class Operation(BaseCommand):
         return replace(place, target=options["target"] or place.target, strategy=options["strategy"] or place.strategy)
 
     def target(self, place: Place, version: str) -> Target:
-        return Compose(place, version, place.strategy, Path(settings.BASE_DIR))
+        kind = Compose if place.target == "compose" else Kubernetes
+        return kind(place, version, place.strategy, Path(settings.BASE_DIR))
 
     def fail(self, code: int, text: str) -> int:
         self.output.quiet()
@@ -140,6 +142,9 @@ class Operation(BaseCommand):
     def dry_run(self, target: Target, record: Record, plan: strategies.Options) -> int:
         self.output.note(f"Dry run: {plan.purpose}, {plan.strategy}. Serving: {target.running() or 'nobody'}.")
         self.output.note(f"  {'promotion rule':<15} {record.refuse_unproven()}")
+        if not plan.migrate and (done := target.rollback(record.request.reason, plan.timeout, True)):
+            self.output.details(done[1])
+            return done[0]
         if target.settled():
             self.output.note("It runs already, and was found good: there is nothing to do.")
             return strategies.DONE

@@ -127,6 +127,11 @@ class Target(Protocol):
     def back(self, reason: str, tell: Tell) -> str:
         """Gives the traffic to what had it before, and returns its version. Raises Failed."""
 
+    def rollback(self, reason: str, timeout: float, dry_run: bool) -> tuple[int, str] | None:
+        """Goes back to the release in a way of the target's own: the exit code, and what was said. None if it has no
+        such way: the steps of a deployment do.
+        """
+
     def discard(self) -> None:
         """Ends the release's instances, which have no traffic."""
 
@@ -164,7 +169,8 @@ def call(
 
 
 # Runs inside an instance, whatever release that is of, so it needs nothing but Python. It asks as the proxy in front
-# does, so that neither the Host check nor the redirect to TLS is in its way.
+# does, so that neither the Host check nor the redirect to TLS is in its way: over the proxy's socket, or from whichever
+# of the instance's own addresses is among TRUSTED_PROXIES.
 ASK = r"""
 import http.client, json, os, socket, sys, time
 address, host, paths = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -172,16 +178,21 @@ hosts = [name.strip().lstrip(".") for name in os.environ.get("ALLOWED_HOSTS", ""
 token, path = os.environ.get("METRICS_TOKEN", ""), os.environ.get("METRICS_TOKEN_FILE", "")
 if path:
     token = open(path).read().strip()
-for path in paths:
+ways = [address] if address.startswith("/") else ["127.0.0.1"]
+try:
+    ways += [] if address.startswith("/") else [socket.gethostbyname(socket.gethostname())]
+except OSError:
+    pass
+def ask(way, path):
     began, answer = time.monotonic(), {"path": path, "status": 0, "body": "", "error": ""}
     link = http.client.HTTPConnection(hosts[0] if hosts else host, timeout=5)
     try:
-        if address.startswith("/"):
+        if way.startswith("/"):
             link.sock = socket.socket(socket.AF_UNIX)
             link.sock.settimeout(5)
-            link.sock.connect(address)
+            link.sock.connect(way)
         else:
-            link.sock = socket.create_connection(("127.0.0.1", int(address)), 5)
+            link.sock = socket.create_connection((way, int(address)), 5)
         headers = {"X-Forwarded-Proto": "https", "Connection": "close"}
         if path == "/metrics":
             headers = {"Connection": "close", **({"Authorization": "Bearer " + token} if token else {})}
@@ -192,7 +203,12 @@ for path in paths:
         answer["error"] = str(error) or type(error).__name__
     finally:
         link.close()
-    print(json.dumps(answer | {"seconds": time.monotonic() - began}))
+    return answer | {"seconds": time.monotonic() - began}
+for path in paths:
+    answer = ask(ways[0], path)
+    if answer["status"] in (301, 308) and len(ways) > 1:
+        answer = ask(ways[1], path)
+    print(json.dumps(answer))
 """
 
 

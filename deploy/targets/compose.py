@@ -4,6 +4,7 @@ docs/stack.md tells how the traffic moves; ./run switch does the same by hand, a
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -34,6 +35,7 @@ class Compose:
         self.place, self.version, self.strategy, self.folder = place, version, strategy, folder
         self.image = f"{place.image}:{version}"
         self.colour = ""
+        self.moved = -math.inf  # when the traffic was, by the monotonic clock
         var = folder / "var"
         clear = f"manage.py deploy --unlock -e {place.name}"
         self.lock = FileLock(var / "deploy.lock", var / "switch.lock", clear)
@@ -215,6 +217,7 @@ class Compose:
             if version not in self.verified():
                 self.note([*self.verified(), version])  # it has served until now: what there is to go back to
         self.point(self.colour)
+        self.moved = time.monotonic()
         return f"from {service(was)} to {service(self.colour)}"
 
     def back(self, reason: str, tell: Tell) -> str:
@@ -228,6 +231,9 @@ class Compose:
                 time.sleep(1)
         return self.version_of(self.pointer("current"))
 
+    def rollback(self, reason: str, timeout: float, dry_run: bool) -> None:
+        """The steps of a deployment do."""
+
     def discard(self) -> None:
         if self.colour and self.pointer("current") != self.colour:
             self.retire(service(self.colour))
@@ -235,6 +241,7 @@ class Compose:
     def keep(self) -> str:
         self.note([*(one for one in self.verified() if one != self.version), self.version])
         previous = self.pointer("previous")
+        time.sleep(max(0.0, self.moved + DRAIN - time.monotonic()))  # until then it still gets a request now and then
         if "web" not in (self.colour, previous):
             self.retire("web")  # older than the one to go back to
         return f"{service(previous)} ({self.version_of(previous)}) is kept warm"

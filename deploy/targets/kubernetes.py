@@ -1,0 +1,429 @@
+"""A Kubernetes cluster, by kubectl: docs/kubernetes.md has the names of the objects.
+
+rolling      one Deployment, whose pods are replaced one after the other
+blue-green   two Deployments, and a Service whose selector says which of them has the traffic
+
+kubectl carries the credentials, contexts and proxies that an operator has anyway. Going back is scripts/rollback.sh,
+the same that a person would run.
+"""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from deploy.environments import Place
+from deploy.locks import LeaseLock
+from deploy.targets import ASK, TAG, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+
+APP = "backstagetest1"
+COLOURS = ("blue", "green")
+VERIFIED, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
+CAUSE = "kubernetes.io/change-cause"
+POLL = 1.0  # seconds between two looks
+MIGRATION = 1800  # seconds that a migrate Job gets
+# What a container waits for in vain: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
+HOPELESS = {
+    "CrashLoopBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "ErrImageNeverPull",
+    "ErrImagePull",
+    "ImageInspectError",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "RunContainerError",
+}
+
+
+class Kubernetes:
+    """The app in the namespace of `place`."""
+
+    name = "kubernetes"
+
+    def __init__(self, place: Place, version: str, strategy: str, folder: Path) -> None:
+        self.place, self.version, self.strategy, self.folder = place, version, strategy, folder
+        clear = f"manage.py deploy --unlock -e {place.name}"
+        self.lock = LeaseLock(f"{APP}-deploy", self.try_kubectl, clear)
+        self.colour = ""
+
+    # What is there
+
+    def refuse_unfit(self) -> None:
+        if self.version and (not TAG.fullmatch(self.version) or self.version == "latest"):
+            raise Misused(f"{self.version!r} is no version: expected the tag of one build, such as 1.4.0.")
+        done = self.try_kubectl("get", "deployments", "--output", "name")
+        if done.returncode:
+            raise Refused(
+                f"The cluster cannot be asked (context {self.place.context or 'as kubectl has it'}): {said(done)}"
+            )
+        there = {line.partition("/")[2] for line in done.stdout.split()}
+        wanted = {APP} if self.strategy == "rolling" else {f"{APP}-{colour}" for colour in COLOURS}
+        if missing := wanted - there:
+            raise Refused(
+                f"Namespace {self.place.namespace} has no Deployment {' and '.join(sorted(missing))}, "
+                f"which {self.strategy} needs; it has {', '.join(sorted(there)) or 'none'}. "
+                f"Is it the right context and namespace "
+                f"(environments.toml)? kubectl apply -k k8s/overlays/{self.place.name} makes what is missing."
+            )
+
+    def running(self) -> str:
+        """By the pods that are ready: what a Deployment asks for may not be there."""
+        counts: dict[str, int] = {}
+        for pod in self.pods(self.selector()):
+            if ready(pod):
+                version = tag(image_of(pod["spec"]))
+                counts[version] = counts.get(version, 0) + 1
+        others = {version: count for version, count in counts.items() if version != self.version}
+        if self.strategy == "rolling" and others and not self.complete(self.deployment(APP)):
+            counts = others  # it is on its way, and has not arrived
+        return max(counts, key=lambda version: counts[version], default="")
+
+    def settled(self) -> bool:
+        if self.running() != self.version:
+            return False
+        found = self.deployment(self.active())
+        return self.complete(found) and found["metadata"].get("annotations", {}).get(VERIFIED) == self.version
+
+    def way_back(self) -> str:
+        """What rollback.sh would go back to: it reads it from the ReplicaSets."""
+        done = self.script("--list")
+        if done.returncode:
+            raise Refused(last_line(done.stderr or done.stdout))
+        found = re.search(r"The last verified good one is (\S+):", done.stdout)
+        return found[1] if found else ""
+
+    def origin(self) -> tuple[str, str]:
+        return "", ""
+
+    def url(self) -> str:
+        return self.place.url
+
+    def plan(self) -> Sequence[tuple[str, str]]:
+        image = self.image()
+        if self.strategy == "rolling":
+            up, switch = f"deployment/{APP} to {image}, one pod after the other", "comes with each pod that is ready"
+        else:
+            idle = self.idle()
+            up, switch = f"deployment/{APP}-{idle} to {image}", f"the selector of service/{APP} to colour={idle}"
+        return (
+            ("migrations", f"job/{self.job_name()} with {image}, unapplied migrations checked"),
+            ("bring up", up),
+            ("smoke test", "health, version, sign-in page, an asset and metrics of every new pod"),
+            ("switch", switch),
+        )
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """The object; empty if there is none. Raises Failed if the cluster cannot be asked."""
+        done = self.try_kubectl("get", kind, name, "--output", "json", "--ignore-not-found")
+        if done.returncode:
+            raise Failed(f"{kind} {name} cannot be read: {said(done)}")
+        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        found = self.get("deployment", name)
+        if not found:
+            raise Failed(f"Namespace {self.place.namespace} has no Deployment {name}.")
+        return found
+
+    def selector(self) -> dict[str, str]:
+        """Which pods the active Service gives the traffic to."""
+        found = self.get("service", APP)
+        if not found.get("spec", {}).get("selector"):
+            raise Failed(f"Namespace {self.place.namespace} has no Service {APP} with a selector.")
+        return dict(found["spec"]["selector"])
+
+    def active_colour(self) -> str:
+        return self.selector().get("colour", "blue")
+
+    def idle(self) -> str:
+        return "green" if self.active_colour() == "blue" else "blue"
+
+    def active(self) -> str:
+        return APP if self.strategy == "rolling" else f"{APP}-{self.active_colour()}"
+
+    def pods(self, labels: dict[str, str]) -> list[dict[str, Any]]:
+        words = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+        done = self.try_kubectl("get", "pods", "--selector", words, "--output", "json")
+        if done.returncode:
+            raise Failed(f"The pods cannot be read: {said(done)}")
+        return [pod for pod in json.loads(done.stdout)["items"] if not pod["metadata"].get("deletionTimestamp")]
+
+    def new_pods(self) -> list[dict[str, Any]]:
+        """The release's own pods."""
+        found = self.deployment(self.bringing())
+        image = image_of(found["spec"]["template"]["spec"])
+        return [pod for pod in self.pods(found["spec"]["selector"]["matchLabels"]) if image_of(pod["spec"]) == image]
+
+    def bringing(self) -> str:
+        """The Deployment that has, or gets, the release."""
+        return APP if self.strategy == "rolling" else f"{APP}-{self.colour or self.idle()}"
+
+    def image(self) -> str:
+        """With the registry of environments.toml, else that of what runs: without one kubectl would take another's."""
+        repository = self.place.image
+        if "/" not in repository:
+            repository = untagged(image_of(self.deployment(self.active())["spec"]["template"]["spec"]))
+        return f"{repository}:{self.version}"
+
+    def complete(self, found: dict[str, Any]) -> bool:
+        """As `kubectl rollout status` has it: https://kubernetes.io/docs/concepts/workloads/controllers/deployment/"""
+        wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
+        return bool(
+            status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+            and status.get("updatedReplicas", 0) >= wanted
+            and status.get("replicas", 0) <= status.get("updatedReplicas", 0)
+            and status.get("availableReplicas", 0) >= status.get("updatedReplicas", 0)
+        )
+
+    # What is done
+
+    def job_name(self) -> str:
+        return f"{APP}-migrate-{re.sub('[^a-z0-9.]+', '-', self.version.lower())}"[:63].strip("-.")
+
+    def migrate(self, unsafe: bool, tell: Tell) -> str:
+        name, image = self.job_name(), self.image()
+        found = self.get("job", name)
+        if found and (condition(found, "Failed") or image_of(found["spec"]["template"]["spec"]) != image):
+            self.kubectl("delete", "job", name, "--wait=true", timeout=90)  # a Job that failed does nothing any more
+            found = {}
+        if found and condition(found, "Complete"):
+            return f"job/{name} has done it already"
+        if not found:
+            self.kubectl("create", "--filename", "-", given=json.dumps(self.job(name, image, unsafe)))
+        began = time.monotonic()
+        while True:
+            found = self.get("job", name)
+            if condition(found, "Complete"):
+                if unsafe:
+                    self.kubectl("annotate", f"deployment/{self.active()}", "--overwrite", f"{BREAK}={self.version}")
+                return last_line(self.try_kubectl("logs", f"job/{name}", "--tail", "1").stdout)
+            why = condition(found, "Failed") or self.hopeless(self.pods({"job-name": name}))
+            if why or time.monotonic() - began > MIGRATION:
+                logs = self.try_kubectl("logs", f"job/{name}", "--tail", "20").stdout.strip()
+                raise Failed(f"The migrations failed: {why or f'not done after {MIGRATION} s'} (job/{name}).", logs)
+            tell(f"job/{name}")
+            time.sleep(POLL)
+
+    def job(self, name: str, image: str, unsafe: bool) -> dict[str, Any]:
+        """A Job from the Deployment's own pod: the same settings, secrets, volumes and rights, with the new image."""
+        template = deepcopy(self.deployment(self.active())["spec"]["template"])
+        pod = template["spec"]
+        container = next(each for each in pod["containers"] if each["name"] == APP)
+        for key in ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "ports", "args"):
+            container.pop(key, None)
+        container["image"] = image
+        container["command"] = ["python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else [])]
+        pod["containers"] = [container]
+        # Uploads are no matter of migrations, and their volume may be mountable on one node alone.
+        claims = {each["name"] for each in pod.get("volumes", []) if "persistentVolumeClaim" in each}
+        pod["volumes"] = [each for each in pod.get("volumes", []) if each["name"] not in claims]
+        container["volumeMounts"] = [each for each in container.get("volumeMounts", []) if each["name"] not in claims]
+        for key in ("topologySpreadConstraints", "terminationGracePeriodSeconds", "readinessGates"):
+            pod.pop(key, None)
+        pod["restartPolicy"] = "Never"
+        labels = {"app": f"{APP}-migrate", "app.kubernetes.io/component": "migrate"}  # not those of the Service's pods
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name, "labels": labels, "annotations": {CAUSE: f"migrate for {self.version}"}},
+            "spec": {
+                "backoffLimit": 0,
+                "activeDeadlineSeconds": MIGRATION,
+                "ttlSecondsAfterFinished": 7 * 86_400,
+                "template": {"metadata": {"labels": labels}, "spec": pod},
+            },
+        }
+
+    def start(self, timeout: float, tell: Tell) -> str:
+        image = self.image()
+        if self.strategy == "blue-green":
+            active = self.active_colour()
+            self.colour = "green" if active == "blue" else "blue"
+            here = self.deployment(f"{APP}-{active}")
+            if image_of(here["spec"]["template"]["spec"]) == image and self.was_before(here):
+                self.colour = active
+                return f"service/{APP} gives {active} the traffic already"
+            self.preview(self.colour if self.colour != active else self.idle())
+        name = self.bringing()
+        found = self.deployment(name)
+        again = image_of(found["spec"]["template"]["spec"]) == image
+        if not again or not found["spec"].get("replicas", 1):
+            # In one write: the Deployment's controller copies its annotations to the ReplicaSet of the image.
+            notes = {CAUSE: f"deploy {self.version}", BEFORE: self.running(), VERIFIED: None}
+            spec: dict[str, Any] = {"template": {"spec": {"containers": [{"name": APP, "image": image}]}}}
+            if self.strategy == "blue-green":
+                spec["replicas"] = self.deployment(self.active())["spec"].get("replicas", 1)
+            patch = json.dumps({"metadata": {"annotations": notes}, "spec": spec})
+            self.kubectl("patch", "deployment", name, "--type", "strategic", "--patch", patch)
+        began = time.monotonic()
+        while True:
+            found, pods = self.deployment(name), self.new_pods()
+            waited = time.monotonic() - began
+            if why := self.hopeless(pods):
+                raise Failed(
+                    f"deployment/{name} does not get ready: {why} ({waited:.1f} s after its start).", self.logs()
+                )
+            if self.complete(found):
+                return f"deployment/{name}: {len(pods)} pods are ready {waited:.1f} s after their start"
+            if waited > timeout:
+                raise Failed(f"deployment/{name} is not ready {waited:.0f} s after its start.", self.logs())
+            count = sum(map(ready, pods))
+            tell(f"{count} of {found['spec'].get('replicas', 1)} new pods are ready")
+            time.sleep(POLL)
+
+    def was_before(self, deployment: dict[str, Any]) -> bool:
+        """Whether an interrupted run brought it up and had no time to find it good."""
+        notes = deployment["metadata"].get("annotations", {})
+        return BEFORE in notes and notes.get(VERIFIED) != self.version
+
+    def hopeless(self, pods: list[dict[str, Any]]) -> str:
+        """Why these pods will not get ready; empty if they may."""
+        for pod in pods:
+            name = pod["metadata"]["name"]
+            status = pod.get("status", {})
+            for each in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+                waiting = each.get("state", {}).get("waiting", {})
+                if waiting.get("reason") in HOPELESS:
+                    return f"pod {name}: {waiting['reason']} {first_line(waiting.get('message', ''))}".strip()
+                ended = each.get("lastState", {}).get("terminated")
+                if each.get("restartCount") and ended:
+                    return (
+                        f"pod {name} ended with exit code {ended.get('exitCode')} ({ended.get('reason', 'unknown')}), "
+                        f"{each['restartCount']} times so far: a crash loop"
+                    )
+        return ""
+
+    def instances(self) -> list[str]:
+        return [pod["metadata"]["name"] for pod in self.new_pods() if ready(pod)]
+
+    def serving(self) -> list[str]:
+        return [pod["metadata"]["name"] for pod in self.pods(self.selector()) if ready(pod)]
+
+    def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
+        host = urlsplit(self.place.url).hostname or "localhost"
+        words = ("exec", "--stdin", instance, "--container", APP, "--", "python", "-", "8000", host, *paths)
+        return answers(self.try_kubectl(*words, given=ASK, timeout=5 * len(paths) + 30))
+
+    def trouble(self) -> str:
+        pods = self.new_pods()
+        return self.hopeless(pods) or ("" if any(map(ready, pods)) else f"no pod of {self.bringing()} is ready")
+
+    def logs(self) -> str:
+        pods = sorted(self.new_pods(), key=ready)
+        if not pods:
+            return ""
+        name = pods[0]["metadata"]["name"]
+        words = ("logs", name, "--container", APP, "--tail", "20")
+        found = self.try_kubectl(*words, "--previous").stdout or self.try_kubectl(*words).stdout
+        events = self.try_kubectl(
+            "get", "events", "--field-selector", f"involvedObject.name={name},type=Warning", "--output",
+            "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}",
+        ).stdout  # fmt: skip
+        return f"{found}{events}".strip()
+
+    def switch(self) -> str:
+        if self.strategy == "rolling":
+            return ""
+        was = self.active_colour()
+        if was == self.colour:
+            return f"service/{APP} gives {was} the traffic already"
+        patch = json.dumps({"spec": {"selector": {"colour": self.colour}}})
+        self.kubectl("patch", "service", APP, "--type", "merge", "--patch", patch)
+        self.preview(was)
+        return f"service/{APP} from {was} to {self.colour}"
+
+    def preview(self, colour: str) -> None:
+        """The preview Service, where there is one, shows the colour that has no traffic."""
+        patch = json.dumps({"spec": {"selector": {"colour": colour}}})
+        self.try_kubectl("patch", "service", f"{APP}-preview", "--type", "merge", "--patch", patch)
+
+    def back(self, reason: str, tell: Tell) -> str:
+        if self.strategy == "blue-green" and self.active_colour() != self.colour:
+            return self.running()  # it never had the traffic
+        before: str = self.deployment(self.bringing())["metadata"].get("annotations", {}).get(BEFORE, "")
+        if not before:
+            raise Failed("It is not known what ran before: scripts/rollback.sh --list shows what there is.")
+        tell(f"scripts/rollback.sh {before}")
+        done = self.script(before, "--yes", "--reason", reason[:400])
+        if done.returncode:
+            text = (done.stdout + done.stderr).strip()
+            details = "\n".join(text.splitlines()[-20:])
+            raise Failed(f"rollback.sh ended with {done.returncode}: {last_line(text)}", details)
+        return before
+
+    def rollback(self, reason: str, timeout: float, dry_run: bool) -> tuple[int, str] | None:
+        words = ["--yes", "--timeout", f"{max(1, timeout):.0f}"]
+        words += ["--reason", reason] if reason else []
+        done = self.script(self.version, *words, *(["--dry-run"] if dry_run else []))
+        return done.returncode, (done.stdout + done.stderr).strip()
+
+    def script(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """scripts/rollback.sh, under our lock, and with nothing to record: whoever calls it does."""
+        context = ("--context", self.place.context) if self.place.context else ()
+        command = (str(self.folder / "scripts" / "rollback.sh"), *words[:1], self.place.namespace, *context, *words[1:])
+        env = {"LEDGER_URL": "", "LEDGER_TOKEN": "", "LEDGER_TOKEN_FILE": "", "DEPLOY_LOCK_HOLDER": self.lock.identity}
+        return call(command, timeout=1800, env=env)
+
+    def discard(self) -> None:
+        if self.strategy == "blue-green" and self.colour and self.active_colour() != self.colour:
+            self.kubectl("scale", f"deployment/{APP}-{self.colour}", "--replicas=0")
+
+    def keep(self) -> str:
+        name = self.bringing()
+        self.kubectl("annotate", f"deployment/{name}", "--overwrite", f"{VERIFIED}={self.version}")
+        return f"deployment/{name} is marked as good"
+
+    def withdraw(self, version: str) -> None:
+        """rollback.sh takes the mark away itself."""
+
+    # kubectl
+
+    def kubectl(self, *words: str, given: str = "", timeout: float = 30) -> str:
+        done = self.try_kubectl(*words, given=given, timeout=timeout)
+        if done.returncode:
+            raise Failed(f"kubectl {' '.join(words[:3])}: {said(done)}")
+        return done.stdout
+
+    def try_kubectl(self, *words: str, given: str = "", timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        context = ("--context", self.place.context) if self.place.context else ()
+        return call(("kubectl", *context, "--namespace", self.place.namespace, *words), timeout=timeout, given=given)
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    return last_line(done.stderr or done.stdout)
+
+
+def first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0]
+
+
+def image_of(pod: dict[str, Any]) -> str:
+    """Of the app's container in a pod's spec."""
+    return next((str(each["image"]) for each in pod["containers"] if each["name"] == APP), "")
+
+
+def untagged(image: str) -> str:
+    repository, _, tail = image.partition("@")[0].rpartition(":")
+    return repository if repository and "/" not in tail else image.partition("@")[0]
+
+
+def tag(image: str) -> str:
+    return image.partition("@")[0].removeprefix(untagged(image)).removeprefix(":")
+
+
+def condition(found: dict[str, Any], kind: str) -> str:
+    """Why the condition is true; empty if it is not."""
+    for each in found.get("status", {}).get("conditions", []):
+        if each["type"] == kind and each["status"] == "True":
+            return str(each.get("reason") or kind)
+    return ""
+
+
+def ready(pod: dict[str, Any]) -> bool:
+    return bool(condition(pod, "Ready"))
