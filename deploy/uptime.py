@@ -12,6 +12,7 @@ from collections import deque
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+from django.conf import settings
 from django.core.signals import request_started
 from django.db import DatabaseError, connection, transaction
 from django.db.models import Count, Q, QuerySet
@@ -20,7 +21,7 @@ from django.utils import timezone
 
 from deploy.models import Environment
 from deploy.status_models import Day, Sample
-from deploy.watch import Reading, readings
+from deploy.watch import Reading, asked, readings
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,14 @@ def minute_of(at: datetime) -> datetime:
     return at.replace(second=0, microsecond=0)
 
 
-def observe(at: datetime | None = None) -> list[tuple[str, datetime, bool]]:
-    """(environment, minute, up) of each environment that is watched. Touches no table."""
+def observe(at: datetime | None = None, url: str = "") -> list[tuple[str, datetime, bool]]:
+    """(environment, minute, up) of each environment that is watched. Touches no table.
+
+    `url` is where this environment itself is asked, for a process that does not serve: that it is well says nothing.
+    """
     minute = minute_of(at or timezone.now())
-    return [(name, minute, is_up(each)) for name, each in readings(sure=True).items() if each.state != "unknown"]
+    found = readings(sure=True) | ({settings.ENVIRONMENT: asked(settings.ENVIRONMENT, url)} if url else {})
+    return [(name, minute, is_up(each)) for name, each in found.items() if each.state != "unknown"]
 
 
 def write(observed: list[tuple[str, datetime, bool]]) -> int:

@@ -105,16 +105,18 @@ def begin(name: str, url: str) -> threading.Thread:
 
 def take(name: str, url: str) -> None:
     """Asks, and writes the reading down where all can see it."""
+    found = latest[name] = asked(name, url)
+    cache.set(KEY.format(name), asdict(found), KEPT)
+
+
+def asked(name: str, url: str) -> Reading:
     started = time.monotonic()
     try:
         said: dict[str, Any] = ask(url, TIMEOUT)
     except (Unreachable, ValueError) as error:
         logger.info("%s is unreachable: %s", name, error)
-        found = Reading(name, "unreachable", at=datetime.now(UTC))
-    else:
-        state: Literal["healthy", "unhealthy"] = "healthy" if said["status"] == "healthy" else "unhealthy"
-        took = round(1000 * (time.monotonic() - started), 1)
-        version = str(said.get("version", ""))[:64]
-        found = Reading(name, state, version, said["checks"], took, datetime.now(UTC))
-    latest[name] = found
-    cache.set(KEY.format(name), asdict(found), KEPT)
+        return Reading(name, "unreachable", at=datetime.now(UTC))
+    state: Literal["healthy", "unhealthy"] = "healthy" if said["status"] == "healthy" else "unhealthy"
+    took = round(1000 * (time.monotonic() - started), 1)
+    version = str(said.get("version", ""))[:64]
+    return Reading(name, state, version, said["checks"], took, datetime.now(UTC))

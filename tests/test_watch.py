@@ -141,6 +141,13 @@ def test_one_that_hangs_or_dawdles_is_down_in_the_samples(settings: Settings, mo
     assert observed == {"testing": True, "staging": False, "production": False}
 
 
+def test_a_process_that_does_not_serve_tells_of_what_answers_and_not_of_itself(staging: Environment) -> None:
+    assert [(name, up) for name, _, up in uptime.observe(url=staging.url)] == [("testing", True)]
+    nobody = f"http://127.0.0.1:{free_port()}"
+    assert [(name, up) for name, _, up in uptime.observe(url=nobody)] == [("testing", False)]
+    assert [(name, up) for name, _, up in uptime.observe()] == [("testing", True)]
+
+
 def test_what_one_process_has_asked_the_others_know(
     settings: Settings, staging: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,13 +1,14 @@
 """manage.py migrate_release: migrate for a release while the one before serves. deploy runs it from the new image."""
 
 import argparse
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import connection
+from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django_migration_linter import MigrationLinter
 from django_migration_linter.constants import DJANGO_APPS_WITH_MIGRATIONS
@@ -20,6 +21,7 @@ EXAMPLES = """\
 examples:
   manage.py migrate_release             check the migrations that are not applied, and apply them
   manage.py migrate_release --unsafe    apply them though the old release may not be able to run on the new schema
+  manage.py migrate_release --wait 600  first wait for a database that does not answer yet, 600 seconds at most
 
 exit codes: 0 done, also when there was nothing to do; 1 it failed, see above; 2 wrong usage.
 """
@@ -34,8 +36,12 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--unsafe", action="store_true", help="apply also what django-migration-linter refuses")
+        parser.add_argument(
+            "--wait", type=float, default=0, metavar="SECONDS", help="wait so long for the database to answer"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        self.reach(options["wait"])
         with alone():
             executor = MigrationExecutor(connection)
             plan = [migration for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
@@ -46,6 +52,19 @@ class Command(BaseCommand):
                 self.lint(plan)
             call_command("migrate", interactive=False, verbosity=1, stdout=self.stdout, stderr=self.stderr)
         self.stdout.write(f"{len(plan)} migration{'s' if len(plan) > 1 else ''} applied.")
+
+    def reach(self, seconds: float) -> None:
+        """Waits for the database. In the end its own error is raised, by whoever uses it next."""
+        until, told = time.monotonic() + seconds, False
+        while time.monotonic() < until:
+            try:
+                connection.ensure_connection()
+                return
+            except OperationalError:
+                if not told:
+                    self.stderr.write(f"The database does not answer; waiting for it, {seconds:g} s at most.")
+                told = True
+                time.sleep(1)
 
     def lint(self, plan: list[Any]) -> None:
         linter = MigrationLinter(no_cache=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError
 
 from deploy import uptime
@@ -11,8 +11,11 @@ from deploy import uptime
 class Command(BaseCommand):
     help = "Take this minute's sample of each environment that is watched. Harmless if it has been taken already."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--url", default="", help="where this environment itself is asked, as in http://web:8000")
+
     def handle(self, *args: Any, **options: Any) -> None:
-        observed = uptime.observe()
+        observed = uptime.observe(url=options["url"])
         if not observed:
             raise CommandError("No environment is watched: see WATCH_ENVIRONMENTS in .env.example.")
         try:
