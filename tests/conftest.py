@@ -1,6 +1,11 @@
+import os
+import sys
 from collections.abc import Iterator
 
 import pytest
+
+# kubectl, as requirements-dev.txt has it
+os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
 
 
 @pytest.fixture(scope="session")
