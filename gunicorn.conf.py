@@ -76,13 +76,19 @@ control_socket_disable = True
 
 
 def on_starting(server: Any) -> None:
-    """The workers share their metrics through a folder: METRICS_DIR, or one that lives as long as this server."""
+    """The workers share their metrics through a folder: METRICS_DIR, or one that lives as long as this server. The app
+    is loaded by now.
+    """
     from metrics import store
 
     folder = os.environ.get("METRICS_DIR")
     if not folder:
         folder = server.metrics_dir = tempfile.mkdtemp(prefix="metrics-", dir=worker_tmp_dir)
     store.start(folder)
+
+    from backstagetest1 import assets
+
+    assets.share()
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -87,6 +87,7 @@ USE_I18N = True
 # Static files are hashed and compressed at build time; media are what users upload.
 STATIC_URL = "/static/"
 STATIC_ROOT = Path(env.text("STATIC_ROOT", str(BASE_DIR / "staticfiles")))
+STATIC_SHARED = env.text("STATIC_SHARED")  # where instances of other releases find this one's files, if somewhere
 STATICFILES_DIRS = [BASE_DIR / "static"]
 MEDIA_URL = "/media/"
 MEDIA_ROOT = Path(env.text("MEDIA_ROOT", str(BASE_DIR / "media")))
