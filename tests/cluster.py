@@ -34,6 +34,7 @@ KINDS = {
     "replicasets": ("apps/v1", "ReplicaSet"),
     "leases": ("coordination.k8s.io/v1", "Lease"),
     "jobs": ("batch/v1", "Job"),
+    "cronjobs": ("batch/v1", "CronJob"),
     "pods": ("v1", "Pod"),
     "services": ("v1", "Service"),
     "events": ("v1", "Event"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from django.core.management import get_commands, load_command_class
 from django.urls import resolve
 
 from deploy.environments import places
+from deploy.targets.kubernetes import Kubernetes
 from health.middleware import PROBES
 from settings import base
 from tests.cluster import APP, Cluster
@@ -412,6 +414,31 @@ def test_nothing_gets_in_or_out_but_what_is_named(overlay: str) -> None:
     ]
 
 
+# What the documentation says of them
+
+
+def test_the_documentation_names_every_object() -> None:
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    for each in (*render("staging"), *render("production")):
+        kind, name = each["kind"], each["metadata"]["name"]
+        (row,) = re.findall(rf"^\| {kind} \|.*$", text, re.M)
+        name = {"ConfigMap": f"{APP}-config-HASH", "Job": f"{APP}-migrate-VERSION"}.get(kind, name)
+        if kind not in ("Namespace", "HorizontalPodAutoscaler"):
+            assert f"`{name}`" in row, (kind, name)
+
+
+def test_the_patches_in_the_documentation_fit(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"^ *```yaml\n(.*?)^ *```$", text, re.M | re.S)]
+    patches = [patch for block in blocks for patch in block.get("patches", [])]
+    assert len(patches) == 3
+    link = os.path.relpath(ROOT / "k8s" / "overlays" / "staging", tmp_path.resolve())
+    outer = {"resources": [link], "patches": patches}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(outer))
+    changed = tuple(yaml.safe_load_all(kubectl("kustomize", str(tmp_path))))
+    assert sum(new != old for new, old in zip(changed, render("staging"), strict=True)) == 3
+
+
 # What is applied again
 
 
@@ -449,6 +476,21 @@ def test_for_a_fresh_cluster_the_overlay_is_printed_as_it_is() -> None:
     with Cluster(places()["staging"].namespace) as cluster:
         done = live(cluster, "staging")
     assert tuple(yaml.safe_load_all(done.stdout)) == render("staging")
+
+
+def test_a_release_that_is_found_good_takes_the_cronjobs_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = places()["staging"]
+    with Cluster(place.namespace) as cluster:
+        monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
+        cluster.service()
+        cluster.deploy(APP, "registry.example/team/backstagetest1:2")
+        for each in named(render("staging"), "CronJob"):
+            cluster.store("cronjobs", deepcopy(each))
+        Kubernetes(place, "2", "rolling", ROOT).keep()
+        jobs = [each["spec"]["jobTemplate"]["spec"] for each in cluster.all("cronjobs")]
+    assert [each["template"]["spec"]["containers"][0]["image"] for each in jobs] == [
+        "registry.example/team/backstagetest1:2"
+    ] * 3
 
 
 def test_nothing_is_printed_if_the_cluster_does_not_answer() -> None:
