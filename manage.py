@@ -9,9 +9,14 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.dev")
     try:
         from django.core.management import execute_from_command_line
+
+        from settings.env import Refused
     except ImportError as error:
         sys.exit(f"{error}. Type ./run serve first (it makes .venv), then .venv/bin/python manage.py")
-    execute_from_command_line(sys.argv)
+    try:
+        execute_from_command_line(sys.argv)
+    except Refused as reason:
+        sys.exit(str(reason))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """The WSGI application that gunicorn serves; gunicorn.conf.py says how."""
 
 import os
+import sys
 
 from django.core.wsgi import get_wsgi_application
+
+from settings.env import Refused
 
 # The strictest unless told: it refuses to start without its secrets.
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.production")
 
-application = get_wsgi_application()
+try:
+    application = get_wsgi_application()
+except Refused as reason:
+    sys.exit(str(reason))

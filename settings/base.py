@@ -124,12 +124,12 @@ ACCOUNT_MAX_EMAIL_ADDRESSES = 3
 ACCOUNT_RATE_LIMITS = {"profile": "20/m/user"}  # besides allauth's own, which are on
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = "/"
-ADMIN_URL = env.text("ADMIN_URL", "admin/").strip("/") + "/"
+ADMIN_URL = env.path("ADMIN_URL", "admin/")
 
 # Mail
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.text("DEFAULT_FROM_EMAIL", "noreply@backstagetest1.com")
 EMAIL_HOST = env.text("EMAIL_HOST", "localhost")
-EMAIL_PORT = int(env.number("EMAIL_PORT", 587))
+EMAIL_PORT = env.port("EMAIL_PORT", 587)
 EMAIL_HOST_USER = env.text("EMAIL_HOST_USER")
 EMAIL_HOST_PASSWORD = env.text("EMAIL_HOST_PASSWORD")
 EMAIL_USE_TLS = env.flag("EMAIL_USE_TLS", True)
@@ -153,6 +153,8 @@ SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
+if not all(map(env.site, CSRF_TRUSTED_ORIGINS)):
+    raise env.malformed("CSRF_TRUSTED_ORIGINS", "origins with scheme and without path, such as https://example.com")
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
@@ -213,7 +215,9 @@ if COMPARE_URL and not (
     raise env.malformed("COMPARE_URL", "an address with {old} and {new}, as in https://example.com/{old}...{new}")
 
 # The ledger that manage.py deploy and rollback record in: another instance's API, or the database of these settings.
-LEDGER_URL = env.text("LEDGER_URL")
+LEDGER_URL = env.text("LEDGER_URL").rstrip("/")
+if LEDGER_URL and not env.site(LEDGER_URL):
+    raise env.malformed("LEDGER_URL", "an instance's address, such as https://example.com")
 LEDGER_TOKEN = env.text("LEDGER_TOKEN")
 
 # How many requests a minute the API takes from one token, and from one address. The cache counts them.
@@ -230,7 +234,7 @@ def redis_cache(default_url: str) -> dict[str, Any]:
     return {
         "default": {
             "BACKEND": "metrics.cache.RedisCache",
-            "LOCATION": env.text("REDIS_URL", default_url),
+            "LOCATION": env.redis_url(default_url),
             "OPTIONS": {
                 # By name: redis-py's own defaults have been "for ever" and then five seconds.
                 "SOCKET_CONNECT_TIMEOUT": 0.5,

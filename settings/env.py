@@ -6,31 +6,38 @@ and Kubernetes mount secrets. All variables are documented in .env.example.
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
+from redis.connection import parse_url
 
 TRUE = ("true", "1", "yes", "on")
 FALSE = ("false", "0", "no", "off")
+ENGINES = ("django.db.backends.postgresql", "django.db.backends.sqlite3")
+
+
+class Refused(ImproperlyConfigured):
+    """What a person has to set right. manage.py and wsgi.py end the process with its text, without a stack trace."""
 
 
 def text(name: str, default: str = "") -> str:
     """The variable's value, or that of the file named by NAME_FILE; an empty value counts as not set.
 
-    Raises ImproperlyConfigured if both are set, or if the file cannot be read.
+    Raises Refused if both are set, or if the file cannot be read.
     """
     value, path = os.environ.get(name, ""), os.environ.get(f"{name}_FILE", "")
     if value and path:
-        raise ImproperlyConfigured(f"{name} and {name}_FILE are both set: unset one of them.")
+        raise Refused(f"{name} and {name}_FILE are both set: unset one of them. See .env.example.")
     if path:
         try:
             value = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError, ValueError) as error:
-            raise ImproperlyConfigured(
-                f"{name}_FILE names a file that cannot be read ({type(error).__name__}): {path}"
+            raise Refused(
+                f"{name}_FILE names a file that cannot be read ({type(error).__name__}): {path}. See .env.example."
             ) from None
     return value or default
 
@@ -39,7 +46,7 @@ def required(name: str, example: str) -> str:
     """Like text(), for what the service cannot do without; `example` shows what it should look like."""
     value = text(name)
     if not value:
-        raise ImproperlyConfigured(
+        raise Refused(
             f"{name} is not set. It should look like this: {name}={example} "
             f"(or {name}_FILE, the path of a file that holds it). See .env.example."
         )
@@ -65,6 +72,32 @@ def number(name: str, default: float, *, minimum: float = 0) -> float:
     if not minimum <= value < float("inf"):
         raise malformed(name, f"a number, {minimum:g} or more")
     return value
+
+
+def port(name: str, default: int) -> int:
+    """A TCP port."""
+    value = text(name, str(default))
+    if not re.fullmatch("[1-9][0-9]{0,4}", value) or int(value) > 65535:
+        raise malformed(name, "a port from 1 to 65535")
+    return int(value)
+
+
+def path(name: str, default: str) -> str:
+    """A path below / in the site's addresses, with one slash at its end."""
+    value = text(name, default).strip("/")
+    if not re.fullmatch("[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", value):
+        raise malformed(name, f"letters, digits, - and _, such as {default}")
+    return f"{value}/"
+
+
+def site(value: str) -> bool:
+    """Whether `value` is a web site's address without a path, such as https://example.com."""
+    try:
+        parts = urlsplit(value)
+        parts.port  # raises ValueError if it is none
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and f"{parts.scheme}://{parts.netloc}" == value
 
 
 def words(name: str, default: str = "") -> list[str]:
@@ -111,17 +144,20 @@ def secret_key() -> str:
 
 
 def hosts(default: str) -> list[str]:
-    """ALLOWED_HOSTS; `*` stops the process, for it would let a forged Host into password-reset links."""
+    """ALLOWED_HOSTS; `*` stops the process, for it would let a forged Host into password-reset links.
+
+    So does an address with scheme or port, which Django would match with nothing.
+    """
     values = words("ALLOWED_HOSTS", default)
-    if any(value in ("*", ".") for value in values):
-        raise malformed("ALLOWED_HOSTS", "host names such as example.com,www.example.com, not *")
+    if not all(re.fullmatch(r"\.?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[[0-9A-Fa-f:.]+\]", value) for value in values):
+        raise malformed("ALLOWED_HOSTS", "host names such as example.com,www.example.com: no *, scheme or port")
     return values
 
 
 def no_debug() -> None:
     """Stops the process if DEBUG is set: it shows settings and source to anybody."""
     if flag("DEBUG", False):
-        raise ImproperlyConfigured("DEBUG is true; only development runs with it. Unset DEBUG.")
+        raise Refused("DEBUG is true; only development runs with it. Unset DEBUG. See .env.example.")
 
 
 def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
@@ -137,7 +173,7 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
         url = f"postgresql://{user}:{quote(password, safe='')}@{host}:5432/{name}"
     if not url:
         also = f", nor DB_PASSWORD for {user} at {host}" if host else ""
-        raise ImproperlyConfigured(
+        raise Refused(
             f"DATABASE_URL is not set{also}. It should look like this: DATABASE_URL={example} "
             "(or DATABASE_URL_FILE, the path of a file that holds it). See .env.example."
         )
@@ -145,7 +181,7 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
         parsed: dict[str, Any] = dict(dj_database_url.parse(url))
     except Exception:  # the parser raises many kinds, and their text may hold the password
         raise malformed("DATABASE_URL", example) from None
-    if not parsed.get("NAME"):
+    if not parsed.get("NAME") or parsed["ENGINE"] not in ENGINES:
         raise malformed("DATABASE_URL", example)
     if parsed["ENGINE"] == "django.db.backends.postgresql":
         parsed |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
@@ -160,6 +196,16 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
     return parsed
 
 
-def malformed(name: str, expected: str) -> ImproperlyConfigured:
+def redis_url(default: str) -> str:
+    """REDIS_URL; one that cannot be parsed stops the process here, as the cache fails open and would hide it."""
+    url = text("REDIS_URL", default)
+    try:
+        parse_url(url)  # type: ignore[no-untyped-call]
+    except ValueError:  # its text may hold the password
+        raise malformed("REDIS_URL", "redis://HOST:6379/1") from None
+    return url
+
+
+def malformed(name: str, expected: str) -> Refused:
     """What to raise when a variable does not hold what it should. It never repeats the value: it may be a secret."""
-    return ImproperlyConfigured(f"{name} is malformed: expected {expected}. See .env.example.")
+    return Refused(f"{name} is malformed: expected {expected}. See .env.example.")

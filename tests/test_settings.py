@@ -52,6 +52,17 @@ def load(module: str, **variables: str) -> Any:
         ({"HTTPS_ONLY": "hunter2"}, "HTTPS_ONLY is malformed"),
         ({"TRUSTED_PROXIES": "hunter2"}, "TRUSTED_PROXIES is malformed"),
         ({"EMAIL_PORT": "hunter2"}, "EMAIL_PORT is malformed"),
+        ({"EMAIL_PORT": "65536"}, "EMAIL_PORT is malformed"),
+        ({"DATABASE_URL": "mysql://someone:hunter2@host/name"}, "DATABASE_URL is malformed"),
+        ({"REDIS_URL": "http://:hunter2@host"}, "REDIS_URL is malformed"),
+        ({"REDIS_URL": "redis://host:hunter2/1"}, "REDIS_URL is malformed"),
+        ({"ALLOWED_HOSTS": "https://hunter2.com"}, "ALLOWED_HOSTS is malformed"),
+        ({"ALLOWED_HOSTS": "hunter2.com:443"}, "ALLOWED_HOSTS is malformed"),
+        ({"CSRF_TRUSTED_ORIGINS": "hunter2.com"}, "CSRF_TRUSTED_ORIGINS is malformed"),
+        ({"CSRF_TRUSTED_ORIGINS": "https://hunter2.com/"}, "CSRF_TRUSTED_ORIGINS is malformed"),
+        ({"LEDGER_URL": "hunter2"}, "LEDGER_URL is malformed"),
+        ({"ADMIN_URL": "/"}, "ADMIN_URL is malformed"),
+        ({"ADMIN_URL": "<hunter2>/"}, "ADMIN_URL is malformed"),
         ({"EMAIL_VERIFICATION": "hunter2"}, "EMAIL_VERIFICATION is malformed"),
         ({"HEALTH_CHECK_TIMEOUT": "nan"}, "HEALTH_CHECK_TIMEOUT is malformed"),
         ({"SECRET_KEY_FILE": "/etc/hostname"}, "SECRET_KEY and SECRET_KEY_FILE are both set"),
@@ -65,16 +76,23 @@ def test_what_is_unsafe_stops_the_process_by_name(module: str, change: dict[str,
     assert "hunter2" not in str(caught.value), "it repeats a value that may be secret"
 
 
-def test_a_refusal_ends_the_process_with_its_reason_as_the_last_line() -> None:
+@pytest.mark.parametrize(
+    "command", [("manage.py", "check"), ("-m", "gunicorn", "--config", "gunicorn.conf.py", "backstagetest1.wsgi")]
+)
+def test_a_refusal_ends_the_process_with_its_reason_and_nothing_else(command: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "manage.py", "check"],
+        [sys.executable, *command],
         cwd=ROOT,
-        env={"DJANGO_SETTINGS_MODULE": "settings.production", "PATH": os.environ["PATH"]},
+        env={"DJANGO_SETTINGS_MODULE": "settings.production", "PATH": os.environ["PATH"], "BIND": "127.0.0.1:0"},
         capture_output=True,
         text=True,
+        timeout=60,
     )
-    assert done.returncode != 0
-    assert "SECRET_KEY is not set. It should look like this: SECRET_KEY=" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    *before, reason = done.stderr.splitlines()
+    assert all(line.startswith("{") for line in before), "gunicorn's log lines, and no stack trace"
+    assert reason.startswith("SECRET_KEY is not set. It should look like this: SECRET_KEY=")
+    assert reason.endswith("See .env.example.")
 
 
 @pytest.mark.parametrize("module", ["staging", "production", "testing"])
@@ -150,8 +168,12 @@ def test_no_text_breaks_the_parsers(value: str) -> None:
             lambda: env.ascending("SOME", "1"),
             lambda: env.choice("SOME", "a", ("a", "b")),
             lambda: env.hosts("localhost"),
+            lambda: env.port("SOME", 1),
+            lambda: env.path("SOME", "a/"),
+            lambda: env.redis_url("redis://localhost"),
             env.database,
             env.secret_key,
+            lambda: env.site(value),
         ):
             try:
                 read()
@@ -188,7 +210,8 @@ def variables_in_code() -> set[str]:
     ]
     source = "\n".join(path.read_text() for path in files)
     calls = re.findall(
-        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts|ascending)\(\s*\"([A-Z][A-Z0-9_]*)\"",
+        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts|ascending|port|path)"
+        r"\(\s*\"([A-Z][A-Z0-9_]*)\"",
         source,
     )
     lookups = re.findall(r"environ(?:\.get\(|\[)\s*\"([A-Z][A-Z0-9_]*)\"", source)
