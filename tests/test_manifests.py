@@ -121,8 +121,9 @@ def configuration(objects: tuple[Object, ...]) -> dict[str, str]:
 # They are what the API takes
 
 
-@pytest.mark.parametrize("component", ["", *COMPONENTS])
-@overlays
+@pytest.mark.parametrize(
+    ("overlay", "component"), [*((each, "") for each in OVERLAYS), *(("production", each) for each in COMPONENTS)]
+)
 def test_an_overlay_fits_the_schemas_of_the_oldest_and_the_newest_kubernetes(overlay: str, component: str) -> None:
     for each in render(overlay, component):
         for version in (OLDEST, kubernetes_validate.latest_version()):
@@ -147,8 +148,12 @@ def test_one_apply_makes_the_namespace_and_all_in_it(overlay: str) -> None:
 
 @overlays
 def test_every_pod_meets_the_restricted_standard(overlay: str) -> None:
+    meets_the_restricted_standard(render(overlay))
+
+
+def meets_the_restricted_standard(objects: tuple[Object, ...]) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
-    for name, pod, container in containers(render(overlay)):
+    for name, pod, container in containers(objects):
         own, of_pod = container["securityContext"], pod["securityContext"]
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
         assert of_pod["runAsNonRoot"] is True and of_pod["seccompProfile"] == {"type": "RuntimeDefault"}, name
@@ -476,6 +481,23 @@ def test_for_a_fresh_cluster_the_overlay_is_printed_as_it_is() -> None:
     with Cluster(places()["staging"].namespace) as cluster:
         done = live(cluster, "staging")
     assert tuple(yaml.safe_load_all(done.stdout)) == render("staging")
+
+
+def test_the_migrate_job_of_a_release_runs_wherever_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made from the Deployment: it must not need the app's node, nor its volume, and the API must take it."""
+    place = places()["staging"]
+    with Cluster(place.namespace) as cluster:
+        monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
+        cluster.service()
+        deployment = deepcopy(only(render("staging"), "Deployment"))
+        deployment["metadata"] |= {"annotations": {}, "generation": 1}
+        cluster.store("deployments", deployment)
+        job = Kubernetes(place, "2", "rolling", ROOT).job(f"{APP}-migrate-2", f"{APP}:2", unsafe=False)
+    kubernetes_validate.validate(job, OLDEST, strict=True)
+    meets_the_restricted_standard((job,))
+    pod = job["spec"]["template"]["spec"]
+    assert "affinity" not in pod and {each["name"] for each in pod["volumes"]} == {"tmp", "metrics"}
+    assert not selected((job,), only(render("staging"), "Deployment")["spec"]["selector"])  # no traffic for it
 
 
 def test_a_release_that_is_found_good_takes_the_cronjobs_along(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -224,7 +224,7 @@ class Kubernetes:
         claims = {each["name"] for each in pod.get("volumes", []) if "persistentVolumeClaim" in each}
         pod["volumes"] = [each for each in pod.get("volumes", []) if each["name"] not in claims]
         container["volumeMounts"] = [each for each in container.get("volumeMounts", []) if each["name"] not in claims]
-        for key in ("topologySpreadConstraints", "terminationGracePeriodSeconds", "readinessGates"):
+        for key in ("affinity", "topologySpreadConstraints", "terminationGracePeriodSeconds", "readinessGates"):
             pod.pop(key, None)
         pod["restartPolicy"] = "Never"
         labels = {"app": f"{APP}-migrate", "app.kubernetes.io/component": "migrate"}  # not those of the Service's pods
