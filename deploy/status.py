@@ -21,7 +21,7 @@ from deploy.watch import Reading, readings
 FRESH = 30.0  # seconds for which the past is good enough for the next who asks
 DAYS = 90
 INCIDENTS = 20
-KEY = "deploy.status"
+KEY = "status:1"  # the number goes up when what history() gives changes: two releases share one cache
 NAMESPACE = uuid.UUID("5c6a2a1e-6f0b-4e65-9a45-1b8e6d0f2c77")  # of the feed's ids, so that they are the same for ever
 
 Known = tuple[float, dict[str, Any]]  # when it was put together (time.time()), and what

@@ -106,7 +106,8 @@ def test_a_restart_of_one_of_two_that_run_fails_no_request(own: Stack, member: C
         for name in ("web_blue", "web_green", f"web_{current}"):
             time.sleep(1)
             own.compose("--profile", "colours", "restart", name)
-        time.sleep(2)
+            # With the next one away, this one is all there is.
+            eventually(lambda: own.inspect(name)["State"]["Health"]["Status"] == "healthy", seconds=60, every=0.2)
     say(f"each restarted, and the one that serves twice: {load}")
     assert not load.failed and load.total > 400
 
