@@ -22,7 +22,8 @@ REPOSITORY = re.compile(r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+
 class Place:
     """One environment's section of the file.
 
-    `url` has no slash at its end. `context` is kubectl's, empty for the current one.
+    `url` has no slash at its end. `context` is kubectl's, empty for the current one. `digest` is not of the file: it
+    says which build of a version is meant (sha256:...), where the pipeline knows it.
     """
 
     name: str
@@ -32,6 +33,11 @@ class Place:
     image: str = "backstagetest1"
     context: str = ""
     namespace: str = "default"
+    digest: str = ""
+
+    def tagged(self, version: str) -> str:
+        """The image of a version: repository:version, or repository:version@sha256:..."""
+        return f"{self.image}:{version}{self.digest and '@'}{self.digest}"
 
 
 def places() -> dict[str, Place]:
@@ -57,7 +63,7 @@ def read(path: Path) -> dict[str, Place]:
 
 
 def section(path: Path, name: str, values: Any) -> Place:
-    known = [field.name for field in fields(Place) if field.name != "name"]
+    known = [field.name for field in fields(Place) if field.name not in ("name", "digest")]
     if not isinstance(values, dict):
         raise ImproperlyConfigured(f"{path}: {name} is no section. Write [{name}] and its lines below.")
     for key, value in values.items():

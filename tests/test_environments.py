@@ -7,6 +7,8 @@ from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
 from deploy.environments import NAMES, Place, places
+from deploy.management.commands.deploy import built
+from deploy.targets import Misused
 from deploy.models import ENVIRONMENTS
 
 
@@ -51,3 +53,30 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, settings: Settings) -
     settings.ENVIRONMENTS_FILE = tmp_path / "none.toml"
     with pytest.raises(ImproperlyConfigured, match="none.toml cannot be read .*ENVIRONMENTS_FILE"):
         places()
+
+
+DIGEST = "sha256:" + "a1" * 32
+
+
+@pytest.mark.parametrize(
+    ("image", "tagged"),
+    [
+        ("registry.example.com:5000/team/app", "registry.example.com:5000/team/app:1.4.0"),
+        ("team/app:1.4.0", "team/app:1.4.0"),
+        (f"team/app@{DIGEST}", f"team/app:1.4.0@{DIGEST}"),
+        (f"registry.example.com/app:1.4.0@{DIGEST}", f"registry.example.com/app:1.4.0@{DIGEST}"),
+    ],
+)
+def test_a_deployment_may_name_the_very_image(image: str, tagged: str) -> None:
+    assert built(Place("staging", target="kubernetes"), image, "1.4.0").tagged("1.4.0") == tagged
+
+
+@pytest.mark.parametrize("image", ["team/app:1.3.0", "team/app@", "team/app@sha256:12", f"@{DIGEST}", "a b", "-x", ""])
+def test_an_image_that_is_none_is_refused(image: str) -> None:
+    with pytest.raises(Misused, match="expected a repository"):
+        built(Place("staging", target="kubernetes"), image, "1.4.0")
+
+
+def test_compose_takes_no_image_by_its_digest() -> None:
+    with pytest.raises(Misused, match="is for a cluster"):
+        built(Place("development"), f"app@{DIGEST}", "1.4.0")

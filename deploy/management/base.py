@@ -132,7 +132,7 @@ class Operation(BaseCommand):
             wait=options["wait"],
             commit=commit,
             built_at=built_at,
-            image=f"{place.image}:{version}",
+            image=place.tagged(version),
             **more,
         )
         if options["dry_run"]:

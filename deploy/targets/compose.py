@@ -33,7 +33,7 @@ class Compose:
 
     def __init__(self, place: Place, version: str, strategy: str, folder: Path) -> None:
         self.place, self.version, self.strategy, self.folder = place, version, strategy, folder
-        self.image = f"{place.image}:{version}"
+        self.image = place.tagged(version)
         self.colour = ""
         self.moved = -math.inf  # when the traffic was, by the monotonic clock
         var = folder / "var"

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -166,10 +167,10 @@ class Kubernetes:
 
     def image(self) -> str:
         """With the registry of environments.toml, else that of what runs: without one kubectl would take another's."""
-        repository = self.place.image
-        if "/" not in repository:
-            repository = untagged(image_of(self.deployment(self.active())["spec"]["template"]["spec"]))
-        return f"{repository}:{self.version}"
+        place = self.place
+        if "/" not in place.image:
+            place = replace(place, image=untagged(image_of(self.deployment(self.active())["spec"]["template"]["spec"])))
+        return place.tagged(self.version)
 
     def complete(self, found: dict[str, Any]) -> bool:
         """As `kubectl rollout status` has it: https://kubernetes.io/docs/concepts/workloads/controllers/deployment/"""

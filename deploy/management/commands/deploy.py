@@ -1,15 +1,18 @@
 """manage.py deploy: a version to an environment, watched, and taken back by itself if it proves bad."""
 
+import re
+from dataclasses import replace
 from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deploy.environments import Place
+from deploy.environments import REPOSITORY, Place
 from deploy.management.base import Operation
 from deploy.targets import Misused
 
 WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
 WATCH_ELSEWHERE = 60.0
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Command(Operation):
@@ -21,6 +24,7 @@ examples:
   manage.py deploy 1.4.0 -e production --dry-run
   manage.py deploy 1.4.1 -e production --hotfix --reason "Nobody can sign in"
   manage.py deploy 1.4.0 -e development --watch 20 --json
+  manage.py deploy 1.4.0 -e staging --image registry.example.com/team/backstagetest1@sha256:...
   manage.py deploy --lock "The database is being moved" -e production
   manage.py deploy --unlock -e production
 
@@ -30,6 +34,12 @@ An interrupted run is gone on with by the same command. docs/deploying.md tells 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("version", nargs="?", default="", metavar="VERSION", help="the image's tag")
         super().add_arguments(parser)
+        parser.add_argument(
+            "--image",
+            default="",
+            metavar="REPOSITORY[@DIGEST]",
+            help="instead of environments.toml's; with a digest it is that build of the version and no other",
+        )
         parser.add_argument("--hotfix", action="store_true", help="past the promotion rule; needs a --reason")
         parser.add_argument(
             "--unsafe-migrations",
@@ -52,6 +62,8 @@ An interrupted run is gone on with by the same command. docs/deploying.md tells 
         for flag in ("hotfix", "unsafe_migrations"):
             if options[flag] and not options["reason"].strip():
                 raise Misused(f"--{flag.replace('_', '-')} needs a reason: --reason TEXT")
+        if options["image"]:
+            place = built(place, options["image"], version)
         target = self.target(place, version)
         target.refuse_unfit()
         self.sure(place, options, f"Deploys {version} to production")
@@ -74,3 +86,17 @@ An interrupted run is gone on with by the same command. docs/deploying.md tells 
             target.lock.put(options["lock"])
             self.output.note(f"Locked: {options['lock']}. manage.py deploy --unlock -e {place.name} ends it.")
         return 0
+
+
+def built(place: Place, image: str, version: str) -> Place:
+    """The place with that image; a tag in it can only be the version. Raises Misused."""
+    name, _, digest = image.partition("@")
+    name = name.removesuffix(f":{version}")
+    if not REPOSITORY.fullmatch(name) or (digest or "@" in image) and not DIGEST.fullmatch(digest):
+        raise Misused(
+            f"--image {image}: expected a repository, as in host/team/backstagetest1, with nothing or @sha256: and 64 "
+            f"hex digits behind it. Its tag is the version, {version}."
+        )
+    if digest and place.target == "compose":
+        raise Misused("--image with a digest is for a cluster: compose runs the image that is on the machine.")
+    return replace(place, image=name, digest=digest)
