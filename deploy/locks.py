@@ -161,7 +161,9 @@ class LeaseLock:
         }
         if found:
             lease["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]  # type: ignore[index]
-        done = self.kubectl("replace" if found else "create", "--filename", "-", given=json.dumps(lease))
+        done = self.kubectl(
+            "replace" if found else "create", "--validate=false", "--filename", "-", given=json.dumps(lease)
+        )
         if done.returncode:
             if any(word in done.stderr for word in ("AlreadyExists", "already exists", "Conflict", "modified")):
                 raise Busy("Somebody else has just taken the lock. Wait for it (--wait).")

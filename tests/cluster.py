@@ -39,6 +39,12 @@ KINDS = {
     "services": ("v1", "Service"),
     "events": ("v1", "Event"),
 }
+MIGRATED = {
+    "good": "Applying deploy.0006... OK\n2 migrations applied\n",
+    "fail": "django.db.utils.ProgrammingError: column is gone\n",
+    "hang": "",
+    "pull": "",
+}
 Object = dict[str, Any]
 
 
@@ -51,7 +57,8 @@ class Refusal(Exception):
 class Cluster:
     """`becomes` says what an image does: "good" (unless told), "crash" (ends at once), "pull" (cannot be pulled),
     "unready" (runs, and is never ready), "sick" (is ready, and /health/ and /health/ready/ answer 503), "degraded" (the
-    latter is well), "quota" (no pod of it is made). `seconds` is what a pod takes to get ready. `lag`: so many answers
+    latter is well), "quota" (no pod of it is made). "migrate IMAGE" is what a Job of it does: "good", "fail", "pull" or
+    "hang". `seconds` is what a pod takes to get ready. `lag`: so many answers
     through the Service still come from an old pod. `closed`: who asks for a Service through the API server is refused.
     `writes` are all requests that changed something: method, path and body.
     """
@@ -171,6 +178,39 @@ class Cluster:
         at = time.time() if at is None else at
         for found in self.all("deployments"):
             self.roll(found, at)
+        for found in self.all("jobs"):
+            self.work(found, at)
+
+    def work(self, job: Object, at: float) -> None:
+        """A Job whose only pod is tried once: https://kubernetes.io/docs/concepts/workloads/controllers/job/"""
+        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+        pod = self.objects.get(("pods", f"{name}-x7k2p"))
+        if pod is None:
+            labels = {"batch.kubernetes.io/controller-uid": uid, "job-name": name}
+            job["spec"]["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
+            job["spec"]["template"]["metadata"]["labels"] |= labels
+            pod = self.add("pods", f"{name}-x7k2p")
+            pod["metadata"] |= {"labels": job["spec"]["template"]["metadata"]["labels"]}
+            pod["metadata"]["ownerReferences"] = [{"kind": "Job", "name": name, "controller": True}]
+            pod |= {"spec": copy.deepcopy(job["spec"]["template"]["spec"]), "born": at}
+            status: Object = {"name": APP, "image": image_of(job), "restartCount": 0, "state": {"running": {}}}
+            pod["status"] = {
+                "phase": "Running",
+                "conditions": [{"type": "Ready", "status": "False"}],
+                "containerStatuses": [status],
+            }
+        does = self.becomes.get(f"migrate {image_of(job)}", "good")
+        if at - pod["born"] < self.seconds or job.get("status") or does == "hang":
+            return
+        if does == "pull":
+            waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{image_of(job)}"'}
+            pod["status"]["containerStatuses"][0]["state"] = {"waiting": waiting}
+            return
+        first, last, why = ("FailureTarget", "Failed", "BackoffLimitExceeded")
+        if does == "good":
+            first, last, why = "SuccessCriteriaMet", "Complete", "CompletionsReached"
+        conditions = [{"type": each, "status": "True", "reason": why} for each in (first, last)]
+        job["status"] = {"succeeded" if does == "good" else "failed": 1, "conditions": conditions}
 
     def roll(self, found: Object, at: float) -> None:
         name, spec, meta = found["metadata"]["name"], found["spec"], found["metadata"]
@@ -225,6 +265,9 @@ class Cluster:
         if short:
             quota = {"reason": "FailedCreate", "message": "pods are forbidden: exceeded quota"}
             found["status"]["conditions"].append({"type": "ReplicaFailure", "status": "True"} | quota)
+
+    def owners(self) -> set[str]:
+        return {each["metadata"]["name"] for each in self.all("replicasets")}
 
     def owned(self, name: str) -> list[Object]:
         return [each for each in self.all("replicasets") if owner(each) == name]
@@ -348,6 +391,8 @@ class Cluster:
         pod = self.objects.get(("pods", name or ""))
         if pod is None:
             raise self.missing("pods", name or "")
+        if owner(pod) not in self.owners():
+            return MIGRATED[self.becomes.get(f"migrate {image_of(pod)}", "good")]
         does = self.becomes.get(image_of(pod), "good")
         if query.get("previous") == "true" and does != "crash":
             raise Refusal(400, "BadRequest", f'previous terminated container "{APP}" in pod "{name}" not found')
@@ -377,6 +422,9 @@ class Cluster:
         if found is None:
             raise self.missing(*key)
         if method == "DELETE":
+            for pod in self.all("pods") if resource == "jobs" else ():
+                if owner(pod) == name:
+                    del self.objects["pods", pod["metadata"]["name"]]
             return self.objects.pop(key)
         if method == "PUT":
             sent = json.loads(body)

@@ -196,7 +196,9 @@ class Kubernetes:
         if found and condition(found, "Complete"):
             return f"job/{name} has done it already"
         if not found:
-            self.kubectl("create", "--filename", "-", given=json.dumps(self.job(name, image, unsafe)))
+            self.kubectl(
+                "create", "--validate=false", "--filename", "-", given=json.dumps(self.job(name, image, unsafe))
+            )
         began = time.monotonic()
         while True:
             found = self.get("job", name)
@@ -347,7 +349,10 @@ class Kubernetes:
     def back(self, reason: str, tell: Tell) -> str:
         if self.strategy == "blue-green" and self.active_colour() != self.colour:
             return self.running()  # it never had the traffic
-        before: str = self.deployment(self.bringing())["metadata"].get("annotations", {}).get(BEFORE, "")
+        found = self.deployment(self.bringing())
+        if image_of(found["spec"]["template"]["spec"]) != self.image():
+            return self.running()  # it never came so far
+        before: str = found["metadata"].get("annotations", {}).get(BEFORE, "")
         if not before:
             raise Failed("It is not known what ran before: scripts/rollback.sh --list shows what there is.")
         tell(f"scripts/rollback.sh {before}")
