@@ -7,7 +7,7 @@ database is away the last that is known is shown, from the cache or from this pr
 import time
 import uuid
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
 from django.core.cache import cache
 from django.db import Error, transaction
@@ -21,31 +21,34 @@ from deploy.watch import Reading, readings
 FRESH = 30.0  # seconds for which the past is good enough for the next who asks
 DAYS = 90
 INCIDENTS = 20
-KEY = "status:1"  # the number goes up when what history() gives changes: two releases share one cache
+KEY = "status:2"  # the number goes up when what history() gives changes: two releases share one cache
+CHANGED = "status:changed"  # another value after each write: what any process put together before it is no longer fresh
 NAMESPACE = uuid.UUID("5c6a2a1e-6f0b-4e65-9a45-1b8e6d0f2c77")  # of the feed's ids, so that they are the same for ever
 
-Known = tuple[float, dict[str, Any]]  # when it was put together (time.time()), and what
+Known = tuple[float, str | None, dict[str, Any]]  # time.time() when it was put together, CHANGED by then, and what
 memory: list[Known] = []  # at most one: for when cache and database are away
 
 
 def known() -> tuple[dict[str, Any] | None, float]:
     """The past (history()), and its age in seconds; None if neither the database nor anybody's memory has it."""
-    last = max([*memory, *filter(None, [cast("Known | None", cache.get(KEY))])], key=lambda each: each[0], default=None)
-    if last and time.time() - last[0] < FRESH:
-        return last[1], 0.0
+    cached = cache.get_many([KEY, CHANGED])
+    changed: str | None = cached.get(CHANGED)  # None: nothing was written lately, or the cache is away
+    last = max([*memory, *([cached[KEY]] if KEY in cached else [])], key=lambda each: each[0], default=None)
+    if last and time.time() - last[0] < FRESH and changed in (None, last[1]):
+        return last[2], 0.0
     try:
         found = history()
     except Error:  # also InterfaceError, of a connection that has gone
-        return (last[1], time.time() - last[0]) if last else (None, 0.0)
-    memory[:] = [(time.time(), found)]
+        return (last[2], time.time() - last[0]) if last else (None, 0.0)
+    memory[:] = [(time.time(), changed, found)]
     cache.set(KEY, memory[0], 86_400)
     return found, 0.0
 
 
 def forget() -> None:
-    """The next who asks sees what has just been written."""
+    """The next who asks sees what has just been written, whichever process answers, even one that is reading now."""
     memory.clear()
-    cache.delete(KEY)
+    cache.set(CHANGED, uuid.uuid4().hex, 86_400)
 
 
 def history(today: date | None = None) -> dict[str, Any]:
