@@ -29,7 +29,7 @@ from PIL import Image
 from tests.servers import ROOT, eventually, free_port
 
 PASSWORD = "correct horse battery staple"
-LABEL = f"bt1-e2e-{os.getpid()}"
+LABEL = f"bt1-e2e-{secrets.token_hex(4)}"  # of a process: each of those that run side by side has its own
 
 
 def docker(*words: str, check: bool = True, **options: Any) -> str:
@@ -64,8 +64,8 @@ def build(folder: Path, tag: str, *, version: str) -> str:
 
 
 def say(text: str) -> None:
-    """A figure, on the line of the test that it belongs to."""
-    print(f"\n    {text}", end=" ", flush=True)
+    """A figure, which stands below the test that it belongs to: see Figures."""
+    print(text)
 
 
 @dataclass
@@ -323,6 +323,32 @@ class Stack:
 
         eventually(home, seconds=seconds, every=0.1)
         return time.monotonic() - began
+
+
+class Figures:
+    """Shows what each test said as soon as it is over, also when processes of their own ran it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown" and report.capstdout:
+            self.terminal.ensure_newline()
+            for line in report.capstdout.splitlines():
+                self.terminal.write_line(f"    {line}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Figures(config))
+
+
+LONG = ["test_switch.py", "test_deploy.py"]  # first, so that two who share the files are done at about the same time
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 def leftovers() -> list[str]:

@@ -109,7 +109,7 @@ def test_a_restart_of_one_of_two_that_run_fails_no_request(own: Stack, member: C
             # With the next one away, this one is all there is.
             eventually(lambda: own.inspect(name)["State"]["Health"]["Status"] == "healthy", seconds=60, every=0.2)
     say(f"each restarted, and the one that serves twice: {load}")
-    assert not load.failed and load.total > 400
+    assert not load.failed and load.total > 200
 
 
 @pytest.mark.parametrize(
@@ -220,6 +220,7 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(own: Stack) -> Non
 
 
 def test_up_brings_two_colours_back_to_one(own: Stack, member: Client) -> None:
+    own.variables["IMAGE"] = f"{LABEL}:up"  # it builds, and the other tests have an image of that name
     with Load(keep_alive(own, member), rate=30) as load:
         done = own.run("up")
     assert done.returncode == 0, done.stdout + done.stderr
