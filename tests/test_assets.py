@@ -72,6 +72,7 @@ def test_without_a_shared_folder_there_is_nothing(client: Client) -> None:
     assert client.get(f"/static/{OTHERS}").status_code == 404
 
 
+@pytest.mark.django_db
 def test_an_instance_has_its_own_files_and_those_of_another_release(django_db_setup: None, tmp_path: Path) -> None:
     with Gunicorn(STATIC_SHARED=str(tmp_path), ALLOWED_HOSTS="127.0.0.1") as server:
         (own,) = tmp_path.glob("style.*.css")

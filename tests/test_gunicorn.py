@@ -14,6 +14,8 @@ import pytest
 
 from tests.servers import ROOT, Gunicorn, eventually
 
+pytestmark = pytest.mark.django_db  # the fixture django_db_setup makes a database only if a test is marked
+
 
 @pytest.fixture(scope="module")
 def server(django_db_setup: None) -> Iterator[Gunicorn]:
