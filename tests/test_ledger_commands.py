@@ -53,7 +53,7 @@ def test_the_history_as_json_is_one_object_a_line() -> None:
     deployed("testing", "1.0", at=START)
     deployed("staging", "1.0", at=START + timedelta(hours=1))
     begun("testing", "1.1")
-    rows = [json.loads(line) for line in run("deployments", "--json", "--environment", "testing")[0].splitlines()]
+    rows = [json.loads(line) for line in run("deployments", "--json", "-e", "testing")[0].splitlines()]
     assert [(row["release"], row["status"], row["previous"]) for row in rows] == [
         ("1.1", "running", "1.0"),
         ("1.0", "succeeded", None),

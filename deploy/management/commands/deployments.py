@@ -33,7 +33,7 @@ class Command(BaseCommand):
         return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--environment", choices=Environment.Name.values, help="of this environment only")
+        parser.add_argument("-e", "--environment", choices=Environment.Name.values, help="of this environment only")
         parser.add_argument("--status", choices=(*IN_FLIGHT, *FINISHED), help="in this state only")
         parser.add_argument("--limit", type=int, default=20, help="at most so many (default 20)")
         parser.add_argument("--json", action="store_true", help="print one JSON object a line")
