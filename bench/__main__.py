@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import frozen, ledger, middleware, probes, scrape, workers
+from bench import frozen, image, ledger, middleware, probes, scrape, workers
 from bench.measure import PEERS, Options, installed, say
 
 PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
@@ -18,6 +18,7 @@ PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
     "health": (probes.run, "What /health/ costs"),
     "frozen": (frozen.run, "What a frozen PostgreSQL does"),
     "ledger": (ledger.run, "What the ledger's pages cost with a million deployments"),
+    "image": (image.run, "What the image weighs, and how soon it is ready"),
 }
 
 
@@ -32,7 +33,9 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = ", ".join(f"{name} ({title})" for name, (_, title) in PARTS.items())
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"the parts to run; all without: {names}")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"the parts to run; all without, the image if Docker is there: {names}"
+    )
     parser.add_argument("--quick", action="store_true", help="show in a minute that all works; the figures are rough")
     parser.add_argument(
         "--patience", type=float, default=15, metavar="SECONDS", help="how long to wait for a frozen peer's answer (15)"
@@ -45,7 +48,7 @@ def main() -> int:
     options = Options(quick=chosen.quick, patience=chosen.patience)
     print(about(options), flush=True)
     failed = False
-    for name in chosen.names or PARTS:
+    for name in chosen.names or [name for name in PARTS if name != "image" or image.possible()]:
         run, title = PARTS[name]
         try:
             found = run(options)

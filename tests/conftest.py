@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,8 @@ from whitenoise import WhiteNoise
 
 # kubectl, as requirements-dev.txt has it
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
+# A shell starts what it runs in the background with SIGINT ignored, which all children would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
