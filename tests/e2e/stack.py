@@ -329,14 +329,15 @@ class Figures:
     """Shows what each test said as soon as it is over, also when processes of their own ran it."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+        self.plugins = config.pluginmanager
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal: Any = self.plugins.get_plugin("terminalreporter")
         if report.when == "teardown" and report.capstdout:
-            self.terminal.ensure_newline()
+            terminal.ensure_newline()
             for line in report.capstdout.splitlines():
-                self.terminal.write_line(f"    {line}")
+                terminal.write_line(f"    {line}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
