@@ -29,7 +29,7 @@ from PIL import Image
 from tests.servers import ROOT, eventually, free_port
 
 PASSWORD = "correct horse battery staple"
-LABEL = f"bt1-e2e-{secrets.token_hex(4)}"  # of a process: each of those that run side by side has its own
+LABEL = f"bt1-e2e-{secrets.token_hex(4)}"
 
 
 def docker(*words: str, check: bool = True, **options: Any) -> str:
@@ -326,7 +326,7 @@ class Stack:
 
 
 class Figures:
-    """Shows what each test said as soon as it is over, also when processes of their own ran it."""
+    """Shows what each test said as soon as it is over."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.plugins = config.pluginmanager
@@ -341,15 +341,7 @@ class Figures:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Figures(config))
-
-
-LONG = ["test_switch.py", "test_deploy.py"]  # first, so that two who share the files are done at about the same time
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+    config.pluginmanager.register(Figures(config))
 
 
 def leftovers() -> list[str]:
