@@ -88,6 +88,7 @@ class Run:
             else:
                 self.step("migrations", lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
             self.step("bring up", lambda: self.target.start(options.timeout, self.output.tell))
+            self.switched = options.strategy == "rolling"  # each instance has had traffic since it was ready
             self.measure()
             self.step("smoke test", self.smoke)
             self.step("switch", self.switch)
