@@ -7,7 +7,9 @@ WORKDIR /build
 COPY requirements.txt ./
 # Wheels only, each checked against its hash: no compiler is needed, and nothing runs that was not locked. The libraries'
 # own tests, stubs, and texts in languages that the site does not speak are of no use to it.
-# Bytecode is trusted without a look at its source, as neither changes in an image.
+# Bytecode is trusted without a look at its source, as neither changes in an image. Without the columns for the ^^^^ of
+# stack traces it is smaller, and sooner loaded.
+ENV PYTHONNODEBUGRANGES=1
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
  && pip --python /opt/venv/bin/python install --quiet --disable-pip-version-check --root-user-action ignore \
@@ -21,12 +23,13 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
 COPY . .
 # The settings refuse to be loaded without secrets, so they get throw-away ones, made here and gone with this command.
+# What htmx brings and no page uses is left out, as every file is looked at when the app starts.
 # The error pages that nginx shows by itself are rendered from the app's own templates. The app's bytecode is checked
 # against its source, so that a gunicorn.conf.py of one's own may be mounted over ours.
 RUN export DJANGO_SETTINGS_MODULE=settings.production DATABASE_URL=sqlite://:memory: \
  && SECRET_KEY=$(python -c 'import secrets; print(secrets.token_urlsafe(50))') \
  && export SECRET_KEY \
- && python manage.py collectstatic --noinput --verbosity 0 \
+ && python manage.py collectstatic --noinput --verbosity 0 -i ext -i 'htmx-4*' -i 'htmax-4*' \
  && mkdir staticfiles/errors \
  && python -c 'import django, pathlib, django.template.loader as loader; \
 django.setup(); \
