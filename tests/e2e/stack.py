@@ -29,7 +29,7 @@ from PIL import Image
 from tests.servers import ROOT, eventually, free_port
 
 PASSWORD = "correct horse battery staple"
-LABEL = f"bt1-e2e-{secrets.token_hex(4)}"
+LABEL = f"bt1-e2e-{os.getpid()}"
 
 
 def docker(*words: str, check: bool = True, **options: Any) -> str:
@@ -64,8 +64,8 @@ def build(folder: Path, tag: str, *, version: str) -> str:
 
 
 def say(text: str) -> None:
-    """A figure, which stands below the test that it belongs to: see Figures."""
-    print(text)
+    """A figure, on the line of the test that it belongs to."""
+    print(f"\n    {text}", end=" ", flush=True)
 
 
 @dataclass
@@ -323,25 +323,6 @@ class Stack:
 
         eventually(home, seconds=seconds, every=0.1)
         return time.monotonic() - began
-
-
-class Figures:
-    """Shows what each test said as soon as it is over."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.plugins = config.pluginmanager
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        terminal: Any = self.plugins.get_plugin("terminalreporter")
-        if report.when == "teardown" and report.capstdout:
-            terminal.ensure_newline()
-            for line in report.capstdout.splitlines():
-                terminal.write_line(f"    {line}")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(Figures(config))
 
 
 def leftovers() -> list[str]:
