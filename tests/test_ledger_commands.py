@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import OperationalError, connection
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -67,6 +68,17 @@ def test_an_empty_history_says_what_to_do() -> None:
     assert "api_token create" in run("deployments")[0] and "demo_data" in run("deployments")[0]
     deployed("testing", "1.0")
     assert "Leave --environment" in run("deployments", "--environment", "staging")[0]
+
+
+@pytest.mark.parametrize("words", [("deployments",), ("api_token", "list")])
+def test_without_the_database_it_says_what_to_look_at(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("could not connect to db.internal")
+
+    monkeypatch.setattr(connection, "cursor", away)
+    with pytest.raises(CommandError, match="OperationalError.*manage.py health") as error:
+        run(*words)
+    assert error.value.returncode == 1 and "db.internal" not in str(error.value)
 
 
 @pytest.mark.parametrize("words", [("--limit", "0"), ("--environment", "moon"), ("--status", "done")])

@@ -1,17 +1,20 @@
-"""What manage.py deploy and manage.py rollback have in common."""
+"""What the commands have in common: manage.py deploy and rollback, and those that read the ledger."""
 
 import argparse
 import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error
 
 from deploy import strategies
 from deploy.environments import NAMES, Place, places
@@ -26,6 +29,18 @@ CODES = """\
 exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
   5 it failed, and the release before serves again; 6 it failed, or was interrupted, and needs a person.
 """
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Turns an error of the ledger's database into one line. It names no host: that is in the log and the settings."""
+    try:
+        yield
+    except Error as error:
+        raise CommandError(
+            f"The ledger's database does not answer as expected ({type(error).__name__}). Is it up (manage.py health), "
+            "and is it migrated (manage.py migrate)?"
+        ) from None
 
 
 class Operation(BaseCommand):

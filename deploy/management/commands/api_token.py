@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import tokens
+from deploy.management.base import readable
 from deploy.models import ApiToken, Environment
 
 EXAMPLES = """\
@@ -52,7 +53,8 @@ class Command(BaseCommand):
         revoke.add_argument("name")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        getattr(self, options["action"])(options)
+        with readable():
+            getattr(self, options["action"])(options)
 
     def create(self, options: dict[str, Any]) -> None:
         name, days = options["name"].strip(), options["days"]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deploy.management.base import readable
 from deploy.models import FINISHED, IN_FLIGHT, Deployment, Environment
 from deploy.wording import age, took
 
@@ -19,7 +20,7 @@ examples:
   manage.py deployments --environment production --limit 5
   manage.py deployments --status failed --json | jq .release     one JSON object a line
 
-exit codes: 0 done, also when there is nothing to show; 2 wrong usage.
+exit codes: 0 done, also when there is nothing to show; 1 the ledger cannot be read; 2 wrong usage.
 """
 COLOURS = {"succeeded": "green", "failed": "red", "rolled_back": "yellow", "running": "cyan", "pending": "dim"}
 SIGNS = {"succeeded": "+", "failed": "x", "rolled_back": "<", "running": ">", "pending": "."}  # without colour, too
@@ -42,7 +43,10 @@ class Command(BaseCommand):
         if options["limit"] < 1:
             raise CommandError("--limit is 1 or more.", returncode=2)
         found = Deployment.objects.select_related("environment", "release", "previous__release").newest_first()
-        rows = list(found.matching(environment=options["environment"], status=options["status"])[: options["limit"]])
+        with readable():
+            rows = list(
+                found.matching(environment=options["environment"], status=options["status"])[: options["limit"]]
+            )
         if options["json"]:
             for row in rows:
                 self.stdout.write(json.dumps(as_dict(row)))
