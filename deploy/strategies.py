@@ -3,7 +3,7 @@
     promotion rule, lock, migrations, bring up, smoke test, switch, watch, keep or go back, unlock
 
 blue-green   a second colour comes up beside the one that serves, is tried, and then gets the traffic at once
-rolling      instances are replaced one after the other, each getting traffic when it is ready: bringing up is switching
+rolling      one instance comes up without traffic and is tried; then all are replaced one after the other: the switch
 
 Every step finds out what is there already, so a run that was interrupted, killed too, is simply run again. A release
 that proves bad is left once: the one before gets the traffic before the bad one is stopped, and nothing is tried again.
@@ -80,6 +80,7 @@ class Run:
             self.output.note(f"No probe traffic: {problem}.")
         try:
             self.touched = True
+            usual = self.sample()
             if not options.migrate:
                 self.output.begin("go back")
                 if gone := self.target.rollback(self.record.request.reason, options.timeout, False):
@@ -88,8 +89,8 @@ class Run:
             else:
                 self.step("migrations", lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
             self.step("bring up", lambda: self.target.start(options.timeout, self.output.tell))
-            self.switched = options.strategy == "rolling"  # each instance has had traffic since it was ready
-            self.measure()
+            self.switched = self.target.running() == options.version  # by a run that was interrupted
+            self.measure(usual)
             self.step("smoke test", self.smoke)
             self.step("switch", self.switch)
             if options.watch > 0:
@@ -142,12 +143,18 @@ class Run:
                 self.output.tell(str(error))
                 time.sleep(1)
 
-    def measure(self) -> None:
-        """What is usual for the release before, as far as its metrics tell. It may not have any."""
+    def sample(self) -> watching.Sample:
+        """Of the release that serves, as far as its metrics tell. It may not have any."""
         try:
-            self.baseline = watching.sample(self.target, self.target.serving()).quantile(0.95)
+            return watching.sample(self.target, self.target.serving())
         except Failed:
-            self.baseline = math.nan
+            return watching.Sample()
+
+    def measure(self, before: watching.Sample) -> None:
+        """What is usual for the release that serves: of late, if that says enough, as its first answers were slower."""
+        found = self.sample()
+        lately = found.since(before)
+        self.baseline = (lately if lately.answers >= watching.ENOUGH else found).quantile(0.95)
 
     def smoke(self) -> str:
         note = ""
@@ -160,7 +167,13 @@ class Run:
 
     def switch(self) -> str:
         self.switched = True  # or about to be: a switch that fails half-way is gone back from, too
-        return self.target.switch()
+        return self.target.switch(self.options.timeout, self.look)
+
+    def look(self, text: str) -> None:
+        """Shows the text. Raises Failed as soon as visitors notice a release that gets the traffic bit by bit."""
+        self.output.tell(text)
+        if against := watching.verdict(watching.Sample(), self.baseline, *self.traffic.lately(watching.WINDOW)):
+            raise Failed(f"{against}.", self.target.logs())
 
     def watch(self) -> str:
         return watching.watch(

@@ -347,6 +347,19 @@ wait_for() { # wait_for DEPLOYMENT IMAGE: 0 when all is ready; else 1, and why i
     sleep $POLL
   done
 }
+last_words() { # last_words POD: in a crash loop one container's log goes while the next one's comes, so it looks twice
+  local previous text
+  for previous in true false true false; do
+    text=$(kube logs "$1" -c $APP --previous=$previous --tail=20 2>/dev/null) || continue
+    if [[ $text == 'unable to retrieve container logs'* ]]; then
+      sleep 1
+    elif [[ $text ]]; then
+      printf '%s\n' "$text"
+      return 0
+    fi
+  done
+  kube logs "$1" -c $APP --tail=20 2>&1 || true # why there is none
+}
 explain() { # explain DEPLOYMENT IMAGE: which of its pods are not ready, and what they and the cluster say
   local name ready rest
   # No pod at all, as with a quota that is used up
@@ -356,8 +369,7 @@ explain() { # explain DEPLOYMENT IMAGE: which of its pods are not ready, and wha
     head_line "Pod $name is not ready:"
     kube get events --field-selector "involvedObject.name=$name,type=Warning" \
       -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' 2>/dev/null | tail -n 5 || true
-    { kube logs "$name" -c $APP --previous --tail=20 2>/dev/null || kube logs "$name" -c $APP --tail=20 2>&1 || true; } |
-      sed 's/^/  | /'
+    last_words "$name" | sed 's/^/  | /'
   done <<<"$(pods_of "$1" "$2" 2>/dev/null || true)"
 }
 to_image() { # to_image DEPLOYMENT IMAGE CAUSE VERIFIED: one write, so that the new revision gets its notes with it

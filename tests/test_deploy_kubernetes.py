@@ -30,6 +30,7 @@ REPO = "registry.example/team/app"
 NAMESPACE = "backstagetest1-staging"
 GOOD, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
 LEASE = f"{APP}-deploy"
+TRIAL = kubernetes.TRIAL
 ALL = ["promotion rule", "lock", "migrations", "bring up", "smoke test", "switch", "watch", "keep"]
 DIGEST = "sha256:" + "ab" * 32
 
@@ -42,15 +43,15 @@ pytestmark = [
 
 class Apps:
     """What the pods answer. A request with a pod's name as its Host is for that pod, as kubectl exec asks it; any other
-    comes by the Ingress and gets whichever has the traffic. `does` is by version: "good" unless told, "broken" (its
-    home page answers 500), "failing" (by its metrics it answers 500 all the time, which nobody sees here), "liar"
-    (says that it were another version).
+    comes by the Ingress and gets one that has the traffic, by turns. `does` is by version: "good" unless told, "broken"
+    (its home page and signing out answer 500), "failing" (by its metrics it answers 500 all the time, which nobody sees
+    here), "liar" (says that it were another version).
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.does: dict[str, str] = {}
-        self.scrapes = 0
+        self.scrapes = self.turn = 0
         self.lost = 0  # requests by the Ingress that nobody was there for
 
     def answer(self, host: str, path: str) -> tuple[int, str]:
@@ -64,9 +65,10 @@ class Apps:
                 if not found:
                     self.lost += 1
                     return 503, ""
-        version = image_of(found[0]).partition("@")[0].rpartition(":")[2]
+        self.turn += 1
+        version = image_of(found[self.turn % len(found)]).partition("@")[0].rpartition(":")[2]
         does = self.does.get(version, "good")
-        if does == "broken" and path == "/":
+        if does == "broken" and path in (traffic.READ, traffic.SEND):
             return 500, ""
         if path == "/health/":
             return 200, json.dumps({"status": "healthy", "version": "9.9" if does == "liar" else version})
@@ -234,10 +236,12 @@ def when(cluster: Cluster, method: str, path: str, act: Callable[[], None]) -> N
 
 def test_a_good_release_replaces_the_pods_one_after_the_other(rolling: Apps) -> None:
     cluster = rolling.cluster
+    during: set[str] = set()
+    cluster.hooks.append(lambda *_: during.update([cluster.image()] if TRIAL in jobs(cluster) else []))
     code, events, said = deploy("3")
     assert code == 0, said
-    assert list(steps(events)) == ALL
-    assert {name: outcome for name, outcome in steps(events).items() if outcome != "succeeded"} == {"switch": "skipped"}
+    assert list(steps(events)) == ALL and set(steps(events).values()) == {"succeeded"}
+    assert during == {f"{REPO}:2"}, "it is tried before any pod that has traffic is replaced"
     assert cluster.serving() == {f"{REPO}:3"} and rolling.lost == 0
     notes = cluster.objects["deployments", APP]["metadata"]["annotations"]
     assert (notes[GOOD], notes[BEFORE], notes["kubernetes.io/change-cause"]) == ("3", "2", "deploy 3")
@@ -311,9 +315,12 @@ def test_people_see_a_line_a_step(rolling: Apps) -> None:
 @pytest.mark.parametrize(
     ("strategy", "kind", "step", "told"),
     [
-        ("rolling", "crash", "bring up", "CrashLoopBackOff"),
+        ("rolling", "crash", "bring up", "ended with exit code 3"),
+        ("rolling", "pull", "bring up", "ImagePullBackOff"),
         ("rolling", "unready", "bring up", "is not ready"),
+        ("rolling", "quota", "bring up", "is not ready"),
         ("rolling", "broken", "smoke test", "answered 500"),
+        ("rolling", "liar", "smoke test", "It says that it is version 9.9, not 3"),
         ("rolling", "failing", "watch", "were errors (5xx)"),
         ("blue-green", "crash", "bring up", "CrashLoopBackOff"),
         ("blue-green", "pull", "bring up", "ImagePullBackOff"),
@@ -330,7 +337,7 @@ def test_a_bad_release_is_left_once_with_the_old_one_serving(
     apps.does["3"] = kind
     always: list[bool] = []
     cluster.hooks.append(lambda *_: always.append(bool(cluster.serving())))
-    words = ("--timeout", "1") if kind == "unready" else ("--watch", "20") if step == "watch" else ()
+    words = ("--timeout", "1") if kind in ("unready", "quota") else ("--watch", "20") if step == "watch" else ()
     code, events, said = deploy("3", *words, strategy=strategy)
     assert code == 5, said
     assert steps(events)[step] == "failed" and steps(events)["go back"] == "succeeded"
@@ -339,14 +346,43 @@ def test_a_bad_release_is_left_once_with_the_old_one_serving(
     assert cluster.serving() == {f"{REPO}:2"} and all(always) and apps.lost == 0
     if kind == "crash":
         assert "no module named nothing" in said, "its own last words"
-    status = "rolled_back" if step == "watch" or (strategy == "rolling" and step == "smoke test") else "failed"
-    assert (row().release.version, row().status) == ("3", status)
+    assert (row().release.version, row().status) == ("3", "rolled_back" if step == "watch" else "failed")
+    assert events[-1]["failed_requests"] == 0 and TRIAL not in jobs(cluster)
     assert lease(cluster)["spec"]["holderIdentity"] == ""
     if strategy == "blue-green":
         assert cluster.objects["deployments", f"{APP}-green"]["spec"]["replicas"] == 0, "the bad one is stopped"
         assert cluster.objects["deployments", f"{APP}-green"]["metadata"]["annotations"].get(GOOD) != "3"
     else:
         assert cluster.image() == f"{REPO}:2"
+        changed = [path for _, path, _ in cluster.writes if path.endswith(f"/deployments/{APP}")]
+        assert bool(changed) == (step == "watch"), "what has no traffic is left alone"
+
+
+@pytest.mark.parametrize(("kind", "told"), [("crash", "CrashLoopBackOff"), ("broken", "probe requests of the last")])
+def test_a_release_that_is_bad_under_traffic_only_is_gone_back_from_half_way(
+    rolling: Apps, kind: str, told: str
+) -> None:
+    cluster = rolling.cluster
+
+    def spoiled() -> None:
+        cluster.seconds = 3
+        cluster.becomes[f"{REPO}:3"] = "crash" if kind == "crash" else "good"
+        rolling.does["3"] = kind
+
+    when(cluster, "PATCH", f"/deployments/{APP}", spoiled)
+    code, events, said = deploy("3")
+    assert code == 5, said
+    assert steps(events)["switch"] == "failed" and told in events[-1]["why"]
+    assert cluster.serving() == {f"{REPO}:2"} and cluster.image() == f"{REPO}:2" and rolling.lost == 0
+    assert row().status == "rolled_back" and (events[-1]["failed_requests"] > 0) == (kind == "broken")
+
+
+def test_where_nobody_serves_a_release_is_not_tried_first(rolling: Apps) -> None:
+    rolling.cluster.becomes[f"{REPO}:2"] = "unready"
+    code, events, said = deploy("3")
+    assert code == 0, said
+    assert rolling.cluster.serving() == {f"{REPO}:3"} and steps(events)["switch"] == "skipped"
+    assert not any(TRIAL in body for _, _, body in rolling.cluster.writes)
 
 
 def test_migrations_that_fail_leave_everything_as_it_was(rolling: Apps) -> None:
@@ -363,13 +399,13 @@ def test_migrations_that_fail_leave_everything_as_it_was(rolling: Apps) -> None:
 
 def test_a_way_back_that_fails_asks_for_a_person(rolling: Apps) -> None:
     cluster = rolling.cluster
-    rolling.does["3"] = "broken"
+    rolling.does["3"] = "failing"
 
     def spoiled() -> None:
         cluster.becomes[f"{REPO}:2"] = "crash"
 
     when(cluster, "PATCH", f"/deployments/{APP}", spoiled)
-    code, events, said = deploy("3")
+    code, events, said = deploy("3", "--watch", "20")
     assert code == 6, said
     assert "Going back failed as well" in events[-1]["why"] and row().status == "failed"
     assert lease(cluster)["spec"]["holderIdentity"] == ""
@@ -438,6 +474,8 @@ def test_of_two_that_come_at_once_one_gets_the_lock(rolling: Apps) -> None:
     ("strategy", "step", "serves"),
     [
         ("rolling", "start", "2"),
+        ("rolling", "switch", "2"),
+        ("rolling", "switch", "3"),
         ("rolling", "keep", "3"),
         ("blue-green", "migrate", "2"),
         ("blue-green", "switch", "3"),
@@ -482,6 +520,19 @@ def test_another_release_clears_up_what_was_interrupted(colours: Apps, monkeypat
     assert colours.cluster.serving() == {f"{REPO}:4"} and colours.lost == 0
     assert command("rollback", "-e", "staging", "--strategy", "blue-green")[0] == 0
     assert colours.cluster.serving() == {f"{REPO}:2"}, "not what was interrupted"
+
+
+def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kubernetes.Kubernetes, "switch", interrupted)
+        assert deploy("3")[0] == 6
+    assert jobs(rolling.cluster)[TRIAL] == f"{REPO}:3"
+    code, _, said = deploy("4")
+    assert code == 0 and "version 4" in said, said
+    assert rolling.cluster.serving() == {f"{REPO}:4"} and TRIAL not in jobs(rolling.cluster)
 
 
 # What is refused, and what is marked

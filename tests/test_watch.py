@@ -109,13 +109,13 @@ def test_a_port_where_nobody_listens_is_unreachable(settings: Settings) -> None:
 def test_one_that_hangs_is_not_waited_for_and_holds_one_thread(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "DEADLINE", 0.2)
-    monkeypatch.setattr(watch, "TIMEOUT", 1.5)
+    monkeypatch.setattr(watch, "DEADLINE", 1)
+    monkeypatch.setattr(watch, "TIMEOUT", 3)
     with Silent() as silent:
         at(settings, staging=f"http://127.0.0.1:{silent.port}", production=f"http://127.0.0.1:{silent.port}")
         started = time.monotonic()
         assert watch.readings()["staging"].state == "unknown"
-        assert time.monotonic() - started < 0.4, "both together"
+        assert time.monotonic() - started < 2, "both together"
         watch.readings()
         assert sum(each.name == "watch-staging" for each in threading.enumerate()) == 1
         assert eventually(lambda: watch.readings()["staging"].state == "unreachable")

@@ -104,7 +104,9 @@ class Target(Protocol):
         """Migrates the database with the release's own image. Returns a note. Raises Failed."""
 
     def start(self, timeout: float, tell: Tell) -> str:
-        """Brings the release up, to `timeout` seconds, until it is ready. Returns a note. Raises Failed."""
+        """Brings the release up without traffic until it is ready, which may take `timeout` seconds. Returns a note.
+        Raises Failed.
+        """
 
     def instances(self) -> list[str]:
         """The release's instances, for ask()."""
@@ -121,8 +123,10 @@ class Target(Protocol):
     def logs(self) -> str:
         """The release's last log lines."""
 
-    def switch(self) -> str:
-        """Gives the release the traffic. Returns a note; empty if there is nothing to switch."""
+    def switch(self, timeout: float, tell: Tell) -> str:
+        """Gives the release the traffic, at once or instance after instance, each of which may take `timeout` seconds
+        to get ready. What `tell` raises ends it. Returns a note; empty if there is nothing to switch. Raises Failed.
+        """
 
     def back(self, reason: str, tell: Tell) -> str:
         """Gives the traffic to what had it before, and returns its version. Raises Failed."""

@@ -1,6 +1,6 @@
 """A Kubernetes cluster, by kubectl: docs/kubernetes.md has the names of the objects.
 
-rolling      one Deployment, whose pods are replaced one after the other
+rolling      a Job tries one pod without traffic; then those of the one Deployment are replaced one after the other
 blue-green   two Deployments, and a Service whose selector says which of them has the traffic
 
 kubectl carries the credentials, contexts and proxies that an operator has anyway. Going back is scripts/rollback.sh,
@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,11 +24,13 @@ from deploy.locks import LeaseLock
 from deploy.targets import ASK, TAG, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
 
 APP = "backstagetest1"
+TRIAL = f"{APP}-trial"
 COLOURS = ("blue", "green")
 VERIFIED, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
 CAUSE = "kubernetes.io/change-cause"
 POLL = 1.0  # seconds between two looks
 MIGRATION = 1800  # seconds that a migrate Job gets
+GONE = "unable to retrieve container logs"  # printed as if it were the log, when the kubelet has removed the container
 # What a container waits for in vain: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
 HOPELESS = {
     "CrashLoopBackOff",
@@ -52,6 +55,7 @@ class Kubernetes:
         clear = f"manage.py deploy --unlock -e {place.name}"
         self.lock = LeaseLock(f"{APP}-deploy", self.try_kubectl, clear)
         self.colour = ""
+        self.trial = False  # whether the release is a pod that is tried without traffic
 
     # What is there
 
@@ -74,22 +78,26 @@ class Kubernetes:
             )
 
     def running(self) -> str:
+        return self.runs(self.look())
+
+    def runs(self, seen: "Seen") -> str:
         """By the pods that are ready: what a Deployment asks for may not be there."""
         counts: dict[str, int] = {}
-        for pod in self.pods(self.selector()):
+        for pod in seen.pods(seen.selector()):
             if ready(pod):
                 version = tag(image_of(pod["spec"]))
                 counts[version] = counts.get(version, 0) + 1
         others = {version: count for version, count in counts.items() if version != self.version}
-        if self.strategy == "rolling" and others and not self.complete(self.deployment(APP)):
+        if self.strategy == "rolling" and others and not complete(seen.deployment(APP)):
             counts = others  # it is on its way, and has not arrived
         return max(counts, key=lambda version: counts[version], default="")
 
     def settled(self) -> bool:
-        if self.running() != self.version:
+        seen = self.look()
+        if self.runs(seen) != self.version:
             return False
-        found = self.deployment(self.active())
-        return self.complete(found) and found["metadata"].get("annotations", {}).get(VERIFIED) == self.version
+        found = seen.deployment(self.active(seen))
+        return complete(found) and found["metadata"].get("annotations", {}).get(VERIFIED) == self.version
 
     def way_back(self) -> str:
         """What rollback.sh would go back to: it reads it from the ReplicaSets."""
@@ -106,11 +114,11 @@ class Kubernetes:
         return self.place.url
 
     def plan(self) -> Sequence[tuple[str, str]]:
-        image = self.image()
+        image = self.image
         if self.strategy == "rolling":
-            up, switch = f"deployment/{APP} to {image}, one pod after the other", "comes with each pod that is ready"
+            up, switch = f"one pod of {image}, without traffic", f"deployment/{APP} to {image}, one pod after the other"
         else:
-            idle = self.idle()
+            idle = other(self.look().colour())
             up, switch = f"deployment/{APP}-{idle} to {image}", f"the selector of service/{APP} to colour={idle}"
         return (
             ("migrations", f"job/{self.job_name()} with {image}, unapplied migrations checked"),
@@ -126,61 +134,37 @@ class Kubernetes:
             raise Failed(f"{kind} {name} cannot be read: {said(done)}")
         return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
 
-    def deployment(self, name: str) -> dict[str, Any]:
-        found = self.get("deployment", name)
-        if not found:
-            raise Failed(f"Namespace {self.place.namespace} has no Deployment {name}.")
-        return found
-
-    def selector(self) -> dict[str, str]:
-        """Which pods the active Service gives the traffic to."""
-        found = self.get("service", APP)
-        if not found.get("spec", {}).get("selector"):
-            raise Failed(f"Namespace {self.place.namespace} has no Service {APP} with a selector.")
-        return dict(found["spec"]["selector"])
-
-    def active_colour(self) -> str:
-        return self.selector().get("colour", "blue")
-
-    def idle(self) -> str:
-        return "green" if self.active_colour() == "blue" else "blue"
-
-    def active(self) -> str:
-        return APP if self.strategy == "rolling" else f"{APP}-{self.active_colour()}"
-
-    def pods(self, labels: dict[str, str]) -> list[dict[str, Any]]:
-        words = ",".join(f"{name}={value}" for name, value in sorted(labels.items()))
-        done = self.try_kubectl("get", "pods", "--selector", words, "--output", "json")
+    def look(self) -> "Seen":
+        """One call: each takes kubectl a tenth of a second to start. Raises Failed if the cluster cannot be asked."""
+        done = self.try_kubectl("get", "deployments,services,pods", "--output", "json")
         if done.returncode:
-            raise Failed(f"The pods cannot be read: {said(done)}")
-        return [pod for pod in json.loads(done.stdout)["items"] if not pod["metadata"].get("deletionTimestamp")]
+            raise Failed(f"The cluster cannot be asked what runs: {said(done)}")
+        return Seen(self.place.namespace, json.loads(done.stdout)["items"])
 
-    def new_pods(self) -> list[dict[str, Any]]:
-        """The release's own pods."""
-        found = self.deployment(self.bringing())
-        image = image_of(found["spec"]["template"]["spec"])
-        return [pod for pod in self.pods(found["spec"]["selector"]["matchLabels"]) if image_of(pod["spec"]) == image]
+    def active(self, seen: "Seen") -> str:
+        return APP if self.strategy == "rolling" else f"{APP}-{seen.colour()}"
 
-    def bringing(self) -> str:
+    def bringing(self, seen: "Seen") -> str:
         """The Deployment that has, or gets, the release."""
-        return APP if self.strategy == "rolling" else f"{APP}-{self.colour or self.idle()}"
+        return APP if self.strategy == "rolling" else f"{APP}-{self.colour or other(seen.colour())}"
 
+    def new_pods(self, seen: "Seen") -> list[dict[str, Any]]:
+        """The release's own pods."""
+        if self.trial:
+            return seen.pods({"job-name": TRIAL})
+        found = seen.deployment(self.bringing(seen))
+        image = image_of(found["spec"]["template"]["spec"])
+        return [pod for pod in seen.pods(found["spec"]["selector"]["matchLabels"]) if image_of(pod["spec"]) == image]
+
+    @cached_property
     def image(self) -> str:
         """With the registry of environments.toml, else that of what runs: without one kubectl would take another's."""
         place = self.place
         if "/" not in place.image:
-            place = replace(place, image=untagged(image_of(self.deployment(self.active())["spec"]["template"]["spec"])))
+            seen = self.look()
+            runs = image_of(seen.deployment(self.active(seen))["spec"]["template"]["spec"])
+            place = replace(place, image=untagged(runs))
         return place.tagged(self.version)
-
-    def complete(self, found: dict[str, Any]) -> bool:
-        """As `kubectl rollout status` has it: https://kubernetes.io/docs/concepts/workloads/controllers/deployment/"""
-        wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
-        return bool(
-            status.get("observedGeneration", 0) >= found["metadata"]["generation"]
-            and status.get("updatedReplicas", 0) >= wanted
-            and status.get("replicas", 0) <= status.get("updatedReplicas", 0)
-            and status.get("availableReplicas", 0) >= status.get("updatedReplicas", 0)
-        )
 
     # What is done
 
@@ -188,7 +172,7 @@ class Kubernetes:
         return f"{APP}-migrate-{re.sub('[^a-z0-9.]+', '-', self.version.lower())}"[:63].strip("-.")
 
     def migrate(self, unsafe: bool, tell: Tell) -> str:
-        name, image = self.job_name(), self.image()
+        name, image = self.job_name(), self.image
         found = self.get("job", name)
         if found and (condition(found, "Failed") or image_of(found["spec"]["template"]["spec"]) != image):
             self.kubectl("delete", "job", name, "--wait=true", timeout=90)  # a Job that failed does nothing any more
@@ -204,9 +188,10 @@ class Kubernetes:
             found = self.get("job", name)
             if condition(found, "Complete"):
                 if unsafe:
-                    self.kubectl("annotate", f"deployment/{self.active()}", "--overwrite", f"{BREAK}={self.version}")
-                return last_line(self.try_kubectl("logs", f"job/{name}", "--tail", "1").stdout)
-            why = condition(found, "Failed") or self.hopeless(self.pods({"job-name": name}))
+                    name = self.active(self.look())
+                    self.kubectl("annotate", f"deployment/{name}", "--overwrite", f"{BREAK}={self.version}")
+                return last_line(self.try_kubectl("logs", f"job/{self.job_name()}", "--tail", "1").stdout)
+            why = condition(found, "Failed") or self.hopeless(self.look().pods({"job-name": name}))
             if why or time.monotonic() - began > MIGRATION:
                 logs = self.try_kubectl("logs", f"job/{name}", "--tail", "20").stdout.strip()
                 raise Failed(f"The migrations failed: {why or f'not done after {MIGRATION} s'} (job/{name}).", logs)
@@ -215,75 +200,108 @@ class Kubernetes:
 
     def job(self, name: str, image: str, unsafe: bool) -> dict[str, Any]:
         """A Job from the Deployment's own pod: the same settings, secrets, volumes and rights, with the new image."""
-        template = deepcopy(self.deployment(self.active())["spec"]["template"])
-        pod = template["spec"]
+        pod = self.pod(image)
         container = next(each for each in pod["containers"] if each["name"] == APP)
-        for key in ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "ports", "args"):
+        for key in ("livenessProbe", "readinessProbe", "startupProbe", "ports", "args"):
             container.pop(key, None)
-        container["image"] = image
         container["command"] = ["python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else [])]
         pod["containers"] = [container]
         # Uploads are no matter of migrations, and their volume may be mountable on one node alone.
         claims = {each["name"] for each in pod.get("volumes", []) if "persistentVolumeClaim" in each}
         pod["volumes"] = [each for each in pod.get("volumes", []) if each["name"] not in claims]
         container["volumeMounts"] = [each for each in container.get("volumeMounts", []) if each["name"] not in claims]
-        for key in ("affinity", "topologySpreadConstraints", "terminationGracePeriodSeconds", "readinessGates"):
+        pod.pop("affinity", None)
+        return job(name, "migrate", f"migrate for {self.version}", MIGRATION, 7 * 86_400, pod)
+
+    def pod(self, image: str) -> dict[str, Any]:
+        """The spec of the Deployment's own pod with the new image, for a Job. It has no traffic to be drained of."""
+        seen = self.look()
+        pod: dict[str, Any] = deepcopy(seen.deployment(self.active(seen))["spec"]["template"]["spec"])
+        container = next(each for each in pod["containers"] if each["name"] == APP)
+        container["image"] = image
+        container.pop("lifecycle", None)
+        for key in ("topologySpreadConstraints", "terminationGracePeriodSeconds", "readinessGates"):
             pod.pop(key, None)
-        pod["restartPolicy"] = "Never"
-        labels = {"app": f"{APP}-migrate", "app.kubernetes.io/component": "migrate"}  # not those of the Service's pods
-        return {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": {"name": name, "labels": labels, "annotations": {CAUSE: f"migrate for {self.version}"}},
-            "spec": {
-                "backoffLimit": 0,
-                "activeDeadlineSeconds": MIGRATION,
-                "ttlSecondsAfterFinished": 7 * 86_400,
-                "template": {"metadata": {"labels": labels}, "spec": pod},
-            },
-        }
+        return pod | {"restartPolicy": "Never"}
 
     def start(self, timeout: float, tell: Tell) -> str:
-        image = self.image()
-        if self.strategy == "blue-green":
-            active = self.active_colour()
-            self.colour = "green" if active == "blue" else "blue"
-            here = self.deployment(f"{APP}-{active}")
-            if image_of(here["spec"]["template"]["spec"]) == image and self.was_before(here):
+        seen = self.look()
+        if self.strategy == "rolling":
+            # Without anybody who serves there is no traffic to keep from it.
+            serving = any(map(ready, seen.pods(seen.selector())))
+            if serving and image_of(seen.deployment(APP)["spec"]["template"]["spec"]) != self.image:
+                return self.try_out(timeout, tell)
+        else:
+            active = seen.colour()
+            here = seen.deployment(f"{APP}-{active}")
+            if image_of(here["spec"]["template"]["spec"]) == self.image and was_before(here):
                 self.colour = active
                 return f"service/{APP} gives {active} the traffic already"
-            self.preview(self.colour if self.colour != active else self.idle())
-        name = self.bringing()
-        found = self.deployment(name)
-        again = image_of(found["spec"]["template"]["spec"]) == image
+            self.colour = other(active)
+            self.preview(self.colour)
+        return self.roll_out(timeout, tell)
+
+    def try_out(self, timeout: float, tell: Tell) -> str:
+        """One pod like those to come, by a Job, which ends by itself if nobody does: no Service gives it traffic."""
+        image = self.image
+        found = self.get("job", TRIAL)
+        if found and (
+            found.get("status", {}).get("conditions") or image_of(found["spec"]["template"]["spec"]) != image
+        ):
+            self.kubectl("delete", "job", TRIAL, "--cascade=foreground", "--wait=true", timeout=90)
+            found = {}
+        if not found:
+            spec = job(TRIAL, "trial", f"trial of {self.version}", round(timeout) + 600, 300, self.pod(image))
+            self.kubectl("create", "--validate=false", "--filename", "-", given=json.dumps(spec))
+        self.trial, began = True, time.monotonic()
+        while True:
+            pods, waited = self.new_pods(self.look()), time.monotonic() - began
+            if why := self.hopeless(pods):
+                raise Failed(f"{self.version} does not get ready: {why} ({waited:.1f} s after its start).", self.logs())
+            if any(map(ready, pods)):
+                return f"a pod without traffic is ready {waited:.1f} s after its start"
+            if waited > timeout:
+                raise Failed(f"{self.version} is not ready {waited:.0f} s after its start.", self.logs())
+            tell("a pod without traffic starts")
+            time.sleep(POLL)
+
+    def end_trial(self) -> None:
+        if self.trial:
+            self.try_kubectl("delete", "job", TRIAL, "--ignore-not-found", "--wait=false")
+            self.trial = False
+
+    def roll_out(self, timeout: float, tell: Tell) -> str:
+        """Has the Deployment run the image, and waits. `timeout` is what the next pod has to get ready."""
+        seen = self.look()
+        name = self.bringing(seen)
+        found = seen.deployment(name)
+        again = image_of(found["spec"]["template"]["spec"]) == self.image
         if not again or not found["spec"].get("replicas", 1):
             # In one write: the Deployment's controller copies its annotations to the ReplicaSet of the image.
-            notes = {CAUSE: f"deploy {self.version}", BEFORE: self.running(), VERIFIED: None}
-            spec: dict[str, Any] = {"template": {"spec": {"containers": [{"name": APP, "image": image}]}}}
+            notes = {CAUSE: f"deploy {self.version}", BEFORE: self.runs(seen), VERIFIED: None}
+            spec: dict[str, Any] = {"template": {"spec": {"containers": [{"name": APP, "image": self.image}]}}}
             if self.strategy == "blue-green":
-                spec["replicas"] = self.deployment(self.active())["spec"].get("replicas", 1)
+                spec["replicas"] = seen.deployment(self.active(seen))["spec"].get("replicas", 1)
             patch = json.dumps({"metadata": {"annotations": notes}, "spec": spec})
             self.kubectl("patch", "deployment", name, "--type", "strategic", "--patch", patch)
-        began = time.monotonic()
+        began = moved = time.monotonic()
+        most = 0
         while True:
-            found, pods = self.deployment(name), self.new_pods()
-            waited = time.monotonic() - began
+            seen, now = self.look(), time.monotonic()
+            found, pods = seen.deployment(name), self.new_pods(seen)
+            waited, count = now - began, sum(map(ready, pods))
             if why := self.hopeless(pods):
                 raise Failed(
                     f"deployment/{name} does not get ready: {why} ({waited:.1f} s after its start).", self.logs()
                 )
-            if self.complete(found):
+            if complete(found):
                 return f"deployment/{name}: {len(pods)} pods are ready {waited:.1f} s after their start"
-            if waited > timeout:
+            if count > most:
+                most, moved = count, now
+            if now - moved > timeout:
                 raise Failed(f"deployment/{name} is not ready {waited:.0f} s after its start.", self.logs())
-            count = sum(map(ready, pods))
             tell(f"{count} of {found['spec'].get('replicas', 1)} new pods are ready")
             time.sleep(POLL)
-
-    def was_before(self, deployment: dict[str, Any]) -> bool:
-        """Whether an interrupted run brought it up and had no time to find it good."""
-        notes = deployment["metadata"].get("annotations", {})
-        return BEFORE in notes and notes.get(VERIFIED) != self.version
 
     def hopeless(self, pods: list[dict[str, Any]]) -> str:
         """Why these pods will not get ready; empty if they may."""
@@ -294,6 +312,9 @@ class Kubernetes:
                 waiting = each.get("state", {}).get("waiting", {})
                 if waiting.get("reason") in HOPELESS:
                     return f"pod {name}: {waiting['reason']} {first_line(waiting.get('message', ''))}".strip()
+                over = each.get("state", {}).get("terminated")
+                if over and self.trial:
+                    return f"pod {name} ended with exit code {over.get('exitCode')} ({over.get('reason', 'unknown')})"
                 ended = each.get("lastState", {}).get("terminated")
                 if each.get("restartCount") and ended:
                     return (
@@ -303,10 +324,11 @@ class Kubernetes:
         return ""
 
     def instances(self) -> list[str]:
-        return [pod["metadata"]["name"] for pod in self.new_pods() if ready(pod)]
+        return [pod["metadata"]["name"] for pod in self.new_pods(self.look()) if ready(pod)]
 
     def serving(self) -> list[str]:
-        return [pod["metadata"]["name"] for pod in self.pods(self.selector()) if ready(pod)]
+        seen = self.look()
+        return [pod["metadata"]["name"] for pod in seen.pods(seen.selector()) if ready(pod)]
 
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         host = urlsplit(self.place.url).hostname or "localhost"
@@ -314,26 +336,36 @@ class Kubernetes:
         return answers(self.try_kubectl(*words, given=ASK, timeout=5 * len(paths) + 30))
 
     def trouble(self) -> str:
-        pods = self.new_pods()
-        return self.hopeless(pods) or ("" if any(map(ready, pods)) else f"no pod of {self.bringing()} is ready")
+        seen = self.look()
+        pods = self.new_pods(seen)
+        return self.hopeless(pods) or ("" if any(map(ready, pods)) else f"no pod of {self.bringing(seen)} is ready")
 
     def logs(self) -> str:
-        pods = sorted(self.new_pods(), key=ready)
-        if not pods:
+        pods = sorted(self.new_pods(self.look()), key=ready)
+        if not pods and not self.trial:
             return ""
-        name = pods[0]["metadata"]["name"]
-        words = ("logs", name, "--container", APP, "--tail", "20")
-        found = self.try_kubectl(*words, "--previous").stdout or self.try_kubectl(*words).stdout
+        name = pods[0]["metadata"]["name"] if pods else TRIAL
+        words, found = ("logs", name, "--container", APP, "--tail", "20"), ""
+        for which in ("--previous", "--previous=false") * 2:  # in a crash loop one goes while the other comes
+            said = self.try_kubectl(*words, which).stdout.strip()
+            if said.startswith(GONE):
+                time.sleep(POLL / 2)
+            elif said:
+                found = said
+                break
         events = self.try_kubectl(
             "get", "events", "--field-selector", f"involvedObject.name={name},type=Warning", "--output",
             "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}",
         ).stdout  # fmt: skip
-        return f"{found}{events}".strip()
+        return f"{found}\n{events}".strip()
 
-    def switch(self) -> str:
+    def switch(self, timeout: float, tell: Tell) -> str:
         if self.strategy == "rolling":
-            return ""
-        was = self.active_colour()
+            if not self.trial:
+                return ""  # they came one after the other when it was brought up
+            self.end_trial()
+            return self.roll_out(timeout, tell)
+        was = self.look().colour()
         if was == self.colour:
             return f"service/{APP} gives {was} the traffic already"
         patch = json.dumps({"spec": {"selector": {"colour": self.colour}}})
@@ -347,11 +379,12 @@ class Kubernetes:
         self.try_kubectl("patch", "service", f"{APP}-preview", "--type", "merge", "--patch", patch)
 
     def back(self, reason: str, tell: Tell) -> str:
-        if self.strategy == "blue-green" and self.active_colour() != self.colour:
-            return self.running()  # it never had the traffic
-        found = self.deployment(self.bringing())
-        if image_of(found["spec"]["template"]["spec"]) != self.image():
-            return self.running()  # it never came so far
+        seen = self.look()
+        if self.strategy == "blue-green" and seen.colour() != self.colour:
+            return self.runs(seen)  # it never had the traffic
+        found = seen.deployment(self.bringing(seen))
+        if image_of(found["spec"]["template"]["spec"]) != self.image:
+            return self.runs(seen)  # it never came so far
         before: str = found["metadata"].get("annotations", {}).get(BEFORE, "")
         if not before:
             raise Failed("It is not known what ran before: scripts/rollback.sh --list shows what there is.")
@@ -377,14 +410,15 @@ class Kubernetes:
         return call(command, timeout=1800, env=env)
 
     def discard(self) -> None:
-        if self.strategy == "blue-green" and self.colour and self.active_colour() != self.colour:
+        self.end_trial()
+        if self.strategy == "blue-green" and self.colour and self.look().colour() != self.colour:
             self.kubectl("scale", f"deployment/{APP}-{self.colour}", "--replicas=0")
 
     def keep(self) -> str:
-        name = self.bringing()
+        name = self.bringing(self.look())
         self.kubectl("annotate", f"deployment/{name}", "--overwrite", f"{VERIFIED}={self.version}")
         # What runs now and then goes along: the schema is only promised to the release before.
-        tasks = self.try_kubectl("set", "image", "cronjobs", "--selector", f"app={APP}-tasks", f"{APP}={self.image()}")
+        tasks = self.try_kubectl("set", "image", "cronjobs", "--selector", f"app={APP}-tasks", f"{APP}={self.image}")
         note = f"; the CronJobs keep their image: {said(tasks)}" if tasks.returncode else ""
         return f"deployment/{name} is marked as good{note}"
 
@@ -402,6 +436,76 @@ class Kubernetes:
     def try_kubectl(self, *words: str, given: str = "", timeout: float = 30) -> subprocess.CompletedProcess[str]:
         context = ("--context", self.place.context) if self.place.context else ()
         return call(("kubectl", *context, "--namespace", self.place.namespace, *words), timeout=timeout, given=given)
+
+
+class Seen:
+    """The Deployments, Services and pods of a namespace, at one moment."""
+
+    def __init__(self, namespace: str, items: Sequence[dict[str, Any]]) -> None:
+        self.namespace, self.items = namespace, items
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        return next((one for one in self.items if (one["kind"], one["metadata"]["name"]) == (kind, name)), {})
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """Raises Failed if there is none."""
+        found = self.get("Deployment", name)
+        if not found:
+            raise Failed(f"Namespace {self.namespace} has no Deployment {name}.")
+        return found
+
+    def selector(self) -> dict[str, str]:
+        """Which pods the active Service gives the traffic to. Raises Failed if that is not said."""
+        found = self.get("Service", APP).get("spec", {}).get("selector")
+        if not found:
+            raise Failed(f"Namespace {self.namespace} has no Service {APP} with a selector.")
+        return dict(found)
+
+    def colour(self) -> str:
+        """That has the traffic."""
+        return self.selector().get("colour", "blue")
+
+    def pods(self, labels: dict[str, str]) -> list[dict[str, Any]]:
+        """Those with these labels that nobody has told to end."""
+        pods = [one for one in self.items if one["kind"] == "Pod" and not one["metadata"].get("deletionTimestamp")]
+        return [pod for pod in pods if labels.items() <= pod["metadata"].get("labels", {}).items()]
+
+
+def other(colour: str) -> str:
+    return "green" if colour == "blue" else "blue"
+
+
+def complete(found: dict[str, Any]) -> bool:
+    """As `kubectl rollout status` has it: https://kubernetes.io/docs/concepts/workloads/controllers/deployment/"""
+    wanted, status = found["spec"].get("replicas", 1), found.get("status", {})
+    return bool(
+        status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+        and status.get("updatedReplicas", 0) >= wanted
+        and status.get("replicas", 0) <= status.get("updatedReplicas", 0)
+        and status.get("availableReplicas", 0) >= status.get("updatedReplicas", 0)
+    )
+
+
+def was_before(deployment: dict[str, Any]) -> bool:
+    """Whether an interrupted run brought it up and had no time to find it good."""
+    notes = deployment["metadata"].get("annotations", {})
+    return BEFORE in notes and notes.get(VERIFIED) != tag(image_of(deployment["spec"]["template"]["spec"]))
+
+
+def job(name: str, part: str, cause: str, deadline: int, kept: int, pod: dict[str, Any]) -> dict[str, Any]:
+    """A Job that is tried once, for `deadline` seconds, and `kept` for so many after. No Service selects its pod."""
+    labels = {"app": f"{APP}-{part}", "app.kubernetes.io/component": part}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "labels": labels, "annotations": {CAUSE: cause}},
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": deadline,
+            "ttlSecondsAfterFinished": kept,
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
 
 
 def said(done: subprocess.CompletedProcess[str]) -> str:

@@ -11,6 +11,8 @@ import pytest
 from tests.e2e.stack import Client, Load, Stack, docker, say
 from tests.servers import eventually
 
+SEEN = 50  # requests at least, for a load to have seen what went wrong: a tenth of what it sends in five seconds
+
 
 def visits(stack: Stack, person: Client, path: str = "/accounts/profile/") -> Callable[[int], Callable[[], int]]:
     """For Load: the requests of people who are signed in, each over a connection of its own."""
@@ -51,7 +53,7 @@ def test_a_restart_of_the_database_shows_nothing_but_pages(stack: Stack, person:
         time.sleep(2)
         after = Load(visits(stack, person))
     say(f"database restarted: {load}")
-    assert set(load.outcomes) <= {"200", "503"} and load.total > 200
+    assert set(load.outcomes) <= {"200", "503"} and load.total > SEEN
     with after:
         time.sleep(2)
     assert not after.failed, after.outcomes
@@ -63,7 +65,7 @@ def test_a_restart_of_redis_fails_no_request_and_signs_nobody_out(stack: Stack, 
         stack.compose("restart", "redis")
         time.sleep(2)
     say(f"redis restarted: {load}")
-    assert set(load.outcomes) == {"200"} and load.total > 200
+    assert set(load.outcomes) == {"200"} and load.total > SEEN
 
 
 def test_without_redis_people_stay_signed_in_and_new_ones_sign_in(stack: Stack, person: Client) -> None:
@@ -87,7 +89,7 @@ def test_a_restart_of_the_app_shows_nothing_but_the_page_about_it(stack: Stack, 
         stack.serves()
         time.sleep(1)
     say(f"app restarted: {load}")
-    assert set(load.outcomes) <= {"200", "503"} and load.total > 200
+    assert set(load.outcomes) <= {"200", "503"} and load.total > SEEN
 
 
 def test_while_the_app_is_away_nginx_shows_the_page_about_it_in_the_site_s_own_look(
@@ -115,7 +117,7 @@ def test_a_killed_worker_costs_no_reader_more_than_an_answer_that_was_half_sent(
             subprocess.run(["kill", "-9", workers[0]], check=True)
         time.sleep(2)
     say(f"three workers killed: {load}")
-    assert load.outcomes["200"] > 200
+    assert load.outcomes["200"] > SEEN
     assert set(load.outcomes) <= {"200", "IncompleteRead"} and load.outcomes["IncompleteRead"] <= 3
 
 
@@ -126,7 +128,7 @@ def test_a_reload_of_nginx_fails_no_request(stack: Stack, person: Client) -> Non
             stack.exec("nginx", "nginx", "-s", "reload")
         time.sleep(1)
     say(f"nginx reloaded five times: {load}")
-    assert set(load.outcomes) == {"200"} and load.total > 200
+    assert set(load.outcomes) == {"200"} and load.total > SEEN
 
 
 def test_a_slow_request_in_flight_ends_well_when_the_app_is_told_to_stop(stack: Stack, person: Client) -> None:

