@@ -317,6 +317,10 @@ class Cluster:
             "phase": "Running",
             "conditions": [{"type": "Ready", "status": str(ready)}],
             "containerStatuses": [status],
+            # As where a service mesh, say, has put one in.
+            "initContainerStatuses": [
+                {"name": "first", "restartCount": 0, "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+            ],
         }
 
     # The API

@@ -313,7 +313,7 @@ class Kubernetes:
                 if waiting.get("reason") in HOPELESS:
                     return f"pod {name}: {waiting['reason']} {first_line(waiting.get('message', ''))}".strip()
                 over = each.get("state", {}).get("terminated")
-                if over and self.trial:
+                if over and self.trial and (over.get("exitCode") or each["name"] == APP):
                     return f"pod {name} ended with exit code {over.get('exitCode')} ({over.get('reason', 'unknown')})"
                 ended = each.get("lastState", {}).get("terminated")
                 if each.get("restartCount") and ended:
