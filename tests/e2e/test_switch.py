@@ -134,7 +134,7 @@ def test_a_broken_image_gets_no_traffic_and_its_own_words_are_shown(
     own: Stack, member: Client, image: str, name: str, script: str, said: str
 ) -> None:
     bad, was = broken(image, name, script), version(own)
-    own.variables["SWITCH_TIMEOUT"] = "12" if name == "deaf" else "90"
+    own.variables["SWITCH_TIMEOUT"] = "16" if name == "deaf" else "90"
     with Load(keep_alive(own, member), rate=30) as load:
         began = time.monotonic()
         done = own.run("switch", bad)
