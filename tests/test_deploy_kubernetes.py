@@ -4,6 +4,7 @@ they meet (tests/cluster.py) and pods that answer as the app does.
 
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from pytest_django import Settings
 
 from deploy import locks, traffic, watching
 from deploy.models import Deployment
-from deploy.targets import kubernetes
+from deploy.targets import Answer, Failed, kubernetes
 from tests.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.ledgers import deployed
 
@@ -375,6 +377,18 @@ def test_a_release_that_is_bad_under_traffic_only_is_gone_back_from_half_way(
     assert steps(events)["switch"] == "failed" and told in events[-1]["why"]
     assert cluster.serving() == {f"{REPO}:2"} and cluster.image() == f"{REPO}:2" and rolling.lost == 0
     assert row().status == "rolled_back" and (events[-1]["failed_requests"] > 0) == (kind == "broken")
+
+
+def test_a_bad_answer_at_the_very_end_of_the_watch_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "EVERY", 0.01)
+    target: Any = SimpleNamespace(
+        trouble=lambda: "",
+        instances=lambda: ["one"],
+        ask=lambda *_: [Answer("/", 500, 0.1)],
+        logs=lambda: "",
+    )
+    with pytest.raises(Failed, match="/ answered 500, 2 times in a row"):
+        watching.watch(target, 0.0, math.nan, traffic.Traffic(""), lambda: True, lambda _: None)
 
 
 def test_where_nobody_serves_a_release_is_not_tried_first(rolling: Apps) -> None:
