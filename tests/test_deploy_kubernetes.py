@@ -22,7 +22,7 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from deploy import locks, traffic, watching
+from deploy import locks, strategies, traffic, watching
 from deploy.models import Deployment
 from deploy.targets import Answer, Failed, kubernetes
 from tests.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
@@ -389,6 +389,19 @@ def test_a_bad_answer_at_the_very_end_of_the_watch_is_asked_for_again(monkeypatc
     )
     with pytest.raises(Failed, match="/ answered 500, 2 times in a row"):
         watching.watch(target, 0.0, math.nan, traffic.Traffic(""), lambda: True, lambda _: None)
+
+
+def test_what_is_usual_is_what_was_so_of_late() -> None:
+    buckets = "".join(f'http_request_duration_seconds_bucket{{le="{le}"}} {n}\n' for le, n in (("0.1", 40), ("2", 60)))
+    text = f"# TYPE http_request_duration_seconds histogram\n{buckets}"
+    target: Any = SimpleNamespace(
+        url=lambda: "", serving=lambda: ["one"], ask=lambda *_: [Answer("/metrics", 200, 0.1, text)]
+    )
+    run = strategies.Run(target, Any, Any, Any)  # type: ignore[arg-type]
+    run.measure(watching.Sample(buckets={0.1: 0, 2: 20}))
+    assert run.baseline <= 0.1, "the first answers were slower"
+    run.measure(watching.Sample(buckets={0.1: 35, 2: 55}))
+    assert run.baseline > 1, "five are too few: all that there were count"
 
 
 def test_where_nobody_serves_a_release_is_not_tried_first(rolling: Apps) -> None:
