@@ -35,7 +35,8 @@ def refuse(unfit: re.Pattern[str], value: str) -> None:
     if found := unfit.search(value):
         name = unicodedata.name(found[0], "a line break or tab" if found[0] in BREAKS else "a control character")
         raise ValidationError(
-            f"Contains U+{ord(found[0]):04X} ({name}) at position {found.start() + 1}, which is not allowed. Remove it.",
+            f"Contains U+{ord(found[0]):04X} ({name}) at position {found.start() + 1}, which is not allowed. "
+            "Remove it.",
             code="unfit_character",
         )
 

@@ -5,12 +5,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import connections
+from hypothesis import settings as hypothesis_settings
 from whitenoise import WhiteNoise
+
+from tests.servers import PATIENCE
 
 # kubectl, as requirements-dev.txt has it
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))
 # A shell starts what it runs in the background with SIGINT ignored, which all children would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Made-up inputs are the same in each run of CI, so that what fails there fails again; fresh ones come each night.
+hypothesis_settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis_settings.register_profile("fresh", deadline=None, print_blob=True)
+hypothesis_settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "fresh")
+)
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings: None) -> None:
+    """The app's statement_timeout is for people who wait for a page; a busy machine's tests may take longer."""
+    options: dict[str, Any] = connections.settings["default"]["OPTIONS"]
+    options["options"] = options["options"].replace("statement_timeout=15s", f"statement_timeout={PATIENCE:.0f}s")
+    assert "statement_timeout=200s" in options["options"]
 
 
 @pytest.fixture(scope="session")

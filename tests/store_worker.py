@@ -12,7 +12,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 
 from metrics.store import Exposition, Store
-from tests.servers import ROOT
+from tests.servers import PATIENCE, ROOT
 
 MODES: tuple[Literal["livesum", "max", "livemin", "mostrecent", "livemostrecent"], ...] = (
     "livesum",
@@ -75,6 +75,8 @@ def run_script(code: str, *arguments: object) -> str:
     """Runs Python code in a process of its own, with warnings as errors; returns what it prints, in both streams."""
     # -u: what is printed before a fork must not be printed by the child once more
     command = [sys.executable, "-u", "-W", "error", "-c", dedent(code), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout

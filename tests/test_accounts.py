@@ -23,7 +23,7 @@ from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
 
 from accounts.models import User
 from metrics.registry import USER_REGISTRATIONS
-from tests.servers import free_port
+from tests.servers import PATIENCE, free_port
 
 pytestmark = pytest.mark.django_db
 
@@ -292,7 +292,7 @@ def elsewhere(work: Callable[[], Any]) -> None:
 
     thread = threading.Thread(target=body)
     thread.start()
-    thread.join(20)
+    thread.join(PATIENCE)
 
 
 def test_without_a_mail_server_signing_up_changes_nothing_and_may_be_tried_again(

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
@@ -268,7 +269,7 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
     def run(index: int) -> None:
         try:
             connection.ensure_connection()
-            gate.wait(20)
+            gate.wait(PATIENCE)
             results[index] = acts[index]()
         finally:
             connections.close_all()
@@ -277,7 +278,7 @@ def at_once(*acts: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     return results
 
 

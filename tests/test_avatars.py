@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
@@ -504,7 +505,7 @@ def test_of_two_changes_at_once_the_later_one_removes_the_file_of_the_earlier(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     user.refresh_from_db()
     assert [f"avatars/{name}" for name in stored(media)] == [user.avatar.name]
 

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from tests.servers import ROOT
+from tests.servers import PATIENCE, ROOT
 
 pytestmark = pytest.mark.slow
 
 
 def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Route
 
 from tests.browser import MailServer, Window, chromium
-from tests.servers import ROOT, Gunicorn, Redis
+from tests.servers import PATIENCE, ROOT, Gunicorn, Redis
 
 pytestmark = pytest.mark.browser
 
@@ -60,7 +60,7 @@ class Site:
             json.dumps(body).encode() if body else None,
             {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
         )
-        with urlopen(request, timeout=10) as answer:
+        with urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
 
@@ -82,7 +82,7 @@ def site(own_redis: Redis) -> Iterator[Site]:
         }
         program = [sys.executable, "-c", PREPARE]
         prepared = subprocess.run(
-            program, cwd=ROOT, env=os.environ | env, check=True, timeout=60, stdout=subprocess.PIPE, text=True
+            program, cwd=ROOT, env=os.environ | env, check=True, timeout=PATIENCE, stdout=subprocess.PIPE, text=True
         )
         with Gunicorn(**env) as server:
             yield Site(server, mail, browser, prepared.stdout.strip())

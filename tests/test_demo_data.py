@@ -17,7 +17,7 @@ from pytest_django import Settings
 from accounts import demo
 from accounts.management.commands.demo_data import Command
 from accounts.models import User
-from tests.servers import ROOT
+from tests.servers import PATIENCE, ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -176,7 +176,7 @@ def test_production_refuses_with_exit_code_4() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout) == (4, "")
     assert "The environment is production" in done.stderr and "Traceback" not in done.stderr

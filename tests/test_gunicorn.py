@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers import ROOT, Gunicorn, eventually
+from tests.servers import PATIENCE, ROOT, Gunicorn, eventually
 
 pytestmark = pytest.mark.django_db  # the fixture django_db_setup makes a database only if a test is marked
 
@@ -24,7 +24,7 @@ def server(django_db_setup: None) -> Iterator[Gunicorn]:
 
 
 def get(server: Gunicorn, path: str, **headers: str) -> http.client.HTTPResponse:
-    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     link.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     response = link.getresponse()
     response.read()
@@ -87,7 +87,7 @@ def test_on_sigterm_it_ends_cleanly_and_soon() -> None:
         process = server.process
         assert process
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     finally:
         server.close()
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
@@ -163,7 +164,7 @@ def race(*acts: Callable[[], Any]) -> list[Any]:
     def run(index: int) -> None:
         try:
             connection.ensure_connection()
-            gate.wait(20)
+            gate.wait(PATIENCE)
             results[index] = acts[index]()
         except Exception as error:
             results[index] = error
@@ -174,7 +175,7 @@ def race(*acts: Callable[[], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     return results
 
 

@@ -23,7 +23,7 @@ from deploy.targets.kubernetes import Kubernetes
 from health.middleware import PROBES
 from settings import base
 from tests.cluster import APP, Cluster
-from tests.servers import ROOT, Postgres
+from tests.servers import PATIENCE, ROOT, Postgres
 
 Object = dict[str, Any]
 OVERLAYS = ("testing", "staging", "production")
@@ -43,7 +43,7 @@ overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
 def kubectl(*words: str) -> str:
-    done = subprocess.run(("kubectl", *words), cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(("kubectl", *words), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -450,7 +450,7 @@ def test_the_patches_in_the_documentation_fit(tmp_path: Path) -> None:
 def live(cluster: Cluster, environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"KUBECONFIG": cluster.kubeconfig}
     return subprocess.run(
-        ["./run", "manifests", environment], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+        ["./run", "manifests", environment], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
     )
 
 
@@ -539,7 +539,7 @@ def test_the_migrate_job_waits_for_a_database_that_comes_up_later() -> None:
             assert job.stderr and "waiting for it" in job.stderr.readline()
             assert job.poll() is None
             database.start()
-            said, _ = job.communicate(timeout=60)
+            said, _ = job.communicate(timeout=PATIENCE)
             assert job.returncode == 0 and "migrations applied" in said
     finally:
         database.close()

@@ -141,7 +141,7 @@ def test_a_frozen_redis_costs_one_time_out_and_then_nothing(
         for _ in range(100):
             assert redis_backend.get("key") is None
         took = time.monotonic() - started
-    assert 0.4 < took < 5, "one time-out of 0.5 s, not a hundred"
+    assert 0.4 < took < 25, "one time-out of 0.5 s, not a hundred"
     assert [value(CACHE_ERRORS, reason) for reason in ("timeout", "skipped")] == [errors[0] + 1, errors[1] + 99]
     assert [record.getMessage().split(",")[0] for record in caplog.records] == ["Redis does not answer"]
 

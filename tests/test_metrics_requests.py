@@ -5,6 +5,7 @@ import gc
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
@@ -496,7 +497,7 @@ async def talk(client: Any) -> list[dict[str, Any]]:
         messages.append(await client.receive_output(10))
         if messages[-1]["type"] == "http.response.body" and not messages[-1].get("more_body"):
             break
-    await client.wait(10)
+    await client.wait(PATIENCE)
     return messages
 
 
@@ -548,7 +549,7 @@ def test_an_asynchronous_request_whose_client_goes_away_counts_as_closed_by_it(c
         await asyncio.wait_for(waiting.wait(), 10)
         assert changes.of("http_requests_in_progress") == 1
         await client.send_input({"type": "http.disconnect"})
-        await client.wait(10)
+        await client.wait(PATIENCE)
 
     run(leave)
     assert changes.requests() == ["GET /awaiting/ 499"]

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.servers import ROOT, Gunicorn, Postgres, Redis, eventually
+from tests.servers import PATIENCE, ROOT, Gunicorn, Postgres, Redis, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,11 @@ def app(own_postgres: Postgres, own_redis: Redis) -> Iterator[Gunicorn]:
     urls = {"DATABASE_URL": own_postgres.url, "REDIS_URL": own_redis.url, "EMAIL_VERIFICATION": "none"}
     environment = os.environ | urls | {"DJANGO_SETTINGS_MODULE": "settings.testing"}
     subprocess.run(
-        [sys.executable, "manage.py", "migrate", "--verbosity=0"], cwd=ROOT, env=environment, check=True, timeout=60
+        [sys.executable, "manage.py", "migrate", "--verbosity=0"],
+        cwd=ROOT,
+        env=environment,
+        check=True,
+        timeout=PATIENCE,
     )
     with Gunicorn(**urls) as server:
         yield server
@@ -40,7 +44,7 @@ class Browser:
         headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=20)
+        link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
         link.request(method, path, urlencode(form) if form is not None else None, headers)
         response = link.getresponse()
         body = response.read().decode()

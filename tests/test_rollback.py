@@ -19,7 +19,7 @@ from pytest_django.live_server_helper import LiveServer
 from deploy.models import Deployment
 from tests.cluster import APP, Cluster, Refusal
 from tests.ledgers import deployed, token
-from tests.servers import ROOT, eventually
+from tests.servers import PATIENCE, ROOT, eventually
 
 SCRIPT = ROOT / "scripts" / "rollback.sh"
 REPO = "registry.example/team/app"
@@ -68,7 +68,7 @@ def rollback(cluster: Cluster, *words: str, **env: str) -> "subprocess.Completed
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -158,7 +158,7 @@ def test_wrong_usage_says_what_is_right(cluster: Cluster, words: tuple[str, ...]
 
 
 def test_help_goes_to_standard_output() -> None:
-    done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=10)
+    done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "exit codes: 0 done; 2 wrong usage" in done.stdout and not done.stderr
 
 
@@ -194,7 +194,7 @@ def test_a_cluster_that_never_answers_is_not_waited_for() -> None:
         Path(cluster.kubeconfig).write_text(json.dumps(config))
         began = time.monotonic()
         refused(cluster, 4, "The cluster cannot be asked", "2")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - began < 60, "a request has five seconds; kubectl alone would wait for ever"
 
 
 def test_what_nobody_expected_to_fail_is_no_silent_end(colours: Cluster) -> None:
@@ -438,7 +438,7 @@ def test_an_interruption_says_in_which_state_it_leaves_things(cluster: Cluster, 
         assert held(cluster).startswith("ann@")
         process.send_signal(number)
         said = process.stdout.read()
-        assert process.wait(20) == 130
+        assert process.wait(PATIENCE) == 130
     assert "on its way from 3 to 2; what is ready serves" in said and "rollback.sh 3 default --force" in said
     assert held(cluster) == "" and cluster.serving() == {f"{REPO}:3"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import ROOT
+from tests.servers import PATIENCE, ROOT
 
 # Stands for python3 and, once it has "made" .venv, for .venv/bin/python; it notes each call.
 PYTHON = """#!/bin/sh
@@ -38,7 +38,7 @@ def clone(tmp_path: Path) -> Path:
 def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(folder / "calls"), "HOME": str(folder)}
     return subprocess.run(
-        ["./run", *words], cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=60
+        ["./run", *words], cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settings import env
-from tests.servers import ROOT
+from tests.servers import PATIENCE, ROOT
 
 KEY = "kI5x0mVd9sQ2wB7zR4tY8uE1oP6aL3cN-fJhGqXv_SbZrMnTyW"
 GOOD = {"SECRET_KEY": KEY, "DATABASE_URL": "postgresql://someone:hunter2@db.internal:5432/app"}
@@ -86,7 +86,7 @@ def test_a_refusal_ends_the_process_with_its_reason_and_nothing_else(command: tu
         env={"DJANGO_SETTINGS_MODULE": "settings.production", "PATH": os.environ["PATH"], "BIND": "127.0.0.1:0"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1
     *before, reason = done.stderr.splitlines()

@@ -2,6 +2,7 @@
 
 import threading
 from datetime import UTC, datetime
+from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ def test_eight_at_once_write_one_sample_a_minute() -> None:
     written: list[int] = []
 
     def write(up: bool) -> None:
-        together.wait(10)
+        together.wait(PATIENCE)
         written.append(uptime.write([("production", minute, up), ("staging", minute, up)]))
         connection.close()
 
@@ -29,7 +30,7 @@ def test_eight_at_once_write_one_sample_a_minute() -> None:
     for each in threads:
         each.start()
     for each in threads:
-        each.join(10)
+        each.join(PATIENCE)
     assert written == [2] * 8
     assert Sample.objects.count() == 2
 

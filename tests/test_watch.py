@@ -16,7 +16,7 @@ from deploy import uptime, watch
 from health.client import Unreachable, ask
 from health.runner import Report, Result
 from tests.gate import Silent
-from tests.servers import eventually, free_port
+from tests.servers import PATIENCE, eventually, free_port
 
 
 class Environment(ThreadingHTTPServer):
@@ -67,7 +67,7 @@ def alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     watch.latest.clear()
     yield
     for thread in list(watch.asking.values()):
-        thread.join(10)
+        thread.join(PATIENCE)
     watch.latest.clear()
     watch.asking.clear()
 
@@ -109,13 +109,13 @@ def test_a_port_where_nobody_listens_is_unreachable(settings: Settings) -> None:
 def test_one_that_hangs_is_not_waited_for_and_holds_one_thread(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "DEADLINE", 1)
-    monkeypatch.setattr(watch, "TIMEOUT", 3)
+    monkeypatch.setattr(watch, "DEADLINE", 2)
+    monkeypatch.setattr(watch, "TIMEOUT", 5)
     with Silent() as silent:
         at(settings, staging=f"http://127.0.0.1:{silent.port}", production=f"http://127.0.0.1:{silent.port}")
         started = time.monotonic()
         assert watch.readings()["staging"].state == "unknown"
-        assert time.monotonic() - started < 2, "both together"
+        assert time.monotonic() - started < 4, "both together"
         watch.readings()
         assert sum(each.name == "watch-staging" for each in threading.enumerate()) == 1
         assert eventually(lambda: watch.readings()["staging"].state == "unreachable")
@@ -128,7 +128,7 @@ def test_one_that_hangs_or_dawdles_is_down_in_the_samples(settings: Settings, mo
 
     def dawdle(url: str, timeout: float) -> dict[str, object]:
         """As with a server that sends a byte now and then: beyond the time-out."""
-        finished.wait(10)
+        finished.wait(PATIENCE)
         raise Unreachable
 
     monkeypatch.setattr(watch, "ask", lambda url, timeout: (dawdle if "slow" in url else ask)(url, timeout))

@@ -14,7 +14,7 @@ import yaml
 from django.core.management import load_command_class
 
 from tests.cluster import APP, Cluster
-from tests.servers import ROOT
+from tests.servers import PATIENCE, ROOT
 
 WORKFLOWS = ROOT / ".github" / "workflows"
 NAMES = sorted(path.name for path in WORKFLOWS.glob("*.yml"))
@@ -46,7 +46,7 @@ def step(name: str, title: str) -> Object:
 def run(script: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """As GitHub runs a step."""
     words = ("bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script)
-    return subprocess.run(words, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def doubled(folder: Path, name: str, script: str) -> Path:

@@ -26,7 +26,7 @@ from typing import Any, Self
 import pytest
 from PIL import Image
 
-from tests.servers import ROOT, eventually, free_port
+from tests.servers import PATIENCE, ROOT, eventually, free_port
 
 PASSWORD = "correct horse battery staple"
 LABEL = f"bt1-e2e-{os.getpid()}"
@@ -228,7 +228,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.stop.set()
         for thread in self.threads:
-            thread.join(60)
+            thread.join(PATIENCE)
         self.seconds = time.monotonic() - self.began
 
     @property

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.stack import LABEL, Client, Load, Stack, clone, closing, docker, say
 from tests.e2e.test_switch import keep_alive
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 
 ENVIRONMENT = ("-e", "development")
 FAIL = 'raise RuntimeError("broken on purpose")'
@@ -210,7 +210,7 @@ def test_a_run_killed_in_each_of_its_steps_is_gone_on_with_by_the_same_command(o
                     break
             time.sleep(0.3)
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate(timeout=10)
+            process.communicate(timeout=PATIENCE)
             again = any("Going on with deployment" in str(each.get("text")) for each in seen)
             assert again == (step != "migrations"), seen
             serving = own.version()
@@ -229,9 +229,9 @@ def test_ctrl_c_says_in_what_state_it_leaves_things_and_the_next_release_clears_
     was = own.version()
     process = own.manage("deploy", first, *ENVIRONMENT, "--watch", "30")
     assert process.stdout
-    eventually(lambda: "migrations" in str(process.stdout and process.stdout.readline()), seconds=60)
+    eventually(lambda: "migrations" in str(process.stdout and process.stdout.readline()))
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 6, out + err
     assert f"Serving: {was}" in out and "The same command goes on" in out
     code, events, said = own.deploy(second, "--watch", "3")
@@ -243,11 +243,11 @@ def test_two_at_once_and_a_lock_by_hand(own: Deploying) -> None:
     version = variant(own.variables["IMAGE"], "6.0.0")
     first = own.manage("deploy", version, *ENVIRONMENT, "--watch", "15")
     assert first.stdout
-    eventually(lambda: "lock" in str(first.stdout and first.stdout.readline()), seconds=60)
+    eventually(lambda: "lock" in str(first.stdout and first.stdout.readline()))
     code, _, said = own.deploy(version)
     assert code == 3 and "has the lock since" in said and f"deploy of {version}" in said
     assert own.run("switch", "--back").returncode == 1  # the two keep out of each other's way
-    assert first.wait(120) == 0
+    assert first.wait(PATIENCE) == 0
     assert own.command("deploy", "--lock", "The database is being moved", *ENVIRONMENT)[0] == 0
     code, _, said = own.deploy("1.0.0")
     assert code == 3 and "The database is being moved" in said and "--unlock" in said

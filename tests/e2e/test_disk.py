@@ -66,7 +66,7 @@ def test_with_a_full_disk_of_the_database_what_is_written_fails_with_a_page_and_
     assert reader.signed_in()
     assert small.sql("SELECT count(*) FROM accounts_user") == rows
     small.exec("db", "rm", "/var/lib/postgresql/filler")
-    eventually(small.ready, seconds=60, every=0.2)
+    eventually(small.ready, every=0.2)
     small.client().sign_up()
     assert reader.signed_in()
     assert small.inspect("db")["RestartCount"] == 0

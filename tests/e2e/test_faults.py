@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.stack import Client, Load, Stack, docker, say
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 
 SEEN = 50  # requests at least, for a load to have seen what went wrong: a tenth of what it sends in five seconds
 
@@ -36,11 +36,11 @@ def test_without_the_database_there_is_a_page_that_says_so_and_then_it_recovers_
         assert stack.direct().get("/health/live/").status == 200
         assert stack.direct().get("/health/ready/").status == 503
         assert stack.client().get("/health/").json()["checks"]["database"].startswith("unhealthy")
-        eventually(lambda: stack.inspect("web")["State"]["Health"]["Status"] == "unhealthy", seconds=60, every=0.5)
+        eventually(lambda: stack.inspect("web")["State"]["Health"]["Status"] == "unhealthy", every=0.5)
     finally:
         stack.compose("start", "db")
     began = time.monotonic()
-    eventually(lambda: person.get("/accounts/profile/").status == 200, seconds=60, every=0.1)
+    eventually(lambda: person.get("/accounts/profile/").status == 200, every=0.1)
     say(f"served again {time.monotonic() - began:.1f} s after the database's start")
     assert stack.inspect("web")["RestartCount"] == 0
 
@@ -49,7 +49,7 @@ def test_a_restart_of_the_database_shows_nothing_but_pages(stack: Stack, person:
     with Load(visits(stack, person)) as load:
         time.sleep(1)
         stack.compose("restart", "db")
-        eventually(stack.ready, seconds=60, every=0.1)
+        eventually(stack.ready, every=0.1)
         time.sleep(2)
         after = Load(visits(stack, person))
     say(f"database restarted: {load}")
@@ -78,7 +78,7 @@ def test_without_redis_people_stay_signed_in_and_new_ones_sign_in(stack: Stack, 
         assert report.status == 503 and report.json()["checks"]["cache"].startswith("unhealthy")
     finally:
         stack.compose("start", "redis")
-    eventually(lambda: stack.client().get("/health/").status == 200, seconds=30, every=0.5)
+    eventually(lambda: stack.client().get("/health/").status == 200, every=0.5)
     assert person.signed_in()
 
 
@@ -149,8 +149,8 @@ def test_a_slow_request_in_flight_ends_well_when_the_app_is_told_to_stop(stack: 
     stack.compose("stop", "web")
     stopped = time.monotonic() - began
     try:
-        sender.join(30)
-        blocker.join(30)
+        sender.join(PATIENCE)
+        blocker.join(PATIENCE)
         say(f"stopped after {stopped:.1f} s, with the answer {answers[0].status} to what was sent before")
         assert answers[0].status == 302
         assert stack.inspect("web")["State"]["ExitCode"] == 0

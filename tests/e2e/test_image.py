@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import build, clone, docker, say
+from tests.servers import PATIENCE
 
 BASE = "python:3.11-slim"
 
@@ -122,7 +123,7 @@ def test_it_says_what_it_is(image: str) -> None:
 
 
 def test_without_its_secrets_it_ends_and_names_what_is_missing(image: str) -> None:
-    done = subprocess.run(["docker", "run", "--rm", image], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["docker", "run", "--rm", image], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode != 0
     assert "SECRET_KEY is not set" in done.stdout + done.stderr
 

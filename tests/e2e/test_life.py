@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import Client, Stack, build, clone, closing, docker, picture, say
+from tests.servers import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_a_load_balancer_is_believed_only_if_it_is_named(own: Stack) -> None:
 
 def answers_tls(port: int) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as link:
             link.sendall(b"not TLS at all\r\n\r\n")
             return bool(link.recv(1))
     except ConnectionError:
@@ -171,7 +172,7 @@ def test_a_certificate_that_is_mounted_switches_tls_on(own: Stack, image: str, t
     own.up()
 
     trusting = ssl.create_default_context(cafile=str(tmp_path / "tls.crt"))
-    link = http.client.HTTPSConnection("localhost", own.tls_port, context=trusting, timeout=10)
+    link = http.client.HTTPSConnection("localhost", own.tls_port, context=trusting, timeout=PATIENCE)
     link.request("GET", "/accounts/login/")
     answer = link.getresponse()
     answer.read()
@@ -186,7 +187,7 @@ def test_a_certificate_that_is_mounted_switches_tls_on(own: Stack, image: str, t
     assert own.direct("10.1.2.3").get("/health/ready/").status == 200
 
     def handshake(name: str, context: ssl.SSLContext) -> str | None:
-        with socket.create_connection(("127.0.0.1", own.tls_port), timeout=10) as raw:
+        with socket.create_connection(("127.0.0.1", own.tls_port), timeout=PATIENCE) as raw:
             with context.wrap_socket(raw, server_hostname=name) as secured:
                 return secured.selected_alpn_protocol() or secured.version()
 

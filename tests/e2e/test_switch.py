@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import LABEL, Client, Load, Stack, build, clone, closing, docker, say
-from tests.servers import eventually
+from tests.servers import PATIENCE, eventually
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_all_requests_go_to_the_new_image_within_seven_seconds(own: Stack, membe
         with subprocess.Popen(words, cwd=own.folder, env=own.environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout and "The traffic goes to" in process.stdout.readline()
             moved = time.time()
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE) == 0
     old = own.exec("nginx", "readlink", "/run/web/previous.sock").strip().removesuffix(".sock")
     times = [line["time"] for line in own.logs(f"web_{old}") if line.get("path") == "/accounts/profile/"]
     last = datetime.fromisoformat(times[-1]).timestamp() - moved
@@ -107,7 +107,7 @@ def test_a_restart_of_one_of_two_that_run_fails_no_request(own: Stack, member: C
             time.sleep(1)
             own.compose("--profile", "colours", "restart", name)
             # With the next one away, this one is all there is.
-            eventually(lambda: own.inspect(name)["State"]["Health"]["Status"] == "healthy", seconds=60, every=0.2)
+            eventually(lambda: own.inspect(name)["State"]["Health"]["Status"] == "healthy", every=0.2)
     say(f"each restarted, and the one that serves twice: {load}")
     assert not load.failed and load.total > 200
 
@@ -195,9 +195,9 @@ def test_a_switch_that_is_killed_anywhere_leaves_the_site_serving_and_the_next_o
                     stderr=output,
                     start_new_session=True,
                 )
-                eventually(lambda: come(Path(output.name).read_text(), name), seconds=150, every=0.05)
+                eventually(lambda: come(Path(output.name).read_text(), name), every=0.05)
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait(10)
+                process.wait(PATIENCE)
             assert member.signed_in(), moment
             moved = idle() != name
             assert moved == (moment == "when the traffic has moved")
