@@ -30,10 +30,10 @@ RUN export DJANGO_SETTINGS_MODULE=settings.production DATABASE_URL=sqlite://:mem
  && SECRET_KEY=$(python -c 'import secrets; print(secrets.token_urlsafe(50))') \
  && export SECRET_KEY \
  && python manage.py collectstatic --noinput --verbosity 0 -i ext -i 'htmx-4*' -i 'htmax-4*' \
- && mkdir staticfiles/errors \
+ && mkdir errors \
  && python -c 'import django, pathlib, django.template.loader as loader; \
 django.setup(); \
-[pathlib.Path("staticfiles/errors", name).write_text(loader.render_to_string(name)) \
+[pathlib.Path("errors", name).write_text(loader.render_to_string(name)) \
  for name in ("404.html", "413.html", "429.html", "503.html")]' \
  && rm requirements.txt \
  && python -m compileall -q -j 0 --invalidation-mode checked-hash .

@@ -17,7 +17,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from accounts.images import NotAPicture, inspect
 from accounts.models import User
@@ -86,9 +86,12 @@ def draw(data: bytes, kind: str, size: tuple[int, int]) -> bytes:
         source.draft(None, (2 * SIDE, 2 * SIDE))
         source.load()
     picture: Image.Image = source
+    see_through(picture, data)
     if picture.mode.startswith("I"):  # 16 bits a pixel, which a conversion would cut off and not scale
-        picture = picture.point(lambda value: value * (1 / 256)).convert("L")
-    if picture.mode not in ("L", "RGB", "RGBA"):
+        clear = picture.info.get("transparency")
+        grey = picture.point(lambda value: value * (1 / 256)).convert("L")
+        picture = grey if clear is None else Image.merge("LA", (grey, opacity(picture, clear)))
+    if picture.mode not in ("L", "RGB", "RGBA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
     side = min(picture.size)
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
@@ -100,6 +103,31 @@ def draw(data: bytes, kind: str, size: tuple[int, int]) -> bytes:
     target = io.BytesIO()
     avatar.save(target, "WEBP", quality=85)
     return target.getvalue()
+
+
+def see_through(picture: Image.Image, data: bytes) -> None:
+    """Turns a PNG's transparent colour (tRNS, https://www.w3.org/TR/png-3/#11tRNS) from the file's depth into that of
+    the decoded pixels, which Pillow leaves as it stands: no pixel would be found to have it.
+    """
+    clear, depth = picture.info.get("transparency"), data[24]
+    if picture.format != "PNG" or clear is None or picture.mode not in ("1", "L", "RGB"):
+        return
+    if picture.mode == "RGB":  # of 16 bits the decoder keeps the upper 8
+        picture.info["transparency"] = tuple(value >> max(0, depth - 8) for value in clear)
+    elif depth < 8:
+        whole = (1 << depth) - 1
+        picture.info["transparency"] = min(clear, whole) * 255 // whole
+
+
+def opacity(picture: Image.Image, clear: int) -> Image.Image:
+    """The alpha channel of a grey picture with 16 bits a pixel, of which those that are `clear` are transparent."""
+    raw = picture.tobytes()  # the lower byte first
+    halves = (Image.frombytes("L", picture.size, raw[start::2]) for start in (0, 1))
+    low, high = (
+        half.point([0 if value == part else 255 for value in range(256)])
+        for half, part in zip(halves, (clear & 255, clear >> 8), strict=True)
+    )
+    return ImageChops.lighter(low, high)
 
 
 def save(user: User, picture: bytes | None, *, also: tuple[str, ...] = ()) -> None:

@@ -1,5 +1,5 @@
-"""The hashed static files of other releases: for pages that are still open in browsers, and for the time in which two
-releases serve, when a page of one may ask the other for its style sheet.
+"""Static files: this release's own, and the hashed ones of other releases. Pages that are still open in browsers need
+those, and so does the time in which two releases serve, when a page of one may ask the other for its style sheet.
 
 Where nginx is in front, it has them (scripts/prepare.py). Where it is not, STATIC_SHARED names a folder that all
 instances see: each brings its own files there when it starts, and looks there for those that it does not have.
@@ -11,16 +11,42 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
+from django.core.files.storage import FileSystemStorage
 from django.http import Http404, HttpRequest, HttpResponseBase
 from django.views.decorators.http import require_safe
 from django.views.static import serve
+from whitenoise.middleware import WhiteNoiseMiddleware
+from whitenoise.storage import CompressedManifestStaticFilesStorage
+
+from metrics import accept
 
 logger = logging.getLogger(__name__)
 
 HASHED = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*\.[0-9a-f]{12}\.[a-z0-9]+", re.ASCII)
 KEPT = 30 * 86_400  # seconds from the last start of a release that has the file
+
+
+class Storage(CompressedManifestStaticFilesStorage):  # type: ignore[misc]
+    """WhiteNoise's, with its manifest beside STATIC_ROOT and not in it: all that is in it is served to everybody."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        root = Path(settings.STATIC_ROOT)
+        self.manifest_name = f"{root.name}.json"
+        super().__init__(*args, manifest_storage=FileSystemStorage(root.parent), **kwargs)
+
+
+class Middleware(WhiteNoiseMiddleware):  # type: ignore[misc]
+    """WhiteNoise's, which takes any coding that Accept-Encoding names: here it sees only those that are not refused."""
+
+    @staticmethod
+    def serve(static_file: Any, request: HttpRequest) -> HttpResponseBase:
+        accepted = accept.codings(request.META.get("HTTP_ACCEPT_ENCODING", ""))
+        request.META["HTTP_ACCEPT_ENCODING"] = ", ".join(name for name in ("gzip", "br") if name in accepted)
+        response: HttpResponseBase = WhiteNoiseMiddleware.serve(static_file, request)
+        return response
 
 
 def share() -> None:

@@ -9,6 +9,7 @@ import ipaddress
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 
 from django.conf import settings
@@ -20,12 +21,23 @@ SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,127}", re.ASCII)
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
+# A hop of X-Forwarded-For as proxies write it: an address, in brackets if it is of IPv6 and has a port. Balancers of
+# Azure and AWS add the client's port. Some quote the whole, as the header Forwarded has it (RFC 7239, section 6).
+HOP = re.compile(
+    r'(?P<quote>"?)(?:\[(?P<v6>[^][]+)\]|(?P<v4>[0-9.]+)(?=:)|(?P<bare>[^]["]+))(?::[0-9]{1,5})?(?P=quote)'
+)
+
+
 def parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address; an IPv4 client of a dual-stack socket (::ffff:192.0.2.1) as the IPv4 address that it is.
+    """The address without what may stand around it: blanks, quotes, brackets, a port and an IPv6 zone, all of which a
+    client may vary. An IPv4 client of a dual-stack socket (::ffff:192.0.2.1) is the IPv4 address that it is.
 
     Raises ValueError.
     """
-    ip = ipaddress.ip_address(address.strip())
+    found = HOP.fullmatch(address.strip())
+    if not found:
+        raise ValueError(f"not an IP address: {address!r}")
+    ip = ipaddress.ip_address((found["v6"] or found["v4"] or found["bare"]).partition("%")[0])
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
@@ -41,8 +53,13 @@ def trusted(address: str) -> bool:
 
 
 def client_address(peer: str, forwarded_for: str) -> str:
-    """The last hop of X-Forwarded-For that is no proxy of ours, or `peer` if the header says nothing usable."""
+    """The last hop of X-Forwarded-For that is not one of our proxies, or `peer` if the header says nothing usable.
+
+    Empty hops do not count (RFC 9110, section 5.6.1).
+    """
     for hop in reversed(forwarded_for.split(",")):
+        if not hop.strip():
+            continue
         try:
             peer = str(parse(hop))
         except ValueError:
@@ -68,8 +85,9 @@ class EdgeMiddleware:
         """Writes what is believed into request.META and returns the request id."""
         meta = request.META
         peer = meta.get("REMOTE_ADDR", "")
-        if peer.startswith("::ffff:"):
-            peer = meta["REMOTE_ADDR"] = str(parse(peer))
+        if ":" in peer:
+            with suppress(ValueError):
+                peer = meta["REMOTE_ADDR"] = str(parse(peer))
         identifier = ""
         if trusted(peer):
             identifier = meta.get("HTTP_X_REQUEST_ID", "")

@@ -3,20 +3,24 @@
 import gzip
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.utils.crypto import constant_time_compare
 from prometheus_client import Metric, generate_latest
-from prometheus_client.exposition import choose_encoder, gzip_accepted
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from metrics import collectors, store
+from metrics import accept, collectors, store
 from metrics.registry import REGISTRY, SCRAPES
 
 STORED = store.Exposition(REGISTRY, others=True)
 
+generate_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
+
+# The two formats in which a scrape is written: media type and version. No other version is promised to anybody.
+TEXT, OPENMETRICS = ("text/plain", "0.0.4"), ("application/openmetrics-text", "1.0.0")
 
 # OpenMetrics differs from the text format in the end, and in a counter's name: without _total, but for its samples.
 # That goes for counters, gauges and histograms, and nothing else is stored.
@@ -34,7 +38,8 @@ class Families(Collector):
 
 
 def metrics(request: HttpRequest) -> HttpResponse:
-    """GET /metrics: the text format, or OpenMetrics where the Accept header names it; gzip where it is accepted.
+    """GET /metrics: the text format, or OpenMetrics where the Accept header prefers it; gzip where it is accepted. 406
+    where both formats are refused.
 
     https://prometheus.io/docs/instrumenting/content_negotiation/
     """
@@ -77,16 +82,44 @@ def neighbour(request: HttpRequest) -> bool:
         return False
 
 
+def choose(header: str) -> tuple[str, str] | None:
+    """The format that an Accept header prefers, TEXT unless it says otherwise. None if it refuses both (q=0).
+
+    Who asks only for what is not there (another version, another type) gets the text format, as scrapers expect of a
+    server: https://prometheus.io/docs/instrumenting/content_negotiation/
+    """
+    asked = accept.elements(header)
+    weights: dict[tuple[str, str], tuple[float, int]] = {}
+    for kind, version in (TEXT, OPENMETRICS):
+        ranges = {kind: 2, f"{kind.partition('/')[0]}/*": 1, "*/*": 0}
+        # The most specific range decides, and of several for the format itself the one that names its version.
+        fit = [
+            (ranges[each.name], "version" in each.parameters, each.weight)
+            for each in asked
+            if each.name in ranges and each.parameters.get("version", version) == version
+        ]
+        if fit:
+            specific, _, weight = max(fit)
+            weights[kind, version] = (weight, specific)
+    wanted = [each for each, (weight, _) in weights.items() if weight]
+    if wanted:
+        return max(wanted, key=weights.__getitem__)
+    return next((each for each in (TEXT, OPENMETRICS) if each not in weights), None)
+
+
 def render(request: HttpRequest) -> HttpResponse:
     """The scrape itself. The computed metrics come first, so that a collector's failure shows in the same scrape."""
+    chosen = choose(request.META.get("HTTP_ACCEPT", ""))
+    if chosen is None:
+        offers = " or ".join(f"{kind};version={version}" for kind, version in (TEXT, OPENMETRICS))
+        return HttpResponse(f"Metrics are available as {offers}. Accept one of them.\n", "text/plain", 406)
     computed = Families(collectors.collect())
-    encode, content_type = choose_encoder(request.META.get("HTTP_ACCEPT", ""))
-    if "openmetrics" in content_type:
-        body = COUNTERS_NAME.sub(rb"\1 ", STORED.text()) + encode(computed)
+    if chosen == OPENMETRICS:
+        body = COUNTERS_NAME.sub(rb"\1 ", STORED.text()) + generate_openmetrics(computed)
     else:
         body = STORED.text() + generate_latest(computed)
-    response = HttpResponse(content_type=content_type)
-    if gzip_accepted(request.META.get("HTTP_ACCEPT_ENCODING", "")):
+    response = HttpResponse(content_type=f"{chosen[0]}; version={chosen[1]}; charset=utf-8")
+    if "gzip" in accept.codings(request.META.get("HTTP_ACCEPT_ENCODING", "")):
         body = gzip.compress(body, compresslevel=1)  # as good as the best here, at a third of the time
         response["Content-Encoding"] = "gzip"
     response["Vary"] = "Accept, Accept-Encoding"

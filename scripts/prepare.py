@@ -12,22 +12,25 @@ import time
 from pathlib import Path
 
 SOURCE, TARGET, SOCKETS = Path("/app/staticfiles"), Path("/srv/static"), Path("/run/web")
+ERRORS = Path("/app/errors")  # the pages that nginx shows by itself, which are not static files
 KEPT = 30 * 86400  # seconds
 
 
 def copy() -> None:
     """Each file takes its place at once, by rename(2): nginx never serves half of one."""
-    for path in SOURCE.rglob("*"):
-        place = TARGET / path.relative_to(SOURCE)
-        if path.is_dir():
-            place.mkdir(parents=True, exist_ok=True)
-        else:
+    for source, target in ((SOURCE, TARGET), (ERRORS, TARGET / "errors")):
+        for path in source.rglob("*"):
+            if path.is_dir():
+                continue
+            place = target / path.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place.parent / ".new")
             os.replace(place.parent / ".new", place)
 
 
 def prune() -> None:
+    """Removes what no image of late has brought, and the manifest that earlier ones did."""
+    (TARGET / "staticfiles.json").unlink(missing_ok=True)
     for path in TARGET.rglob("*"):
         if path.is_file() and time.time() - path.stat().st_mtime > KEPT:
             path.unlink()

@@ -392,6 +392,7 @@ def static_files() -> Path:
             check=True,
         )
         with suppress(OSError):  # another run was faster
+            new.with_name(f"{new.name}.json").replace(f"{folder}.json")  # the manifest stands beside its folder
             new.rename(folder)
     return folder
 

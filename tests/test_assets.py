@@ -1,11 +1,13 @@
 """Static files of other releases: pages that are still open in browsers go on asking for them."""
 
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 from django.conf import settings as current
+from django.contrib.staticfiles.storage import staticfiles_storage
 from django.test import Client
 from pytest_django import Settings
 
@@ -20,6 +22,45 @@ OTHERS = "style.0123456789ab.css"  # no release here has it
 def shared(settings: Settings, tmp_path: Path) -> Path:
     settings.STATIC_SHARED = str(tmp_path / "static")
     return tmp_path / "static"
+
+
+def of_this_release(name: str) -> str:
+    return staticfiles_storage.url(name)
+
+
+@pytest.mark.django_db  # to end the response
+@pytest.mark.parametrize(
+    ("accepted", "coding"),
+    [
+        ("", None),
+        ("gzip", "gzip"),
+        ("gzip, br", "br"),
+        ("gzip;q=1.0, br;q=0", "gzip"),
+        ("gzip;q=0, br;q=0", None),
+        ("gzip; Q=0.000", None),
+        ("br;q=x", None),
+        ("*;q=0", None),
+        ("x-gzip-not, brotli", None),
+    ],
+)
+def test_a_static_file_is_not_sent_in_a_coding_that_is_refused(
+    client: Client, accepted: str, coding: str | None
+) -> None:
+    response = client.get(of_this_release("style.css"), headers={"accept-encoding": accepted})
+    assert response.status_code == 200
+    assert response.headers.get("Content-Encoding") == coding
+    assert response["Vary"] == "Accept-Encoding"
+    response.close()
+
+
+def test_what_is_collected_is_public_and_so_holds_static_files_only(client: Client) -> None:
+    """The manifest tells of every file and of the hashes of all: it stands beside the folder."""
+    root = Path(current.STATIC_ROOT)
+    assert root.with_name(f"{root.name}.json").is_file()
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    assert not [name for name in names if re.search(r"\.(json|py|map|toml|ya?ml|env|sqlite3)$|(^|/)\.", name)]
+    for name in ("staticfiles.json", f"{root.name}.json", "../manage.py", "errors/503.html"):
+        assert client.get(f"/static/{name}").status_code == 404, name
 
 
 def test_a_release_shares_its_hashed_files_and_nothing_else(shared: Path) -> None:

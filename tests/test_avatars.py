@@ -235,6 +235,47 @@ def test_transparency_is_kept() -> None:
     assert make(target.getvalue()).convert("RGBA").getpixel((128, 128))[3] == 0  # type: ignore[index]
 
 
+def halves(depth: int, colours: tuple[tuple[int, ...], tuple[int, ...]]) -> bytes:
+    """A PNG of 64 x 64 pixels, grey or RGB, whose left half has the first colour, which is transparent."""
+    kind = {1: 0, 3: 2}[len(colours[0])]
+    row = "".join(f"{value:0{depth}b}" for colour in colours for _ in range(32) for value in colour)
+    line = b"\0" + int(row, 2).to_bytes(len(row) // 8, "big")
+    clear = b"".join(value.to_bytes(2, "big") for value in colours[0])
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, depth, kind, 0, 0, 0))
+        + chunk(b"tRNS", clear)
+        + chunk(b"IDAT", zlib.compress(line * 64))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "clear", "shown", "grey"),
+    [
+        (1, (1,), (0,), 0),
+        (1, (0,), (1,), 255),
+        (2, (1,), (2,), 170),
+        (4, (7,), (8,), 136),
+        (8, (200,), (100,), 100),
+        (16, (40_000,), (20_000,), 78),
+        (16, (0x1234,), (0x1235,), 18),  # told apart by the lower byte alone
+        (16, (0x1234,), (0x4434,), 68),
+        (16, (65_535,), (0,), 0),
+        (8, (10, 20, 30), (90, 90, 90), 90),
+        (16, (65_535, 65_535, 65_535), (20_000, 20_000, 20_000), 78),
+        (16, (1_000, 2_000, 3_000), (20_000, 20_000, 20_000), 78),
+    ],
+)
+def test_a_transparent_colour_is_seen_through_at_every_depth(
+    depth: int, clear: tuple[int, ...], shown: tuple[int, ...], grey: int
+) -> None:
+    avatar = make(halves(depth, (clear, shown))).convert("RGBA")
+    seen: Any = [avatar.getpixel((x, 128)) for x in (32, 224)]
+    assert seen[0][3] == 0, "the left half is transparent"
+    assert seen[1][3] == 255 and near(seen[1][:3], (grey, grey, grey))
+
+
 def test_nothing_that_tells_of_the_sender_is_kept() -> None:
     exif = Image.Exif()
     exif[0x010F], exif[0x9286] = "SecretCamera", "SecretPlace"

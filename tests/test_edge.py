@@ -62,10 +62,42 @@ def test_a_socket_is_a_proxy_only_where_it_is_named(settings: Any) -> None:
         ("junk", PROXY),
         ("198.51.100.7, junk", PROXY),
         ("2001:db8::1", "2001:db8::1"),
+        ("203.0.113.7:50007", "203.0.113.7"),
+        ("[2001:db8::1]:50007", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("2001:db8::1:443", "2001:db8::1:443"),  # without brackets the last group is no port
+        ("2001:DB8:0::1", "2001:db8::1"),
+        ("[::ffff:203.0.113.7]:50007", "203.0.113.7"),
+        ('"[2001:db8::1]:50007"', "2001:db8::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("[fe80::1%25eth0]:1", "fe80::1"),
+        ("203.0.113.7:1, 127.0.0.1:2, [::1]:3", "203.0.113.7"),
+        ("198.51.100.7, , ", "198.51.100.7"),
+        (" , ,", PROXY),
+        ("for=198.51.100.7", PROXY),
+        ("unknown", PROXY),
+        ("_hidden", PROXY),
+        ("203.0.113.7:", PROXY),
+        ("203.0.113.7:http", PROXY),
+        ("203.0.113.7:500070", PROXY),
+        ("[203.0.113.7", PROXY),
+        ("2001:db8::1]:1", PROXY),
+        ("10.1", PROXY),
     ],
 )
 def test_the_client_is_the_last_hop_that_is_no_proxy_of_ours(forwarded_for: str, client: str) -> None:
     assert client_address(PROXY, forwarded_for) == client
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "[2001:db8::7]"])
+def test_a_client_is_one_whatever_its_port_and_zone(address: str) -> None:
+    hops = [f"{address}:{port}" for port in (1, 50007, 65535)]
+    assert len({client_address(PROXY, hop) for hop in [address, *hops]}) == 1
+    assert len({client_address(PROXY, f"fe80::1%{zone}") for zone in ("1", "eth0", "any.thing")}) == 1
+
+
+def test_a_peer_with_a_zone_is_its_address_alone() -> None:
+    assert passed_on("fe80::1%eth0")[0].META["REMOTE_ADDR"] == "fe80::1"
 
 
 def test_an_ipv4_client_of_a_dual_stack_socket_is_one() -> None:

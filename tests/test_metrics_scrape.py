@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 from django.test import Client, RequestFactory
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import Metric, parser
 from prometheus_client.openmetrics import exposition
 from prometheus_client.openmetrics import parser as openmetrics_parser
@@ -79,6 +81,66 @@ def test_openmetrics_is_what_prometheus_client_makes_of_the_same(scraper: Client
 
     found = scraper.get("/metrics", headers={"accept": OPENMETRICS}).content
     assert lines(found) == lines(generate_openmetrics(views.STORED))
+
+
+# As Prometheus 3 asks
+PROMETHEUS = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
+    "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (PROMETHEUS, "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("application/*", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ('APPLICATION/OpenMetrics-Text; Version="1.0.0"', "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("application/openmetrics-text, */*", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("text/plain;q=0, */*;q=0.1", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("text/plain;q=0", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        ("", "text/plain; version=0.0.4; charset=utf-8"),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=x", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=1.0.0;escaping=allow-utf-8", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;version=2.0.0", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;version=x", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;q=0", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;q=0, */*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;q=0.1, text/plain;q=0.2", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text;q=x", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/html, image/png", "text/plain; version=0.0.4; charset=utf-8"),
+        (";;,=;q,\x00", "text/plain; version=0.0.4; charset=utf-8"),
+    ],
+)
+def test_the_format_is_the_one_that_is_preferred_in_the_version_that_is_written(
+    scraper: Client, accept: str, kind: str
+) -> None:
+    response = scraper.get("/metrics", headers={"accept": accept})
+    assert (response.status_code, response["Content-Type"]) == (200, kind)
+    assert response.content.endswith(b"# EOF\n") == kind.startswith("application/openmetrics-text")
+
+
+@pytest.mark.parametrize("accept", ["*/*;q=0", "text/*;q=0.0, application/openmetrics-text;q=0.000"])
+def test_a_format_that_is_refused_is_not_sent(scraper: Client, accept: str) -> None:
+    response = scraper.get("/metrics", headers={"accept": accept})
+    assert response.status_code == 406
+    assert b"text/plain;version=0.0.4 or application/openmetrics-text;version=1.0.0" in response.content
+
+
+@given(st.text(st.characters(codec="latin-1")), st.text(st.characters(codec="latin-1")))
+def test_no_header_breaks_the_scrape(accept: str, encoding: str) -> None:
+    request = RequestFactory().get("/metrics", headers={"accept": accept, "accept-encoding": encoding})
+    assert views.metrics(request).status_code in (200, 406)
+
+
+@pytest.mark.parametrize("refused", ["gzip;q=0", "gzip; q=0.000", "br, gzip;Q=0", "*;q=0", "gzip;q=x", "identity"])
+def test_gzip_is_not_used_where_it_is_refused(scraper: Client, refused: str) -> None:
+    assert "Content-Encoding" not in scraper.get("/metrics", headers={"accept-encoding": refused}).headers
 
 
 def test_gzip_is_used_where_it_is_accepted(scraper: Client) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from django.conf import settings
+from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.exceptions import ImproperlyConfigured
 from hypothesis import given
 from hypothesis import strategies as st
+from whitenoise.storage import CompressedManifestStaticFilesStorage
 
 from settings import env
 from tests.servers import PATIENCE, ROOT
@@ -239,7 +240,7 @@ def test_the_stack_passes_on_every_variable_that_makes_sense_in_it() -> None:
 
 
 def test_the_static_files_backend_is_the_hashing_one() -> None:
-    assert settings.STORAGES["staticfiles"]["BACKEND"] == "whitenoise.storage.CompressedManifestStaticFilesStorage"
+    assert isinstance(staticfiles_storage, CompressedManifestStaticFilesStorage)
 
 
 def test_no_image_build_needs_a_secret_for_its_static_files(tmp_path: Path) -> None:

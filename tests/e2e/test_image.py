@@ -93,7 +93,8 @@ def test_no_secret_is_in_a_layer_or_in_the_history(layers: list[tuple[str, bytes
 
 def test_it_holds_what_it_runs_on_and_no_more(layers: list[tuple[str, bytes]]) -> None:
     names = {name for name, _ in layers}
-    assert "app/staticfiles/staticfiles.json" in names
+    assert {"app/staticfiles.json", "app/errors/503.html"} <= names
+    assert not [name for name in names if re.match(r"app/staticfiles/(.*\.json$|errors)", name)], "all there is public"
     assert any(re.fullmatch(r"app/staticfiles/style\.[0-9a-f]{12}\.css\.br", name) for name in names)
     assert any(re.fullmatch(r"app/accounts/__pycache__/models\.cpython-3\d+\.pyc", name) for name in names)
     unwanted = re.compile(
