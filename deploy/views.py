@@ -23,10 +23,12 @@ from deploy.forms import Filters
 from deploy.models import Deployment, Environment
 from deploy.models import Step as StepRow
 from deploy.wording import took_seconds
+from health.checks import Reason
 from health.runner import Report, report
 
 PAGE = 25  # deployments
-NEEDED = ("database", "migrations")  # the checks without which nobody asks the ledger: it would not answer
+# Why the ledger is not asked at all: its database would not answer. What is late, read-only or full may answer.
+GONE = (Reason.REFUSED, Reason.AUTHENTICATION, Reason.TIMEOUT)
 
 
 class HtmxRequest(HttpRequest):
@@ -86,8 +88,9 @@ def changes(request: HttpRequest) -> HttpResponse:
 
 
 def pieces_of(request: HttpRequest, health: Report) -> list[Piece] | None:
-    """None while the database is away: what is known to be down is not asked, as that would take its time."""
-    if any(name in health.checks and not health.checks[name].healthy for name in NEEDED):
+    """None while the database is down: what is known to be down is not asked, as that would take its time."""
+    database = health.checks.get("database")
+    if database and database.reason in GONE and not database.late:
         return None
     try:
         cards = board.cards(timezone.now(), commands=request.user.is_authenticated)

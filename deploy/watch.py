@@ -16,15 +16,17 @@ from django.conf import settings
 from django.core.cache import cache
 
 from deploy.environments import NAMES, places
-from health.client import Unreachable, ask
-from health.runner import report
+from health.client import Late, Unreachable, ask, doubtful
+from health.runner import Report, report
 
 logger = logging.getLogger(__name__)
 
 FRESH = 10.0  # seconds for which nobody asks again
 KEPT = 60.0  # seconds after which a reading says nothing about now
 DEADLINE = 1.0  # seconds that readings() waits for what is not known at all
-TIMEOUT = 3.0  # seconds after which an environment counts as unreachable
+TIMEOUT = 3.0  # seconds that an environment has for an answer
+CERTAIN = 4.0  # seconds for which one that is late, or whose checks are, is asked again before that is believed
+AGAIN = 1.0  # seconds between two such questions
 KEY = "watch:1:{}"  # the number goes up when Reading changes: two releases share one cache
 
 
@@ -56,13 +58,14 @@ lock = threading.Lock()
 def readings(*, sure: bool = False) -> dict[str, Reading]:
     """Of every environment, by name. It waits DEADLINE seconds at most, and raises nothing but ImproperlyConfigured.
 
-    `sure` is for who writes it down: it waits until TIMEOUT is over, and who has not answered by then is unreachable.
+    `sure` is for who writes it down: it waits until CERTAIN and TIMEOUT are over, and who has not answered by then is
+    unreachable.
     """
     watched = {name: place.url for name, place in places().items() if settings.WATCH_ENVIRONMENTS and place.url}
     watched.pop(settings.ENVIRONMENT, None)
     known = recall(list(watched))
     threads = {name: begin(name, url) for name, url in watched.items() if known[name].age > FRESH}
-    until = time.monotonic() + (TIMEOUT + 0.5 if sure else DEADLINE)
+    until = time.monotonic() + (CERTAIN + TIMEOUT + 0.5 if sure else DEADLINE)
     for name, thread in threads.items():
         if sure or known[name].age > KEPT:
             thread.join(max(0.0, until - time.monotonic()))
@@ -71,15 +74,28 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
             known[name] = Reading(name, "unreachable", at=datetime.now(UTC))
     found = {name: known.get(name, Reading(name)) for name in NAMES}
     found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
-    return found | {settings.ENVIRONMENT: itself()}
+    return found | {settings.ENVIRONMENT: itself(sure=sure)}
 
 
-def itself() -> Reading:
-    """This instance's own environment, which needs no network."""
+def itself(*, sure: bool = False) -> Reading:
+    """This instance's own environment, which needs no network. `unknown` while checks have had no answer at all yet;
+    if `sure`, that is waited for."""
     said = report()
-    checks = {name: str(result) for name, result in said.checks.items()}
-    state: Literal["healthy", "unhealthy"] = "healthy" if said.healthy else "unhealthy"
-    return Reading(settings.ENVIRONMENT, state, settings.VERSION, checks, None, said.timestamp)
+    until = time.monotonic() + CERTAIN
+    while unsettled(said) and sure and time.monotonic() < until:
+        time.sleep(AGAIN)
+        said = report()
+    checks = {name: str(result) for name, result in said.checks.items() if not result.late}
+    state: Literal["healthy", "unhealthy", "unknown"] = "healthy" if said.healthy else "unhealthy"
+    return Reading(
+        settings.ENVIRONMENT, "unknown" if unsettled(said) else state, settings.VERSION, checks, None, said.timestamp
+    )
+
+
+def unsettled(said: Report) -> bool:
+    """Whether nothing is wrong but that answers are late."""
+    wrong = [result for result in said.checks.values() if not result.healthy]
+    return bool(wrong) and all(result.late for result in wrong)
 
 
 def recall(names: list[str]) -> dict[str, Reading]:
@@ -110,12 +126,19 @@ def take(name: str, url: str) -> None:
 
 
 def asked(name: str, url: str) -> Reading:
-    started = time.monotonic()
-    try:
-        said: dict[str, Any] = ask(url, TIMEOUT)
-    except (Unreachable, ValueError) as error:
-        logger.info("%s is unreachable: %s", name, error)
-        return Reading(name, "unreachable", at=datetime.now(UTC))
+    """What `url` says of itself. What was only late is asked again for CERTAIN seconds before it is believed."""
+    until = time.monotonic() + CERTAIN
+    while True:
+        started = time.monotonic()
+        try:
+            said: dict[str, Any] = ask(url, TIMEOUT)
+            if not doubtful(said) or started + AGAIN > until:
+                break
+        except (Unreachable, ValueError) as error:
+            if not isinstance(error, Late) or time.monotonic() + AGAIN > until:
+                logger.info("%s is unreachable: %s", name, error)
+                return Reading(name, "unreachable", at=datetime.now(UTC))
+        time.sleep(AGAIN)
     state: Literal["healthy", "unhealthy"] = "healthy" if said["status"] == "healthy" else "unhealthy"
     took = round(1000 * (time.monotonic() - started), 1)
     version = str(said.get("version", ""))[:64]

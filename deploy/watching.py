@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.smoke import PAGES
+from deploy import smoke
 from deploy.targets import Failed, Lost, Target, Tell
 from deploy.traffic import Traffic
+from deploy.uptime import SERVES
 
 EVERY = 1.0  # seconds between two looks
 WINDOW = 10.0  # seconds that a verdict is about
 ERRORS, FEWEST = 0.05, 5  # share of answers that are 5xx, and how many there must be: one bad answer is no bad release
 SLOW, SLOWER = 1.0, 3.0  # the 95th percentile in seconds, and how many times that of the release before
 ENOUGH = 20  # answers in the window, for a percentile to mean anything
-STRIKES = 2  # looks in a row in which a page of the smoke test must fail
+STRIKES = 2  # looks in a row in which a page of the smoke test must fail; if all that it does is to be late,
+LATE = 5.0  # seconds on end
 
 
 @dataclass
@@ -108,23 +110,24 @@ def watch(
     """Watches for so long; returns a note. Raises Failed as soon as something speaks against the release."""
     began = time.monotonic()
     looks: deque[tuple[float, Sample]] = deque()
-    strikes, slowest = 0, 0.0
+    strikes, slowest, well = 0, 0.0, began
     while True:
         now = time.monotonic()
         if said := target.trouble():
             raise Failed(f"{said}.", target.logs())
-        found, wrong = Sample(), ""
+        found, wrong, late = Sample(), "", True
         for instance in target.instances():
             try:
-                for answer in target.ask(instance, PAGES):
-                    if answer.status != 200:
-                        wrong = f"{answer.path} {f'answered {answer.status}' if answer.status else answer.error}"
+                for answer in target.ask(instance, smoke.PAGES):
+                    if said := smoke.wrong(answer, SERVES):
+                        wrong, late = said, late and smoke.late(answer)
                     elif answer.path == "/metrics":
                         found.add(answer.body)
             except Failed as error:
-                wrong = str(error)
+                wrong, late = str(error), False
         strikes = strikes + 1 if wrong else 0
-        if strikes >= STRIKES:
+        well = well if wrong else now
+        if strikes >= STRIKES and (not late or now - well >= LATE):
             raise Failed(f"{wrong}, {strikes} times in a row.", target.logs())
         if not wrong:
             looks.append((now, found))

@@ -15,6 +15,18 @@ class Unreachable(Exception):
     """No report could be had; the message is one line that says why."""
 
 
+class Late(Unreachable):
+    """No answer came in time, which once is no proof that none would have come."""
+
+
+def doubtful(report: dict[str, Any]) -> bool:
+    """Whether nothing is wrong but that answers were late. A process that has just begun cannot tell yet whether they
+    will come (see health.runner), so whoever wants to know asks again.
+    """
+    wrong = [state for state in report["checks"].values() if state != "healthy"]
+    return bool(wrong) and all(state == "unhealthy: timeout" for state in wrong)
+
+
 def ask(url: str, timeout: float = TIMEOUT) -> dict[str, Any]:
     """The report (the JSON object of /health/) that `url` answers with; /health/ is asked if it has no path.
 
@@ -35,7 +47,7 @@ def ask(url: str, timeout: float = TIMEOUT) -> dict[str, Any]:
     except ssl.SSLError as error:
         raise Unreachable(f"{url}: no TLS is spoken there ({error.reason}); is it http://?") from None
     except TimeoutError:
-        raise Unreachable(f"{url}: no answer within {timeout:g} s") from None
+        raise Late(f"{url}: no answer within {timeout:g} s") from None
     except ConnectionRefusedError:
         raise Unreachable(f"{url}: connection refused; is it running, and on this port?") from None
     except socket.gaierror as error:

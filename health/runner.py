@@ -4,6 +4,10 @@ Each check has one thread in each process, made when it is first needed (so afte
 asks for a report starts a run of every check that has no recent result, joins the runs under way, and waits until
 each has ended or is overdue. A run that is stuck stays the only one of its check: nothing is started beside it, and
 its result counts as soon as it comes.
+
+A deadline that has passed once is not an outage: on a busy machine a healthy dependency is late now and then. So what
+was healthy remains so until it has given no answer for settings.HEALTH_DOWN_AFTER seconds on end. This is the one place
+that decides it; whoever reads a report, here or through /health/, can take it at its word.
 """
 
 import logging
@@ -36,7 +40,10 @@ WORTH_IT = 0.01  # seconds; a shorter wait costs more in switching threads than 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a check found: `reason` is None if and only if it is healthy; `duration` is in seconds."""
+    """What a check found: `reason` is None if and only if it is healthy; `duration` is in seconds.
+
+    Of a time-out `duration` is the time since when there has been no answer.
+    """
 
     reason: Reason | None
     duration: float
@@ -44,6 +51,11 @@ class Result:
     @property
     def healthy(self) -> bool:
         return self.reason is None
+
+    @property
+    def late(self) -> bool:
+        """Whether all that is known is that no answer has come yet: too little to call it down."""
+        return self.reason is Reason.TIMEOUT and self.duration < settings.HEALTH_DOWN_AFTER
 
     def __str__(self) -> str:
         return "healthy" if self.reason is None else f"unhealthy: {self.reason}"
@@ -79,10 +91,16 @@ class Report:
 class Run:
     """One run of a check; times are of time.monotonic()."""
 
-    __slots__ = ("started", "until", "expires", "done", "result", "before")
+    __slots__ = ("started", "until", "expires", "done", "result", "before", "silent")
 
-    def __init__(self, started: float, until: float, before: Result | None) -> None:
-        self.before = before  # what the last run found
+    def __init__(self, started: float, until: float, last: "Run | None") -> None:
+        self.before: Result | None = None  # what the last run found that had an answer, or waited long enough for one
+        self.silent = started  # since when there has been no answer; earlier than `started` after one that timed out
+        if last:
+            result = last.result or last.before
+            self.before = last.before if result and result.late else result
+            if last.result is None or last.result.reason is Reason.TIMEOUT:
+                self.silent = last.silent
         self.started = started
         self.until = until  # who asks waits until then, and not longer
         self.expires = started  # until when the result is shared
@@ -102,6 +120,7 @@ class Watch:
         self.latest: Run | None = None
         self.said: Reason | None = None
         self.said_at = 0.0
+        self.late_at = -SAY_AGAIN
 
     def ask(self) -> tuple[Run, float]:
         """The run whose result counts now, started if need be, and until when to wait for it."""
@@ -109,8 +128,7 @@ class Watch:
         with self.lock:
             run = self.latest
             if run is None or (run.result and now >= run.expires) or not self.alive():
-                before = (run.result or run.before) if run else None
-                run = self.latest = Run(now, now + settings.HEALTH_CHECK_TIMEOUT, before)
+                run = self.latest = Run(now, now + settings.HEALTH_CHECK_TIMEOUT, run)
                 self.start(run)
             elif (patience := min((now - run.until) * PATIENCE, settings.HEALTH_CHECK_TIMEOUT)) >= WORTH_IT:
                 run.until = now + patience
@@ -122,12 +140,25 @@ class Watch:
         if run.result is None and (left := until - time.monotonic()) > 0:
             run.done.wait(left)
         if run.result:
-            return run.result
-        lasted = time.monotonic() - run.started
-        if lasted < settings.HEALTH_CHECK_TIMEOUT and not whole:
+            return self.judge(run, run.result)
+        now = time.monotonic()
+        if now - run.started < settings.HEALTH_CHECK_TIMEOUT and not whole:
             return run.before
-        self.say(Reason.TIMEOUT, TimeoutError(f"no answer for {lasted:.1f} s; still waiting for it"))
-        return Result(Reason.TIMEOUT, lasted)
+        silent = now - run.silent
+        result = self.judge(run, Result(Reason.TIMEOUT, silent))
+        if not result.healthy:
+            self.say(Reason.TIMEOUT, TimeoutError(f"no answer for {silent:.1f} s; still waiting for it"))
+        return result
+
+    def judge(self, run: Run, found: Result) -> Result:
+        """`found`, unless that is one late answer of what was healthy: then healthy, in the time that it takes."""
+        if not (found.late and run.before and run.before.healthy):
+            return found
+        now = time.monotonic()
+        if now - self.late_at > SAY_AGAIN:
+            self.late_at = now
+            logger.warning("The check %s is late: no answer for %.1f s so far", self.name, found.duration)
+        return Result(None, found.duration)
 
     def alive(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
@@ -173,11 +204,14 @@ class Watch:
         as old as its start, so that what a run that was stuck has to say in the end keeps nobody from asking anew."""
         ended = time.monotonic()
         result = Result(reason(error) if error else None, ended - run.started)
+        if result.reason is Reason.TIMEOUT:
+            result = Result(Reason.TIMEOUT, ended - run.silent)
         if result.healthy:
             run.expires = ended + max(keep, settings.HEALTH_CACHE_SECONDS)
         else:
             run.expires = run.started + settings.HEALTH_CACHE_SECONDS
-        self.say(result.reason, error)
+        if self.judge(run, result) == result:
+            self.say(result.reason, error)
         run.result = result
         run.done.set()
 

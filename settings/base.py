@@ -174,7 +174,8 @@ PERMISSIONS_POLICY: dict[str, list[str]] = {
     name: [] for name in ("camera", "geolocation", "microphone", "payment", "usb", "display-capture")
 }
 
-# health/: what is checked, by when it must have answered (seconds), and how long a result is shared.
+# health/: what is checked, by when it must have answered (seconds), how long a result is shared, and for how long what
+# was healthy may give no answer before it counts as down: one late answer on a busy machine is not an outage.
 HEALTH_CHECKS = {
     "database": "health.checks.Database",
     "cache": "health.checks.Cache",
@@ -184,6 +185,7 @@ HEALTH_CHECKS = {
 HEALTH_READY = ["database", "migrations"]  # not the cache: the app serves without it
 HEALTH_CHECK_TIMEOUT = env.number("HEALTH_CHECK_TIMEOUT", 0.8, minimum=0.01)
 HEALTH_CACHE_SECONDS = env.number("HEALTH_CACHE_SECONDS", 1)
+HEALTH_DOWN_AFTER = env.number("HEALTH_DOWN_AFTER", 3)
 HEALTH_MIN_FREE_MB = env.number("HEALTH_MIN_FREE_MB", 200)  # for the check disk
 # A container has a temporary folder of its own; elsewhere user and address tell the instances of one machine apart.
 HEALTH_DRAIN_FILE = env.text(

@@ -18,6 +18,7 @@ from deploy import board, insights, ledger
 from deploy.charts import chart
 from deploy.models import Deployment, Environment, Release
 from deploy.watch import Reading
+from health.checks import Reason
 from health.runner import Report, Result
 from tests.ledgers import START, begun, deployed, release
 
@@ -68,6 +69,27 @@ def test_a_card_tells_what_runs_since_when_by_whom_and_how_to_go_back(member: Cl
         assert part in text
     assert "scripts/rollback.sh 1.0 backstagetest1-staging" in text
     assert text.count("Nothing was deployed here yet.") == 3
+
+
+@pytest.mark.parametrize(
+    ("reason", "seconds", "status"),
+    [
+        (Reason.TIMEOUT, 0.9, 200),
+        (Reason.TIMEOUT, 3.5, 503),
+        (Reason.REFUSED, 0.1, 503),
+        (Reason.AUTHENTICATION, 0.1, 503),
+        (Reason.ERROR, 0.1, 200),
+    ],
+)
+def test_the_board_is_refused_only_for_a_database_that_is_known_to_be_down(
+    client: Client, monkeypatch: pytest.MonkeyPatch, reason: Reason, seconds: float, status: int
+) -> None:
+    """Trap 34: one check that is late, on a busy machine, was 503 for every visitor of that second."""
+    found = Report(datetime(2026, 1, 2, tzinfo=UTC), {"database": Result(reason, seconds)})
+    monkeypatch.setattr("deploy.views.report", lambda: found)
+    for response in (client.get("/"), client.get("/?seen=x", headers=POLL)):
+        assert response.status_code == status
+        assert response.headers.get("Retry-After") == ("30" if status == 503 else None)
 
 
 def test_a_stranger_sees_no_names_no_commands_and_no_reasons() -> None:

@@ -22,7 +22,7 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from deploy import locks, strategies, traffic, watching
+from deploy import locks, smoke, strategies, traffic, watching
 from deploy.models import Deployment
 from deploy.targets import Answer, Failed, kubernetes
 from tests.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
@@ -389,6 +389,72 @@ def test_a_bad_answer_at_the_very_end_of_the_watch_is_asked_for_again(monkeypatc
     )
     with pytest.raises(Failed, match="/ answered 500, 2 times in a row"):
         watching.watch(target, 0.0, math.nan, traffic.Traffic(""), lambda: True, lambda _: None)
+
+
+LATE = '{"status": "unhealthy", "checks": {"database": "unhealthy: timeout"}}'
+NO_CACHE = '{"status": "unhealthy", "checks": {"database": "healthy", "cache": "unhealthy: refused"}}'
+NO_DATABASE = '{"status": "unhealthy", "checks": {"database": "unhealthy: refused", "cache": "healthy"}}'
+METRICS = (
+    "# TYPE http_requests_total counter\n"
+    'http_requests_total{status="200"} 1\n'
+    "# TYPE http_request_duration_seconds histogram\n"
+    'http_request_duration_seconds_bucket{le="+Inf"} 1\n'
+    "# TYPE app_info gauge\n"
+    'app_info{version="1.0"} 1\n'
+)
+
+
+def replies(*healths: tuple[int, str]) -> Callable[..., list[Answer]]:
+    """What an instance answers: /health/ by turns as given, the last of them for ever, and everything else well."""
+    left = list(healths)
+
+    def ask(paths: Any) -> list[Answer]:
+        found = []
+        for path in paths:
+            status, body = left.pop(0) if path == "/health/" and len(left) > 1 else left[0]
+            if path != "/health/":
+                status, body = 200, METRICS if path == "/metrics" else '"/static/app.0a1b.css"'
+            found.append(Answer(path, status, 0.1, body))
+        return found
+
+    return lambda *words: ask(words[-1])
+
+
+def test_a_check_that_is_late_is_asked_again_by_the_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 34."""
+    well = (200, '{"status": "healthy", "version": "1.0", "checks": {"database": "healthy"}}')
+    monkeypatch.setattr(smoke, "CERTAIN", 60)
+    monkeypatch.setattr("deploy.smoke.time.sleep", lambda _: None)
+    assert smoke.late(Answer("/", 0, 5.0, error="timed out")) and not smoke.late(Answer("/", 0, 5.0, error="refused"))
+    assert smoke.test(replies((503, LATE), (503, LATE), well), "1.0").startswith("healthy")
+    monkeypatch.setattr(smoke, "CERTAIN", 0)
+    for answer in ((503, LATE), (503, NO_DATABASE), (503, NO_CACHE)):
+        with pytest.raises(Failed, match=r"/health/ answered 503 \(\w+ is unhealthy: \w+\), not 200"):
+            smoke.test(replies(answer), "1.0")
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, seconds: float, *healths: tuple[int, str]) -> str:
+    monkeypatch.setattr(watching, "EVERY", 0.01)
+    target: Any = SimpleNamespace(
+        trouble=lambda: "", instances=lambda: ["one"], ask=replies(*healths), logs=lambda: "", url=lambda: ""
+    )
+    return watching.watch(target, seconds, math.nan, traffic.Traffic(""), lambda: True, lambda _: None)
+
+
+def test_the_watch_asks_for_the_truth_and_not_whether_the_instance_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness stays when the database goes; a cache that is down is nothing to roll back for."""
+    assert "/health/ready/" not in smoke.PAGES
+    with pytest.raises(Failed, match=r"/health/ answered 503 \(database is unhealthy: refused\), 2 times in a row"):
+        watched(monkeypatch, 60, (503, NO_DATABASE))
+    assert "answers in the last" in watched(monkeypatch, 0.1, (503, NO_CACHE))
+
+
+def test_the_watch_bears_a_check_that_is_late_and_not_one_that_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    well = (200, '{"status": "healthy", "checks": {"database": "healthy"}}')
+    assert "answers in the last" in watched(monkeypatch, 0.1, *[(503, LATE)] * 5, well)
+    monkeypatch.setattr(watching, "LATE", 0.1)
+    with pytest.raises(Failed, match="database is unhealthy: timeout"):
+        watched(monkeypatch, 60, (503, LATE))
 
 
 def test_what_is_usual_is_what_was_so_of_late() -> None:

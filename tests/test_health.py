@@ -292,6 +292,7 @@ def test_the_documents_figures_and_paths_are_the_settings(settings: Settings) ->
     base = runpy.run_path(str(ROOT / "settings" / "base.py"))
     assert f"`HEALTH_CHECK_TIMEOUT` ({base['HEALTH_CHECK_TIMEOUT']} s)" in text
     assert f"`HEALTH_CACHE_SECONDS` ({base['HEALTH_CACHE_SECONDS']:g} s" in " ".join(text.split())
+    assert f"`HEALTH_DOWN_AFTER` ({base['HEALTH_DOWN_AFTER']:g} s)" in text
     assert "the checks in `HEALTH_READY`: " + " and ".join(base["HEALTH_READY"]) in text
     for path in re.findall(r'"(health\.checks\.\w+)"', text):
         assert issubclass(import_string(path), checks.Check)

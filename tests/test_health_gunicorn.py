@@ -39,6 +39,7 @@ def app(request: pytest.FixtureRequest, own_postgres: Postgres, own_redis: Redis
         "DATABASE_URL": own_postgres.url,
         "REDIS_URL": own_redis.url,
         "THREADS": request.param,
+        "HEALTH_DOWN_AFTER": "0",
     }
     with Gunicorn(2, **env) as server:
 

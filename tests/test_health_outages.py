@@ -55,6 +55,7 @@ def pointed(
     """The checks look at the module's own servers; a test may point them at another port."""
     settings.HEALTH_CACHE_SECONDS = 0
     monkeypatch.setattr(checks, "GIVE_UP", 60.0)
+    settings.HEALTH_DOWN_AFTER = 0  # what is late is down at once: test_health_runner.py has how long it may be late
     database: dict[str, Any] = connections.settings["default"]
     cache: dict[str, Any] = caches.settings["default"]
     runner.stop()

@@ -58,6 +58,7 @@ def fake(settings: Settings) -> Iterator[None]:
     settings.HEALTH_CHECKS = {"fake": f"{__name__}.Fake"}
     settings.HEALTH_CHECK_TIMEOUT = 20
     settings.HEALTH_CACHE_SECONDS = 60
+    settings.HEALTH_DOWN_AFTER = 0  # what is late is down at once, where a test does not ask for more
     Fake.runs = Fake.made = Fake.closed = 0
     Fake.error = None
     Fake.stuck.set()
@@ -167,6 +168,60 @@ def test_what_comes_late_and_badly_keeps_nobody_from_asking_anew(settings: Setti
     settings.HEALTH_CHECK_TIMEOUT = 20
     assert state() == "healthy"
     assert Fake.runs == 2
+
+
+def test_one_late_answer_is_not_an_outage(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """Trap 34: a busy machine, not a dead server."""
+    settings.HEALTH_CACHE_SECONDS = 0
+    settings.HEALTH_DOWN_AFTER = 600
+    assert state() == "healthy"
+    settings.HEALTH_CHECK_TIMEOUT = DEADLINE
+    Fake.stuck.clear()
+    found = report()
+    assert found.healthy and found.checks["fake"].duration >= DEADLINE
+    assert report(wait=0.01).healthy
+    Fake.stuck.set()
+    assert state() == "healthy"
+    assert [record.getMessage()[:22] for record in caplog.records] == ["The check fake is late"]
+
+
+def test_no_answer_for_seconds_on_end_is_one_and_lasts_until_there_is_an_answer(settings: Settings) -> None:
+    settings.HEALTH_CACHE_SECONDS = 0
+    settings.HEALTH_DOWN_AFTER = 0.6
+    assert state() == "healthy"
+    settings.HEALTH_CHECK_TIMEOUT = 0.05
+    Fake.stuck.clear()
+    assert state() == "healthy"
+    assert eventually(lambda: state() == "unhealthy: timeout")
+    Fake.error = TimeoutError()  # it gives up, and the next run begins
+    Fake.stuck.set()
+    assert eventually(lambda: state() == "unhealthy: timeout" and Fake.runs >= 3)
+    Fake.stuck.clear()
+    assert state() == "unhealthy: timeout", "the new run is young, the silence is not"
+    Fake.error = None
+    Fake.stuck.set()
+    assert eventually(lambda: state() == "healthy")
+
+
+def test_time_outs_of_a_check_s_own_are_an_outage_only_one_after_the_other(settings: Settings) -> None:
+    settings.HEALTH_CACHE_SECONDS = 0
+    settings.HEALTH_DOWN_AFTER = 600
+    assert state() == "healthy"
+    Fake.error = TimeoutError()
+    assert [state() for _ in range(3)] == ["healthy"] * 3
+    settings.HEALTH_DOWN_AFTER = 0.05
+    time.sleep(0.06)
+    assert state() == "unhealthy: timeout"
+    Fake.error = Unhealthy(Reason.REFUSED)
+    assert state() == "unhealthy: refused"
+
+
+def test_what_has_never_answered_is_unhealthy_and_known_to_be_late_only(settings: Settings, stuck: None) -> None:
+    settings.HEALTH_DOWN_AFTER = 600
+    assert state() == "unhealthy: timeout"
+    assert report().checks["fake"].late
+    (family,) = health_check_up()
+    assert family.samples == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -13,6 +13,7 @@ import pytest
 from pytest_django import Settings
 
 from deploy import uptime, watch
+from health.checks import Reason
 from health.client import Unreachable, ask
 from health.runner import Report, Result
 from tests.gate import Silent
@@ -28,6 +29,7 @@ class Environment(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.asked = 0
         self.status = 200
+        self.later: tuple[int, str] | None = None  # what it answers from the second question on
         self.body = json.dumps({"status": "healthy", "version": "1.2", "checks": {"database": "healthy"}})
 
     @property
@@ -40,6 +42,8 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked += 1
+        if self.server.later and self.server.asked > 1:
+            self.server.status, self.server.body = self.server.later
         self.send_response(self.server.status)
         self.end_headers()
         self.wfile.write(self.server.body.encode())
@@ -89,7 +93,7 @@ def test_an_environment_is_what_it_says(settings: Settings, staging: Environment
 @pytest.mark.parametrize(
     ("status", "body", "state"),
     [
-        (503, '{"status": "unhealthy", "checks": {"database": "unhealthy: timeout"}}', "unhealthy"),
+        (503, '{"status": "unhealthy", "checks": {"database": "unhealthy: refused"}}', "unhealthy"),
         (200, "<html>", "unreachable"),
         (200, '{"status": 1}', "unreachable"),
         (500, "", "unreachable"),
@@ -99,6 +103,46 @@ def test_what_else_it_may_say(settings: Settings, staging: Environment, status: 
     at(settings, staging=staging.url)
     staging.status, staging.body = status, body
     assert watch.readings()["staging"].state == state
+
+
+LATE = '{"status": "unhealthy", "checks": {"database": "unhealthy: timeout", "cache": "healthy"}}'
+
+
+def test_one_that_was_late_once_is_asked_again_before_that_is_believed(
+    settings: Settings, staging: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 34."""
+    monkeypatch.setattr(watch, "CERTAIN", 600)
+    monkeypatch.setattr(watch, "AGAIN", 0.01)
+    at(settings, staging=staging.url)
+    staging.later, staging.status, staging.body = (200, staging.body), 503, LATE
+    assert [up for name, _, up in uptime.observe() if name == "staging"] == [True]
+    assert staging.asked == 2
+
+
+def test_one_that_stays_late_is_down(settings: Settings, staging: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "CERTAIN", 0.2)
+    monkeypatch.setattr(watch, "AGAIN", 0.01)
+    at(settings, staging=staging.url)
+    staging.status, staging.body = 503, LATE
+    assert [up for name, _, up in uptime.observe() if name == "staging"] == [False]
+    assert staging.asked > 1
+
+
+def test_an_instance_that_has_had_no_answer_yet_does_not_call_its_environment_down(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "CERTAIN", 600)
+    monkeypatch.setattr(watch, "AGAIN", 0.01)
+    durations = [0.9, 1.8, 3.1]
+    monkeypatch.setattr(
+        watch,
+        "report",
+        lambda: Report(datetime.now(UTC), {"database": Result(Reason.TIMEOUT, durations.pop(0))}),
+    )
+    assert watch.readings()["testing"].state == "unknown"
+    assert [up for _, _, up in uptime.observe()] == [False], "it waits until it is certain"
+    assert durations == []
 
 
 def test_a_port_where_nobody_listens_is_unreachable(settings: Settings) -> None:
@@ -124,6 +168,7 @@ def test_one_that_hangs_is_not_waited_for_and_holds_one_thread(
 def test_one_that_hangs_or_dawdles_is_down_in_the_samples(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "DEADLINE", 0.05)
     monkeypatch.setattr(watch, "TIMEOUT", 0.2)
+    monkeypatch.setattr(watch, "CERTAIN", 0.2)
     finished = threading.Event()
 
     def dawdle(url: str, timeout: float) -> dict[str, object]:
