@@ -1,12 +1,22 @@
-"""The admin's pages about people. allauth's own page about e-mail addresses (primary, verified) is there as well."""
+"""The admin's pages about people, their groups and their e-mail addresses.
+
+Whoever may edit people must not become more than they are. So permissions are for superusers to grant, and a person
+who may do something that you may not is closed to you, with that person's addresses: a changed address or password is
+a way into the account.
+"""
 
 from typing import Any
 
+from allauth.account import admin as allauth_admin  # registers EmailAddress, which is registered anew below
 from allauth.account.decorators import secure_admin_login
+from allauth.account.models import EmailAddress
 from django.contrib import admin
+from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm
-from django.forms import ModelForm
+from django.contrib.auth.models import Group, Permission
+from django.db.models import ForeignKey, Q, QuerySet
+from django.forms import ModelChoiceField, ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
@@ -24,6 +34,28 @@ admin.site.password_change = password_change  # type: ignore[method-assign,assig
 admin.site.site_header = admin.site.site_title = "backstagetest1"
 
 
+def is_superuser(request: HttpRequest) -> bool:
+    return isinstance(request.user, User) and request.user.is_active and request.user.is_superuser
+
+
+def within_reach(request: HttpRequest) -> "QuerySet[User]":
+    """The people whom the requester may change: everybody for a superuser, else who has no permission that they lack.
+
+    A permission counts whether or not it can be used just now: somebody switched off may be switched on again.
+    """
+    if is_superuser(request):
+        return User.objects.all()
+    own = Permission.objects.filter(Q(user=request.user.pk) | Q(group__user=request.user.pk)).values("pk")
+    more = Permission.objects.exclude(pk__in=own)
+    return User.objects.filter(is_superuser=False).exclude(
+        Q(user_permissions__in=more) | Q(groups__permissions__in=more)
+    )
+
+
+def may_reach(request: HttpRequest, user: User) -> bool:
+    return within_reach(request).filter(pk=user.pk).exists()
+
+
 class UserCreationForm(AdminUserCreationForm):  # type: ignore[type-arg]
     class Meta:
         model = User
@@ -32,9 +64,11 @@ class UserCreationForm(AdminUserCreationForm):  # type: ignore[type-arg]
 
 @admin.register(User)
 class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
+    privileges = ("is_staff", "is_superuser", "groups", "user_permissions")
+
     fieldsets = (
         (None, {"fields": ("email", "password", "display_name")}),
-        ("Permissions", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
+        ("Permissions", {"fields": ("is_active", *privileges)}),
         ("Dates", {"fields": ("date_joined", "last_login")}),
     )
     add_form = UserCreationForm
@@ -46,8 +80,64 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
     ordering = ("email",)
     list_per_page = 50
 
+    def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> tuple[str, ...]:
+        return self.readonly_fields if is_superuser(request) else (*self.readonly_fields, *self.privileges)
+
+    def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return super().has_change_permission(request, obj) and (obj is None or may_reach(request, obj))
+
+    def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
+        return super().has_delete_permission(request, obj) and (obj is None or may_reach(request, obj))
+
     def save_model(self, request: HttpRequest, obj: User, form: "ModelForm[User]", change: bool) -> None:
         """A new address has to be verified, at the next sign-in; the old one no longer signs anybody in."""
         super().save_model(request, obj, form, change)
         if change and "email" in form.changed_data:
             obj.emailaddress_set.all().delete()
+
+
+admin.site.unregister(Group)
+admin.site.unregister(EmailAddress)
+
+
+@admin.register(Group)
+class GroupAdmin(DjangoGroupAdmin):
+    """For superusers to change: a group's permissions are those of everybody in it."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return is_superuser(request)
+
+    def has_change_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
+        return is_superuser(request)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Group | None = None) -> bool:
+        return is_superuser(request)
+
+
+@admin.register(EmailAddress)
+class EmailAddressAdmin(allauth_admin.EmailAddressAdmin):  # type: ignore[misc]
+    """allauth's. Whose an address is and how it reads does not change: a link sent to it goes on to verify it.
+
+    The primary one is the person's own (User.email), and is changed with it.
+    """
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
+        return ("user", "email", "primary") if obj else ("primary",)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(super().has_change_permission(request, obj)) and (obj is None or may_reach(request, obj.user))
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(super().has_delete_permission(request, obj)) and (obj is None or may_reach(request, obj.user))
+
+    def formfield_for_foreignkey(
+        self, db_field: "ForeignKey[Any, Any]", request: HttpRequest, **kwargs: Any
+    ) -> "ModelChoiceField[Any] | None":
+        if db_field.name == "user":
+            kwargs["queryset"] = within_reach(request)
+        field: "ModelChoiceField[Any] | None" = super().formfield_for_foreignkey(db_field, request, **kwargs)
+        return field
+
+    @admin.action(description="Mark selected email addresses as verified", permissions=["change"])
+    def make_verified(self, request: HttpRequest, queryset: Any) -> None:
+        super().make_verified(request, queryset.filter(user__in=within_reach(request)))

@@ -7,7 +7,9 @@ from urllib.parse import quote
 import pytest
 from allauth.account.models import EmailAddress
 from django.contrib import admin
+from django.contrib.auth.models import AnonymousUser, Group, Permission
 from django.db import models
+from django.http import HttpRequest
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -152,3 +154,155 @@ def test_staff_see_what_they_have_permissions_for(client: Client) -> None:
     client.force_login(User.objects.create_user("staff@example.com", PASSWORD, is_staff=True))
     assert client.get(reverse("admin:index")).status_code == 200
     assert client.get(url(User, "changelist")).status_code == 403
+
+
+ROLES = ("anonymous", "member", "staff", "viewer", "changer", "superuser")
+
+
+def visitor(role: str) -> Client:
+    """A client signed in as somebody of `role`; viewers have every permission to view, changers every other one too."""
+    client = Client()
+    if role == "anonymous":
+        return client
+    user = User.objects.create_user(
+        f"{role}@example.com", PASSWORD, is_staff=role != "member", is_superuser=role == "superuser"
+    )
+    if role in ("viewer", "changer"):
+        can = Permission.objects.filter(codename__startswith="view_" if role == "viewer" else "")
+        user.user_permissions.set(can.exclude(content_type__app_label="sessions"))
+    client.force_login(user)
+    return client
+
+
+def everything(model: type[models.Model]) -> dict[str, str]:
+    """A form that sets every field of `model`, and of people every privilege; there is nobody called 0."""
+    values = {"is_superuser": "on", "is_staff": "on", "is_active": "on", "verified": "on", "primary": "on"}
+    values |= {"email": "taken-over@example.com", "name": "taken over", "display_name": "taken over"}
+    values |= {
+        "password": "x",
+        "usable_password": "true",
+        "password1": "a whole new one",
+        "password2": "a whole new one",
+    }
+    values |= {name: str(Permission.objects.latest("pk").pk) for name in ("user_permissions", "permissions")}
+    values |= {"groups": str(Group.objects.create(name=uuid.uuid4().hex).pk)}
+    return values | {"user": str(User.objects.get(email="root@example.com").pk)}
+
+
+def rows(model: type[models.Model]) -> list[Any]:
+    """Every row of `model` but what signing in writes, with what it is related to by many-to-many fields."""
+    fields = [field.attname for field in model._meta.concrete_fields if field.name != "last_login"]
+    related = [field.name for field in model._meta.many_to_many]
+    found = model._default_manager.order_by("pk")
+    return [
+        [getattr(one, name) for name in fields]
+        + [sorted(getattr(one, name).values_list("pk", flat=True)) for name in related]
+        for one in found
+    ]
+
+
+def powers() -> list[Any]:
+    """Who may do what, and how those who may do everything get in."""
+    root = User.objects.get(email="root@example.com")
+    return [
+        root.password,
+        sorted(root.emailaddress_set.values_list("email", "verified", "primary")),
+        sorted(User.objects.filter(is_superuser=True).values_list("pk", "email", "is_active")),
+        sorted(User.objects.filter(is_staff=True).values_list("pk", flat=True)),
+        sorted(User.groups.through.objects.values_list("user_id", "group_id")),
+        sorted(User.user_permissions.through.objects.values_list("user_id", "permission_id")),
+        sorted(Group.permissions.through.objects.values_list("group_id", "permission_id")),
+    ]
+
+
+def changing_as(user: User | None) -> HttpRequest:
+    """A request of `user`, to ask a ModelAdmin what it allows."""
+    request = HttpRequest()
+    request.user = user or AnonymousUser()
+    return request
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("model", REGISTERED, ids=lambda model: model._meta.label)
+def test_every_page_of_the_admin_lets_a_role_do_what_it_may_and_nobody_grow(
+    model: type[models.Model], role: str
+) -> None:
+    root = User.objects.create_superuser("root@example.com", PASSWORD)
+    root.emailaddress_set.create(email="second@example.com")
+    powerful: models.Model = some(model)
+    if model is User:
+        powerful = root
+    elif model is EmailAddress:
+        powerful = root.emailaddress_set.get(verified=False)
+    client = visitor(role)
+    own = User.objects.filter(email=f"{role}@example.com").first()
+    targets = [powerful] + ([own] if own and model is User else [])
+    form = everything(model)
+    before, power = rows(model), powers()
+    ids = [target.pk for target in targets]
+
+    seen = [client.get(url(model, "changelist")), client.get(url(model, "change", powerful.pk))]
+    seen.append(client.get(url(model, "history", powerful.pk)))
+    for pk in ids:
+        client.post(url(model, "change", pk), form)
+        if model is User:
+            client.post(reverse("admin:auth_user_password_change", args=[pk]), form)
+    client.post(url(model, "add"), form)
+    for action in ("delete_selected", "make_verified"):
+        client.post(url(model, "changelist"), {"action": action, "_selected_action": ids[0], "post": "yes"})
+    client.post(url(model, "delete", powerful.pk), {"post": "yes"})
+
+    if role in ("anonymous", "member"):
+        assert {answer.status_code for answer in seen} == {302} if role == "anonymous" else {302, 403}
+    elif role == "staff":
+        assert {answer.status_code for answer in seen} == {403}
+    else:
+        assert {answer.status_code for answer in seen} == {200}
+    if role == "superuser":
+        editable = admin.site._registry[model].has_delete_permission(changing_as(own))
+        assert (rows(model) != before) == editable, "the forms of this test change nothing"
+    elif role == "changer":
+        assert powers() == power, "somebody became more than they were"
+    else:
+        assert rows(model) == before, "changed by somebody who may only look"
+
+
+def test_staff_who_may_change_people_change_those_who_may_no_more_than_they(client: Client) -> None:
+    changer = User.objects.create_user("changer@example.com", PASSWORD, is_staff=True)
+    changer.user_permissions.set(Permission.objects.filter(content_type__app_label__in=("accounts", "account")))
+    client.force_login(changer)
+    member = User.objects.create_user("member@example.com", PASSWORD)
+    form = {"email": "member@example.com", "display_name": "Renamed", "is_active": "on", "is_superuser": "on"}
+    assert client.post(url(User, "change", member.pk), form).status_code == 302
+    member.refresh_from_db()
+    assert (member.display_name, member.is_superuser) == ("Renamed", False)
+    assert client.post(url(User, "change", changer.pk), form | {"email": changer.email}).status_code == 302
+    changer.refresh_from_db()
+    assert (changer.display_name, changer.is_superuser) == ("Renamed", False)
+
+    # Somebody who may see the incidents, which the changer may not, by a group and while switched off.
+    group = Group.objects.create(name="watchers")
+    group.permissions.set(Permission.objects.filter(codename="view_incident"))
+    watcher = User.objects.create_user("watcher@example.com", PASSWORD, is_staff=True, is_active=False)
+    watcher.groups.add(group)
+    address = watcher.emailaddress_set.create(email="watcher@example.com")
+    assert client.get(url(User, "change", watcher.pk)).status_code == 200
+    assert client.post(url(User, "change", watcher.pk), form | {"email": "mine@example.com"}).status_code == 403
+    new = {"usable_password": "true", "password1": "a whole new one", "password2": "a whole new one"}
+    assert client.post(reverse("admin:auth_user_password_change", args=[watcher.pk]), new).status_code == 403
+    assert client.post(url(EmailAddress, "change", address.pk), {"verified": "on"}).status_code == 403
+    added = client.post(url(EmailAddress, "add"), {"user": watcher.pk, "email": "mine@example.com", "verified": "on"})
+    assert added.status_code == 200 and "user" in added.context["adminform"].form.errors
+    assert client.post(url(EmailAddress, "add"), {"user": member.pk, "email": "b@example.com"}).status_code == 302
+    client.post(url(EmailAddress, "changelist"), {"action": "make_verified", "_selected_action": [address.pk]})
+    assert not watcher.emailaddress_set.get().verified
+
+
+def test_an_address_in_the_admin_cannot_be_given_to_another_or_rewritten(root: Client) -> None:
+    member = User.objects.create_user("member@example.com", PASSWORD)
+    address = member.emailaddress_set.create(email="member@example.com")
+    someone = User.objects.create_user("someone@example.com", PASSWORD)
+    form = {"user": someone.pk, "email": "else@example.com", "verified": "on"}
+    assert root.post(url(EmailAddress, "change", address.pk), form).status_code == 302
+    address.refresh_from_db()
+    assert (address.user, address.email, address.verified) == (member, "member@example.com", True)
