@@ -22,7 +22,7 @@ class ReadOnly:
 
 class StepInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
     model = Step
-    fields = ("position", "name", "outcome", "started", "finished")
+    fields = ("position", "name", "outcome", "started", "finished", "token")
 
 
 @admin.register(Environment)
@@ -33,7 +33,7 @@ class EnvironmentAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(Release)
 class ReleaseAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("version", "short_commit", "message", "built_at")
+    list_display = ("version", "short_commit", "message", "built_at", "token", "registered")
     search_fields = ("version__startswith", "commit__startswith")
     show_full_result_count = False
     list_per_page = 50
@@ -41,7 +41,7 @@ class ReleaseAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(Deployment)
 class DeploymentAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("id", "environment", "release", "kind", "strategy", "hotfix", "status", "actor", "created")
+    list_display = ("id", "environment", "release", "kind", "strategy", "hotfix", "status", "actor", "token", "created")
     list_filter = ("environment", "status", "strategy", "kind", "hotfix")
     list_select_related = ("environment", "release")
     search_fields = ("release__version__startswith", "release__commit__startswith")
@@ -54,8 +54,8 @@ class DeploymentAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 class ApiTokenAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
     """manage.py api_token makes and revokes them: only there is a token shown, and only once."""
 
-    list_display = ("name", "created", "expires", "revoked", "last_used")
-    fields = ("name", "environments", "created", "expires", "revoked", "last_used")
+    list_display = ("name", "may_register", "may_take_over", "created", "expires", "revoked", "last_used")
+    fields = ("name", "environments", *list_display[1:])
     search_fields = ("name",)
 
 

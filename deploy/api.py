@@ -16,7 +16,7 @@ from ninja.openapi.schema import OpenAPISchema
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringConstraints
 
 from deploy import ledger, models
-from deploy.api_guard import Bearer, in_scope, once, token_of
+from deploy.api_guard import Bearer, in_scope, may_change, may_register, once, token_of
 from deploy.problems import DETAILS, MEDIA_TYPE, Problem, respond
 
 MAX_KEY = 2**63 - 1
@@ -79,7 +79,9 @@ class NewDeployment(Strict):
     hotfix: Annotated[bool, Field(strict=True, description="Past the environment's gate. Needs a reason.")] = False
     reason: Annotated[Text, StringConstraints(max_length=500)] = ""
     actor: Annotated[
-        Text, StringConstraints(max_length=100), Field(description="Who asked for it; the token's name if empty.")
+        Text,
+        StringConstraints(max_length=100),
+        Field(description="Who asked for it: a claim, shown beside the token. The token's name if empty."),
     ] = ""
     run_url: Annotated[
         str,
@@ -133,6 +135,8 @@ class ReleaseOut(Schema):
     message: str
     built_at: datetime
     image: str
+    token: Annotated[str, Field(description="The token that registered it; empty if it was a command.")]
+    registered: datetime | None
 
 
 class StepOut(Schema):
@@ -141,6 +145,7 @@ class StepOut(Schema):
     outcome: str
     started: datetime
     finished: datetime | None
+    token: Annotated[str, Field(description="The token that reported it last; empty if it was a command.")]
 
 
 class DeploymentOut(Schema):
@@ -152,7 +157,9 @@ class DeploymentOut(Schema):
     hotfix: bool
     reason: str
     status: str
-    actor: str
+    actor: Annotated[str, Field(description="Who asked for it, as the client claims.")]
+    token: Annotated[str, Field(description="The token that created it; empty if it was a command.")]
+    finished_token: Annotated[str, Field(description="The token that finished it.")]
     previous: Annotated[str | None, Field(description="The version that was live when this one began.")]
     created: datetime
     started: datetime | None
@@ -163,8 +170,8 @@ class DeploymentOut(Schema):
 
     @classmethod
     def values(cls, row: models.Deployment) -> dict[str, Any]:
-        fields = ("id", "kind", "strategy", "hotfix", "reason", "status", "actor", "created", "started", "finished")
-        return {name: getattr(row, name) for name in fields} | {
+        fields = ("id", "kind", "strategy", "hotfix", "reason", "status", "actor", "token", "finished_token")
+        return {name: getattr(row, name) for name in (*fields, "created", "started", "finished")} | {
             "environment": row.environment.name,
             "release": ReleaseOut.from_orm(row.release),
             "previous": row.previous.release.version if row.previous else None,
@@ -348,12 +355,14 @@ def list_rollback_targets(request: HttpRequest, name: Path[Place], limit: Limit 
     return answer(TargetList(items=items))
 
 
-@api.post("/releases", response={200: ReleaseOut, 201: ReleaseOut, **errors(409)}, summary="Register a release")
+@api.post("/releases", response={200: ReleaseOut, 201: ReleaseOut, **errors(403, 409)}, summary="Register a release")
 def register_release(request: HttpRequest, body: NewRelease, idempotency_key: Retry = None) -> HttpResponse:
-    """201 if the version is new, 200 if the same build is registered already."""
+    """201 if the version is new, 200 if the same build is registered already. The token needs the right to register."""
+    may_register(request)
 
     def write() -> HttpResponse:
-        release, new = ledger.register(body.version, body.commit, body.built_at, body.message, body.image)
+        given = (body.version, body.commit, body.built_at, body.message, body.image)
+        release, new = ledger.register(*given, token=token_of(request).name)
         location = reverse("api:read_release", kwargs={"version": release.version})
         return answer(ReleaseOut.from_orm(release), 201 if new else 200, location)
 
@@ -384,6 +393,7 @@ def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key
                 hotfix=body.hotfix,
                 reason=body.reason,
                 run_url=body.run_url,
+                token=token_of(request).name,
             )
         except models.Release.DoesNotExist:
             detail = f"There is no release {body.release}. Register it first: POST /api/releases."
@@ -417,7 +427,7 @@ def read_deployment(request: HttpRequest, key: Path[Key]) -> HttpResponse:
 
 def advance(request: HttpRequest, key: int, retry: str | None, act: Callable[[int], object]) -> HttpResponse:
     """The deployment as `act` leaves it."""
-    in_scope(request, models.Deployment.objects.values_list("environment__name", flat=True).get(pk=key))
+    may_change(request, key)
 
     def write() -> HttpResponse:
         act(key)
@@ -438,7 +448,8 @@ def start_deployment(request: HttpRequest, key: Path[Key], idempotency_key: Retr
 @api.post("/deployments/{key}/steps", response=ADVANCED, summary="Report a step")
 def report_step(request: HttpRequest, key: Path[Key], body: StepReport, idempotency_key: Retry = None) -> HttpResponse:
     """A new name begins a step; the same name again ends it with its outcome."""
-    return advance(request, key, idempotency_key, lambda key: ledger.step(key, body.name, body.outcome))
+    token = token_of(request).name
+    return advance(request, key, idempotency_key, lambda key: ledger.step(key, body.name, body.outcome, token=token))
 
 
 @api.post("/deployments/{key}/finish", response=ADVANCED, summary="Finish a deployment")
@@ -446,9 +457,11 @@ def finish_deployment(
     request: HttpRequest, key: Path[Key], body: Ending, idempotency_key: Retry = None
 ) -> HttpResponse:
     """For good: what has finished never changes. A pending deployment can only fail."""
-    return advance(
-        request, key, idempotency_key, lambda key: ledger.finish(key, body.result, failed_requests=body.failed_requests)
-    )
+
+    def act(key: int) -> object:
+        return ledger.finish(key, body.result, failed_requests=body.failed_requests, token=token_of(request).name)
+
+    return advance(request, key, idempotency_key, act)
 
 
 # Errors

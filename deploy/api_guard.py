@@ -14,7 +14,7 @@ from django.utils import timezone
 from ninja.security import HttpBearer
 
 from deploy import tokens
-from deploy.models import ApiToken, IdempotencyKey
+from deploy.models import ApiToken, Deployment, IdempotencyKey
 from deploy.problems import Problem
 
 MAX_BODY = 65_536  # bytes
@@ -88,6 +88,37 @@ def in_scope(request: HttpRequest, environment: str) -> None:
     token = token_of(request)
     if not token.environments.filter(name=environment).exists():
         raise Problem(403, "out-of-scope", f"The token {token.name} is not for {environment}.")
+
+
+def may_register(request: HttpRequest) -> None:
+    """Raises Problem (403) if the request's token may not register releases."""
+    token = token_of(request)
+    if not token.may_register:
+        raise Problem(
+            403,
+            "may-not-register",
+            f"The token {token.name} may not register releases. Let the pipeline that builds them register them, with "
+            "a token made with --register.",
+        )
+
+
+def may_change(request: HttpRequest, key: int) -> None:
+    """Raises Problem (403) if the request's token may not go on with the deployment of that key: its environment is out
+    of the token's scope, or another token created it and this one may not take over. Raises Deployment.DoesNotExist.
+
+    A deployment's environment and token never change, so there is nothing to lock.
+    """
+    token = token_of(request)
+    environment, creator = Deployment.objects.values_list("environment__name", "token").get(pk=key)
+    in_scope(request, environment)
+    if creator != token.name and not token.may_take_over:
+        who = f"the token {creator}" if creator else "a command"
+        raise Problem(
+            403,
+            "not-its-own",
+            f"Deployment {key} was created by {who}; the token {token.name} may only change its own. Use that token "
+            "(manage.py api_token rotate renews it if it is lost), or one made with --take-over.",
+        )
 
 
 def once(request: HttpRequest, key: str | None, write: Callable[[], HttpResponse]) -> HttpResponse:

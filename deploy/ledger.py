@@ -4,7 +4,8 @@ pages all ask here; nothing else writes these tables.
 The database holds the weightiest rules once more by itself (deploy.models, migrations/0002_guards.py). Here they are
 asked first, so that whoever breaks one learns which, and what to do.
 
-Every function that writes takes `at`, the time at which it happens: now, unless a history is loaded.
+Every function that writes takes `at`, the time at which it happens: now, unless a history is loaded. `token` is the
+name of the API token that asked; empty for a command.
 """
 
 import re
@@ -45,7 +46,14 @@ class Invalid(ValueError):
 
 
 def register(
-    version: str, commit: str, built_at: datetime, message: str = "", image: str = "", *, at: datetime | None = None
+    version: str,
+    commit: str,
+    built_at: datetime,
+    message: str = "",
+    image: str = "",
+    *,
+    token: str = "",
+    at: datetime | None = None,
 ) -> tuple[Release, bool]:
     """The release of that version, and whether it is new. Registering the same one again changes nothing.
 
@@ -59,15 +67,43 @@ def register(
     if built_at > (at or timezone.now()) + CLOCKS_DIFFER:
         raise Invalid("built_at", "It lies in the future: look at the build machine's clock and time zone.")
     given = {"commit": commit, "built_at": built_at, "message": message, "image": image}
-    release, new = Release.objects.get_or_create(version=version, defaults=given)
+    who = {"token": token, "registered": at or timezone.now()}
+    release, new = Release.objects.get_or_create(version=version, defaults=given | who)
     for name, value in given.items():
         if getattr(release, name) != value:
             raise Refused(
                 "release-differs",
-                f"Release {version} is registered with another {name.replace('_', ' ')}. A release never changes: give "
-                "the new build a version of its own.",
+                f"Release {version} is already registered with another {name.replace('_', ' ')}"
+                f"{registration(release)}. "
+                "A release never changes: give the new build a version of its own. If the registration is wrong and "
+                "was never deployed, an operator can withdraw it: manage.py withdraw_release "
+                f"{version}",
             )
     return release, new
+
+
+def registration(release: Release) -> str:
+    """Who registered `release`, and when, as the end of a sentence."""
+    who = f" by the token {release.token}" if release.token else " by a command"
+    return f"{who} at {release.registered:%Y-%m-%d %H:%M}Z" if release.registered else ""
+
+
+def withdraw(version: str) -> Release:
+    """Removes a release that was never deployed, such as one registered by mistake, and returns what it was.
+
+    Raises Release.DoesNotExist, and Refused (release-used) once a deployment refers to it: history stays.
+    """
+    with refused_by_the_database(), transaction.atomic():
+        release = Release.objects.select_for_update().get(version=version)
+        used = Deployment.objects.filter(release=release).select_related("environment").order_by("created").first()
+        if used:
+            raise Refused(
+                "release-used",
+                f"Release {version} was deployed (deployment {used.pk}, to {used.environment}) and stays in the "
+                "history. Give the other build a version of its own.",
+            )
+        Release.objects.filter(pk=release.pk).delete()
+        return release
 
 
 # Deployments
@@ -83,6 +119,7 @@ def create(
     hotfix: bool = False,
     reason: str = "",
     run_url: str = "",
+    token: str = "",
     at: datetime | None = None,
 ) -> Deployment:
     """A pending deployment. From now on the environment takes no other until this one has ended.
@@ -115,6 +152,7 @@ def create(
             hotfix=hotfix,
             reason=reason.strip(),
             actor=actor,
+            token=token,
             previous=previous,
             created=at or timezone.now(),
             run_url=run_url,
@@ -151,7 +189,7 @@ def start(key: int, *, at: datetime | None = None) -> Deployment:
         return deployment
 
 
-def step(key: int, name: str, outcome: str, *, at: datetime | None = None) -> tuple[Step, bool]:
+def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | None = None) -> tuple[Step, bool]:
     """The step of that name with its outcome, and whether it is new. One that had no beginning begins and ends at once.
 
     Raises Deployment.DoesNotExist, Refused (wrong-state, too-many-steps).
@@ -171,16 +209,19 @@ def step(key: int, name: str, outcome: str, *, at: datetime | None = None) -> tu
                     raise Refused(
                         "wrong-state", f"Step {name} has ended: it {one.outcome}. Give a repetition a new name."
                     )
-                one.outcome, one.finished = outcome, ended
-                one.save(update_fields=["outcome", "finished"])
+                one.outcome, one.finished, one.token = outcome, ended, token
+                one.save(update_fields=["outcome", "finished", "token"])
                 return one, False
         if len(steps) >= MAX_STEPS:
             raise Refused("too-many-steps", f"A deployment has {MAX_STEPS} steps at most.")
         position = steps[-1].position + 1 if steps else 1
-        return deployment.steps.create(position=position, name=name, outcome=outcome, started=now, finished=ended), True
+        given = {"name": name, "outcome": outcome, "started": now, "finished": ended, "token": token}
+        return deployment.steps.create(position=position, **given), True
 
 
-def finish(key: int, result: str, *, failed_requests: int | None = None, at: datetime | None = None) -> Deployment:
+def finish(
+    key: int, result: str, *, failed_requests: int | None = None, token: str = "", at: datetime | None = None
+) -> Deployment:
     """The deployment, ended for good. Steps that still run end with it: as it did, or failed.
 
     `failed_requests` is how many of the probe traffic failed; None if there was none.
@@ -199,10 +240,11 @@ def finish(key: int, result: str, *, failed_requests: int | None = None, at: dat
         won = result == Deployment.Status.SUCCEEDED
         first = won and not succeeded(deployment.release, deployment.environment_id)
         deployment.steps.filter(outcome=Step.Outcome.RUNNING).update(
-            outcome=Step.Outcome.SUCCEEDED if won else Step.Outcome.FAILED, finished=now
+            outcome=Step.Outcome.SUCCEEDED if won else Step.Outcome.FAILED, finished=now, token=token
         )
         deployment.status, deployment.finished, deployment.failed_requests = result, now, failed_requests
-        deployment.save(update_fields=["status", "finished", "failed_requests"])
+        deployment.finished_token = token
+        deployment.save(update_fields=["status", "finished", "failed_requests", "finished_token"])
         if at is None:
             transaction.on_commit(lambda: metrics.count(deployment, first))
         return deployment
@@ -237,6 +279,7 @@ BY_CONSTRAINT = {
     "deploy_gate": ("not-promotable", "The release has not succeeded where it must before, and this is no hotfix."),
     "deploy_rollback": ("never-live", "The release was never live in this environment."),
     "deploy_append_only": ("wrong-state", "What has finished does not change."),
+    "deploy_release_used": ("release-used", "The release was deployed and stays in the history."),
     "deploy_order": ("wrong-state", "A deployment goes from pending to running to its end."),
 }
 

@@ -16,6 +16,8 @@ from django.db import models
 from django.db.models import F, OuterRef, Q, Subquery
 
 FINISHED = ("succeeded", "failed", "rolled_back")
+# A token's name stands for it: names are unique, never change, and stay taken after a token has been revoked.
+BY_TOKEN = "The API token's name; empty if it was a command with access to the database."
 IN_FLIGHT = ("pending", "running")
 SEARCHED = 1_000  # releases
 
@@ -115,6 +117,8 @@ class Release(models.Model):
     message = models.CharField(max_length=500, blank=True, help_text="The first line of the commit's message.")
     built_at = models.DateTimeField(db_index=True)
     image = models.CharField(max_length=255, blank=True, help_text="Where the container image is, with tag or digest.")
+    token = models.CharField("API token", max_length=100, blank=True, help_text=f"What registered it. {BY_TOKEN}")
+    registered = models.DateTimeField(null=True, blank=True, help_text="Empty if that was before this was recorded.")
 
     class Meta:
         ordering = ("-built_at",)
@@ -260,7 +264,11 @@ class Deployment(models.Model):
     hotfix = models.BooleanField(default=False)
     reason = models.CharField(max_length=500, blank=True, help_text="Why; a hotfix must say it.")
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.PENDING)
-    actor = models.CharField(max_length=100, help_text="The person or pipeline that asked for it.")
+    actor = models.CharField(max_length=100, help_text="Who asked for it, as the client claims.")
+    token = models.CharField("API token", max_length=100, blank=True, help_text=f"What created it. {BY_TOKEN}")
+    finished_token = models.CharField(
+        "finished by API token", max_length=100, blank=True, help_text=f"What finished it. {BY_TOKEN}"
+    )
     previous = models.ForeignKey(
         "self",
         models.PROTECT,
@@ -361,6 +369,7 @@ class Step(models.Model):
     position = models.PositiveSmallIntegerField()
     name = models.CharField(max_length=100)
     outcome = models.CharField(max_length=10, choices=Outcome.choices, default=Outcome.RUNNING)
+    token = models.CharField("API token", max_length=100, blank=True, help_text=f"What reported it last. {BY_TOKEN}")
     started = models.DateTimeField()
     finished = models.DateTimeField(null=True, blank=True)
 
@@ -389,7 +398,13 @@ class ApiToken(models.Model):
 
     name = models.CharField(max_length=100, unique=True)
     digest = models.CharField(max_length=64, unique=True, editable=False, help_text="SHA-256 of the token, in hex.")
-    environments = models.ManyToManyField(Environment, related_name="+", help_text="Where it may deploy to.")
+    environments = models.ManyToManyField(
+        Environment, blank=True, related_name="+", help_text="Where it may create deployments, and go on with its own."
+    )
+    may_register = models.BooleanField(default=False, help_text="It may register releases.")
+    may_take_over = models.BooleanField(
+        default=False, help_text="In its environments it may also go on with deployments that it did not create."
+    )
     created = models.DateTimeField(auto_now_add=True)
     expires = models.DateTimeField(null=True, blank=True)
     revoked = models.DateTimeField(null=True, blank=True)

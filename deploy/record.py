@@ -27,6 +27,7 @@ from deploy.targets import Refused
 TIMEOUT = 5.0  # seconds that the API gets for an answer
 TRIES = 3  # for what is still to be told at the end
 PAUSE = 2.0  # seconds between them
+RIGHTS = ("out-of-scope", "not-its-own")  # what the token lacks when the ledger refuses with these
 STEPS_OF_OURS = {"migrations", "bring up"}  # one of them is the first that a deployment of these commands has
 
 
@@ -149,7 +150,7 @@ class Api:
         self.name = self.url
 
     def ask(self, path: str, sent: dict[str, Any] | None = None, method: str = "") -> Any:
-        """Raises Away, ledger.Refused (409), LookupError (404) and ledger.Invalid (422)."""
+        """Raises Away, ledger.Refused (403, 409), LookupError (404) and ledger.Invalid (422)."""
         method = method or ("GET" if sent is None else "POST")
         body = json.dumps(sent).encode() if sent is not None else None
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
@@ -160,7 +161,7 @@ class Api:
         except urllib.error.HTTPError as error:
             problem = self.problem(error)
             detail = str(problem.get("detail", ""))
-            if error.code == 409:
+            if error.code == 409 or error.code == 403 and problem:
                 raise ledger.Refused(str(problem.get("type", "")).rpartition("#")[2], detail) from None
             if error.code == 404 and problem:
                 raise LookupError(detail) from None
@@ -268,8 +269,7 @@ class Record:
             left = self.book.in_flight(self.request.environment)
             if left and (left.version, left.kind) == (self.request.release, self.request.kind):
                 self.key, self.ended = left.key, {name for name, outcome in left.steps.items() if outcome != "running"}
-                if left.status == "pending":
-                    self.book.start(left.key)
+                self.resume(left.key)
                 return left
             if left and STEPS_OF_OURS & left.steps.keys():  # its process is gone: the lock was free
                 self.book.finish(left.key, "failed", None)
@@ -284,18 +284,29 @@ class Record:
                 "Say --commit SHA, or let the pipeline that builds it register it (docs/api.md)."
             )
         except (ledger.Refused, ledger.Invalid) as error:
-            if getattr(error, "code", "") not in ("never-live", "already-live"):
+            code = getattr(error, "code", "")
+            if code not in ("never-live", "already-live") and (self.request.kind == "deploy" or code not in RIGHTS):
                 raise Refused(str(error)) from None
             self.hopeless = True  # a way back is not barred because nobody has recorded how that version came there
             self.note(f"Not recorded: {error}")
         return None
+
+    def resume(self, key: int) -> None:
+        """Starts it if it is pending. Asked also if it is running, so that a token that may not continue it is refused
+        now, before anything is changed. Raises ledger.Refused.
+        """
+        try:
+            self.book.start(key)
+        except ledger.Refused as error:
+            if error.code != "wrong-state":
+                raise
 
     def open(self) -> None:
         if self.release:
             try:
                 self.book.register(self.request.release, *self.release)
             except ledger.Refused:
-                pass  # whoever built it has registered it, in other words
+                pass  # whoever built it has registered it, in other words; or only they may
         key = self.book.create(self.request)
         self.book.start(key)
         self.key = key

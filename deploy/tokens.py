@@ -19,15 +19,39 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def make(name: str, environments: Iterable[Environment], expires: datetime | None = None) -> tuple[ApiToken, str]:
+def make(
+    name: str,
+    environments: Iterable[Environment],
+    expires: datetime | None = None,
+    *,
+    may_register: bool = False,
+    may_take_over: bool = False,
+) -> tuple[ApiToken, str]:
     """A new token's row, and the token itself, which can never be shown again.
 
     Raises IntegrityError if the name is taken.
     """
     token = PREFIX + secrets.token_urlsafe(32)
+    rights = {"may_register": may_register, "may_take_over": may_take_over}
     with transaction.atomic():
-        row = ApiToken.objects.create(name=name, digest=digest(token), expires=expires)
+        row = ApiToken.objects.create(name=name, digest=digest(token), expires=expires, **rights)
         row.environments.set(environments)
+    return row, token
+
+
+def rotate(name: str, expires: datetime | None = None) -> tuple[ApiToken, str]:
+    """Gives the token of that name a new secret: it keeps its rights and its deployments, and the old secret ends.
+
+    It ends at `expires`; None leaves that as it is. Raises ApiToken.DoesNotExist if no such token is active then.
+    """
+    token = PREFIX + secrets.token_urlsafe(32)
+    with transaction.atomic():
+        row = ApiToken.objects.select_for_update().get(name=name)
+        row.expires = expires or row.expires
+        if row.state(timezone.now()) != "active":
+            raise ApiToken.DoesNotExist(name)
+        row.digest = digest(token)
+        row.save(update_fields=["digest", "expires"])
     return row, token
 
 

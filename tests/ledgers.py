@@ -31,5 +31,7 @@ def begun(environment: str, version: str, **options: Any) -> Deployment:
     return ledger.start(row.pk)
 
 
-def token(*environments: str, name: str = "pipeline") -> str:
-    return tokens.make(name, Environment.objects.filter(name__in=environments or Environment.Name.values))[1]
+def token(*environments: str, name: str = "pipeline", may_register: bool = True, may_take_over: bool = False) -> str:
+    """A token for those environments, or all."""
+    places = Environment.objects.filter(name__in=environments or Environment.Name.values)
+    return tokens.make(name, places, may_register=may_register, may_take_over=may_take_over)[1]

@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
-from tests.servers import PATIENCE
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +17,15 @@ from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
 from pytest_django import Settings
+from pytest_django.live_server_helper import LiveServer
 
 from deploy import api_guard, ledger, tokens
 from deploy.models import ApiToken, Deployment, IdempotencyKey
 from deploy.problems import TYPES
+from deploy.record import Api, Record, Request
+from deploy.targets import Refused
 from tests.ledgers import START, begun, deployed, release, token
+from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -220,6 +224,52 @@ def test_a_token_writes_only_where_it_is_for_and_reads_everywhere() -> None:
     assert Deployment.objects.get().status == "running"
     assert narrow.get(f"deployments/{row.pk}").status_code == 200
     assert narrow.post("deployments", WANTED).status_code == 201
+
+
+def test_a_token_registers_releases_only_if_that_is_its_right() -> None:
+    problem(
+        Pipeline(token("development", name="dev", may_register=False)).post("releases", BUILD), 403, "may-not-register"
+    )
+    builder = Pipeline(tokens.make("build", [], may_register=True)[1])
+    made = builder.post("releases", BUILD).json()
+    assert made["token"] == "build" and made["registered"]
+    problem(builder.post("deployments", WANTED), 403, "out-of-scope")
+    other = problem(Pipeline(token()).post("releases", BUILD | {"commit": "5f2a9c1"}), 409, "release-differs")
+    assert "by the token build at " in other["detail"] and "withdraw_release 1.0" in other["detail"]
+
+
+def test_a_token_changes_its_own_deployments_and_another_only_with_the_right_to_take_over() -> None:
+    release("1.0")
+    mine, thief = Pipeline(token("testing", name="ci")), Pipeline(token("testing", name="thief"))
+    key = mine.post("deployments", WANTED | {"actor": "ann@example.com"}).json()["id"]
+    calls: tuple[tuple[str, dict[str, str]], ...] = (
+        ("start", {}),
+        ("steps", {"name": "one", "outcome": "running"}),
+        ("finish", {"result": "succeeded"}),
+    )
+    for path, body in calls[:2]:
+        told = problem(thief.post(f"deployments/{key}/{path}", body), 403, "not-its-own")["detail"]
+        assert "created by the token ci" in told and "--take-over" in told
+        assert mine.post(f"deployments/{key}/{path}", body).status_code == 200
+    problem(thief.post(f"deployments/{key}/finish", {"result": "failed"}), 403, "not-its-own")
+    elsewhere = Pipeline(token("staging", name="elsewhere", may_take_over=True))
+    problem(elsewhere.post(f"deployments/{key}/finish", {"result": "failed"}), 403, "out-of-scope")
+    rescue = Pipeline(token("testing", name="rescue", may_take_over=True))
+    ended = rescue.post(f"deployments/{key}/finish", {"result": "failed"}).json()
+    assert (ended["actor"], ended["token"], ended["finished_token"]) == ("ann@example.com", "ci", "rescue")
+    assert [step["token"] for step in ended["steps"]] == ["rescue"]  # it was running, and ended with the deployment
+
+
+def test_what_a_command_began_is_no_tokens_own() -> None:
+    row = begun("testing", "1.0")
+    told = problem(Pipeline(token()).post(f"deployments/{row.pk}/finish", {"result": "failed"}), 403, "not-its-own")
+    assert "created by a command" in told["detail"]
+
+
+def test_a_rotated_token_goes_on_with_its_deployment() -> None:
+    release("1.0")
+    key = Pipeline(token("testing", name="ci")).post("deployments", WANTED).json()["id"]
+    assert Pipeline(tokens.rotate("ci")[1]).post(f"deployments/{key}/start").status_code == 200
 
 
 # Twice
@@ -445,3 +495,34 @@ def test_the_schema_and_its_page_are_for_everybody_and_need_no_other_host() -> N
     assert all(f'id="{code}"' in text for code in TYPES)
     assert not re.search(r'(src|href)="(https?:)?//', text) and " style=" not in text
     assert Client().get("/api/")["Location"] == "/api/docs/"
+
+
+# What carries deployments out, over this API
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_deployment_that_its_token_may_not_record_is_refused_before_it_begins(
+    live_server: LiveServer, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+
+    def record(bearer: str, environment: str, kind: str = "deploy") -> Record:
+        wanted = Request(environment, "1.0", "rolling", "ann", kind=kind)
+        return Record(Api(live_server.url, bearer), wanted, tmp_path, notes.append)
+
+    build = ("4f2a9c1", "2026-03-01T12:00:00Z", "")
+    mine, other = token("testing", name="ci"), token("testing", name="other", may_register=False)
+    with pytest.raises(Refused, match="ci is not for staging"):
+        record(mine, "staging").begin(*build)
+    first = record(mine, "testing")
+    assert first.begin(*build) is None and first.key
+    with pytest.raises(Refused, match="created by the token ci"):
+        record(other, "testing").begin(*build)
+    resumed = record(tokens.rotate("ci")[1], "testing").begin(*build)
+    assert resumed and resumed.key == first.key
+    ledger.finish(first.key, "succeeded")
+    later = record(other, "testing")  # it need not register what is registered
+    assert later.begin(*build) is None and later.key and not notes
+    back = record(other, "staging", "rollback")
+    assert back.begin(*build) is None and back.hopeless, "a way back is not barred"
+    assert "other is not for staging" in notes[0]

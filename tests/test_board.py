@@ -106,6 +106,22 @@ def test_a_stranger_sees_no_names_no_commands_and_no_reasons() -> None:
     assert response.status_code == 302 and response["Location"].startswith("/accounts/login/?next="), "nor by asking"
 
 
+def test_members_see_the_token_beside_the_actor(member: Client) -> None:
+    release("1.0")
+    row = ledger.create("testing", "1.0", "rolling", "ann@example.com", token="ci-token")
+    ledger.start(row.pk)
+    ledger.step(row.pk, "migrate", "succeeded", token="other-token")
+    for _ in range(2):
+        for url in ("/", "/deployments/"):
+            assert "ann@example.com" in text_of(member, url) and "via ci-token" in text_of(member, url)
+            assert "ci-token" not in text_of(Client(), url)
+        page, stranger = text_of(member, f"/deployments/{row.pk}/"), text_of(Client(), f"/deployments/{row.pk}/")
+        assert "ci-token" in page and "reported by other-token" in page and "token" not in stranger
+        if not row.is_finished:
+            row = ledger.finish(row.pk, "succeeded", token="rescue-token")
+    assert "finished by rescue-token" in page
+
+
 def test_a_running_deployment_shows_its_steps_and_how_far_it_is() -> None:
     now = timezone.now()
     for number in range(3):

@@ -49,8 +49,22 @@ def test_a_release_is_registered_once_and_never_changes() -> None:
         ledger.register("1.0", "5f2a9c1", START, "First", "example.com/app:4f2a9c1")
     with denied("deploy_append_only"), transaction.atomic():
         Release.objects.update(commit="0000000")
-    with denied("deploy_append_only"), transaction.atomic():
-        first.delete()
+
+
+def test_a_release_that_was_never_deployed_can_be_withdrawn_and_another_build_takes_its_version() -> None:
+    ledger.register("1.0", "4f2a9c1", START, token="ci", at=START)
+    with refused("release-differs") as error:
+        ledger.register("1.0", "5f2a9c1", START)
+    assert "by the token ci at 2026-03-01 12:00Z" in str(error.value) and "withdraw_release 1.0" in str(error.value)
+    assert ledger.withdraw("1.0").token == "ci"
+    assert ledger.register("1.0", "5f2a9c1", START)[1]
+    ledger.create("testing", "1.0", "rolling", "ci")
+    with refused("release-used") as error:
+        ledger.withdraw("1.0")
+    assert "to testing" in str(error.value)
+    used = Release.objects.filter(version="1.0")
+    with denied("deploy_release_used"), transaction.atomic():
+        used._raw_delete(used.db)
 
 
 @pytest.mark.parametrize("commit", ["", "4f2a9c", "4f2a9g1", "4f2a9c1\n", "a" * 65, "HEAD"])
@@ -310,7 +324,14 @@ def test_steps_of_a_finished_deployment_never_change() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"environment_id": 1}, {"actor": "nobody"}, {"hotfix": True, "reason": "x"}, {"created": START - HOUR}]
+    "change",
+    [
+        {"environment_id": 1},
+        {"actor": "nobody"},
+        {"token": "x"},
+        {"hotfix": True, "reason": "x"},
+        {"created": START - HOUR},
+    ],
 )
 def test_what_a_running_deployment_is_does_not_change(change: dict[str, Any]) -> None:
     begun("testing", "1.0")

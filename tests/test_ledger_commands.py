@@ -20,7 +20,7 @@ from accounts.models import User
 from deploy import tokens
 from deploy.models import ApiToken, Deployment
 from deploy.wording import age, took
-from tests.ledgers import START, begun, deployed
+from tests.ledgers import START, begun, deployed, release
 from tests.servers import ROOT
 
 pytestmark = pytest.mark.django_db
@@ -139,7 +139,13 @@ def test_without_tokens_the_list_says_how_to_make_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("create", "ci"), ("create", "ci", "--environment", "moon"), ("create", " ", "--environment", "testing")]
+    "words",
+    [
+        ("create", "ci"),
+        ("create", "ci", "--environment", "moon"),
+        ("create", " ", "--environment", "testing"),
+        ("create", "ci", "--register", "--take-over"),
+    ],
 )
 def test_a_token_needs_a_name_and_a_place(words: tuple[str, ...]) -> None:
     with pytest.raises(CommandError):
@@ -147,7 +153,41 @@ def test_a_token_needs_a_name_and_a_place(words: tuple[str, ...]) -> None:
     assert not ApiToken.objects.exists()
 
 
-@pytest.mark.parametrize("command", ["deployments", "api_token"])
+def test_a_token_has_the_rights_that_it_was_made_with() -> None:
+    run("api_token", "create", "build", "--register")
+    run("api_token", "create", "rescue", "--environment", "staging", "--take-over")
+    rights = {row.name: (row.may_register, row.may_take_over) for row in ApiToken.objects.all()}
+    assert rights == {"build": (True, False), "rescue": (False, True)}
+    listed = run("api_token", "list")[0]
+    assert "register" in listed and "staging, take over" in listed
+
+
+def test_a_rotated_token_keeps_its_rights_and_the_old_secret_ends() -> None:
+    old = run("api_token", "create", "ci", "--environment", "testing", "--register")[0].strip()
+    new = run("api_token", "rotate", "ci", "--days", "7")[0].strip()
+    found = tokens.find(new)
+    assert tokens.find(old) is None and found and found.may_register and found.expires
+    assert [place.name for place in found.environments.all()] == ["testing"]
+    ApiToken.objects.update(expires=timezone.now())
+    with pytest.raises(CommandError, match="--days"):
+        run("api_token", "rotate", "ci")
+    run("api_token", "rotate", "ci", "--days", "1")
+    run("api_token", "revoke", "ci")
+    with pytest.raises(CommandError, match="no active token"):
+        run("api_token", "rotate", "ci", "--days", "1")
+
+
+def test_a_release_registered_by_mistake_is_withdrawn_by_a_command() -> None:
+    release("1.0")
+    assert "can be registered again" in run("withdraw_release", "1.0")[0]
+    with pytest.raises(CommandError, match="not registered"):
+        run("withdraw_release", "1.0")
+    begun("testing", "1.0")
+    with pytest.raises(CommandError, match="stays in the history"):
+        run("withdraw_release", "1.0")
+
+
+@pytest.mark.parametrize("command", ["deployments", "api_token", "withdraw_release"])
 def test_the_help_has_examples_and_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         call_command(command, "--help")
@@ -193,7 +233,8 @@ for act in (
     lambda: done.steps.create(position=99, name="late", started=done.created),
     lambda: Step.objects.all()._raw_delete("default"),
     lambda: Release.objects.update(commit="0000000"),
-    lambda: Release.objects.filter(pk=new.pk)._raw_delete("default"),
+    lambda: Release.objects.filter(pk=done.release_id)._raw_delete("default"),
+    lambda: Deployment.objects.filter(pk=running.pk).update(token="x"),
     lambda: Deployment.objects.filter(pk=running.pk).update(actor="nobody"),
     lambda: Deployment.objects.filter(pk=running.pk).update(status="pending", started=None),
     lambda: row(environment_id=4),
@@ -224,8 +265,9 @@ def test_sqlite_holds_the_same_rules(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == [
-        *["deploy_append_only"] * 7,
-        "deploy_fixed",
+        *["deploy_append_only"] * 6,
+        "deploy_release_used",
+        *["deploy_fixed"] * 2,
         "deploy_order",
         "deploy_deployment.environment_id",
         "deploy_gate",

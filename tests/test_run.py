@@ -1,10 +1,13 @@
 """./run, the one entry point: its help, and one clear line when something is amiss."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -134,3 +137,43 @@ def test_dotenv_is_read_as_compose_reads_it_and_the_environment_goes_before(clon
     assert "PORT=http is no port" in run(clone, "serve").stderr
     assert "PORT=0 is no port" in run(clone, "serve", PORT="0").stderr
     assert not (clone / "pwned").exists()
+
+
+# Stands for .venv/bin/pip-audit: prints $REPORT and, with --strict only, fails for a library that it could not look up.
+PIP_AUDIT = """#!/bin/sh
+printf '%s' "$REPORT"
+case "$*:$SKIPPED" in *--strict*:?*) echo "$SKIPPED could not be audited" >&2; exit 1 ;; esac
+exit "${FOUND:-0}"
+"""
+SOUND = {"name": "django", "version": "5.2.1", "vulns": []}
+HOLE = {"name": "pillow", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1"]}]}
+
+
+@pytest.mark.parametrize(
+    ("pins", "found", "variables", "says"),
+    [
+        (2, [SOUND, SOUND], {}, ""),
+        (2, [SOUND, HOLE], {"FOUND": "1"}, "pillow 1.0: PYSEC-1; fixed in 1.1"),
+        (2, [SOUND, SOUND], {"SKIPPED": "django"}, "django could not be audited"),  # offline: every library is
+        (2, [SOUND], {}, "1 libraries were audited, 2 are pinned"),
+        (0, [], {}, "0 libraries were audited, 0 are pinned"),
+        (2, None, {}, "nothing was audited"),
+    ],
+)
+def test_an_audit_succeeds_only_if_everything_was_audited(
+    pins: int, found: list[object] | None, variables: dict[str, str], says: str, clone: Path
+) -> None:
+    folder = clone / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "python").symlink_to(sys.executable)
+    (folder / "pip-audit").write_text(PIP_AUDIT)
+    (folder / "pip-audit").chmod(0o755)
+    for name in ("requirements", "requirements-dev", "requirements-bench", "requirements-scan"):
+        lock = clone / f"{name}.txt"
+        lock.write_text("".join(f"library-{n}==1.0 \\\n    --hash=sha256:00\n" for n in range(pins)))
+        digest = hashlib.sha256(lock.read_bytes()).hexdigest()
+        (clone / ".venv" / f"{name}.txt.sha256").write_text(f"{digest}  -\n")  # as installed
+    report = "" if found is None else json.dumps({"dependencies": found, "fixes": []})
+    done = run(clone, "audit", REPORT=report, **variables)
+    assert done.returncode == (1 if says else 0), done.stderr
+    assert says in done.stderr

@@ -1,8 +1,8 @@
-"""manage.py api_token: make, list and revoke the tokens with which pipelines write to the ledger."""
+"""manage.py api_token: make, list, rotate and revoke the tokens with which pipelines write to the ledger."""
 
 import argparse
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -18,19 +18,22 @@ from deploy.models import ApiToken, Environment
 
 EXAMPLES = """\
 examples:
+  manage.py api_token create build --register
   manage.py api_token create deploy-staging --environment testing --environment staging
   manage.py api_token create deploy-production --environment production --days 90
   manage.py api_token create ci --environment testing | gh secret set LEDGER_TOKEN
+  manage.py api_token create rescue --environment production --take-over --days 1
   manage.py api_token list
+  manage.py api_token rotate deploy-staging
   manage.py api_token revoke deploy-staging
 
 The token alone goes to standard output, once; it is kept nowhere, only its SHA-256 is.
-exit codes: 0 done; 1 no such token, or a name that is taken; 2 wrong usage.
+exit codes: 0 done; 1 no such token, or the name is taken; 2 wrong usage.
 """
 
 
 class Command(BaseCommand):
-    help = "Make, list and revoke API tokens."
+    help = "Make, list, rotate and revoke API tokens."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
@@ -43,12 +46,23 @@ class Command(BaseCommand):
         create.add_argument(
             "--environment",
             action="append",
-            required=True,
+            default=[],
             choices=Environment.Name.values,
-            help="where it may deploy to; may be given several times",
+            help="where it may create deployments and continue them; may be given several times",
+        )
+        create.add_argument("--register", action="store_true", help="it may register releases")
+        create.add_argument(
+            "--take-over",
+            action="store_true",
+            help="in its environments it may also continue and finish deployments that others created",
         )
         create.add_argument("--days", type=int, help="for how long it is valid (default: until it is revoked)")
-        actions.add_parser("list", help="show all tokens: where they are for, when they were used last")
+        actions.add_parser("list", help="show all tokens: their rights, and when they were last used")
+        rotate = actions.add_parser(
+            "rotate", help="replace a token's secret: it keeps its name, its rights and its deployments"
+        )
+        rotate.add_argument("name")
+        rotate.add_argument("--days", type=int, help="for how long it is valid from now on (default: as before)")
         revoke = actions.add_parser("revoke", help="end a token; its name stays taken, so that the history is clear")
         revoke.add_argument("name")
 
@@ -57,20 +71,35 @@ class Command(BaseCommand):
             getattr(self, options["action"])(options)
 
     def create(self, options: dict[str, Any]) -> None:
-        name, days = options["name"].strip(), options["days"]
+        name = options["name"].strip()
         if not name or len(name) > 100 or not name.isprintable():
             raise CommandError("The name is 1 to 100 printable characters, such as deploy-staging.", returncode=2)
-        if days is not None and not 1 <= days <= 3650:
-            raise CommandError("--days is a number from 1 to 3650.", returncode=2)
-        places = list(Environment.objects.filter(name__in=options["environment"]))
-        expires = timezone.now() + timedelta(days=days) if days else None
+        if not options["environment"] and not options["register"]:
+            raise CommandError("A token needs --environment, --register or both.", returncode=2)
+        if options["take_over"] and not options["environment"]:
+            raise CommandError("--take-over requires --environment: it says where.", returncode=2)
+        places = Environment.objects.filter(name__in=options["environment"])
+        rights = {"may_register": options["register"], "may_take_over": options["take_over"]}
         try:
-            row, token = tokens.make(name, places, expires)
+            self.show(*tokens.make(name, places, ends(options["days"]), **rights))
         except IntegrityError:
-            raise CommandError(f"There is a token {name} already: choose another name.") from None
-        until = f"until {expires:%Y-%m-%d %H:%M}Z" if expires else "until it is revoked"
+            raise CommandError(f"A token named {name} already exists. Choose another name.") from None
+
+    def rotate(self, options: dict[str, Any]) -> None:
+        name = options["name"]
+        try:
+            self.show(*tokens.rotate(name, ends(options["days"])))
+        except ApiToken.DoesNotExist:
+            raise CommandError(
+                f"There is no active token {name}. manage.py api_token list shows those that there are; an expired one "
+                "is renewed with --days."
+            ) from None
+
+    def show(self, row: ApiToken, token: str) -> None:
+        """Says what the token may do, and prints it alone on standard output."""
+        until = f"until {row.expires:%Y-%m-%d %H:%M}Z" if row.expires else "until it is revoked"
         self.stderr.write(
-            f"Token {row} for {', '.join(place.name for place in places)}, valid {until}. It is shown only now:",
+            f"Token {row}: {', '.join(rights_of(row))}; valid {until}. It is shown only now:",
             self.style.NOTICE if sys.stderr.isatty() else str,
         )
         self.stdout.write(token)
@@ -88,16 +117,15 @@ class Command(BaseCommand):
         )
         if not console.is_terminal:
             console.width = 200
-        table = Table("Name", "State", "Environments", "Made", "Expires", "Last used", box=None, pad_edge=False)
+        table = Table("Name", "State", "Rights", "Made", "Expires", "Last used", box=None, pad_edge=False)
         now = timezone.now()
         for row in rows:
             state = row.state(now)
             times = (
                 f"{time:%Y-%m-%d %H:%M}Z" if time else "never" for time in (row.created, row.expires, row.last_used)
             )
-            places = ", ".join(place.name for place in row.environments.all())
             style = {"active": "green", "expired": "yellow"}.get(state, "red")
-            table.add_row(Text(row.name), Text(state, style), Text(places), *times)
+            table.add_row(Text(row.name), Text(state, style), Text(", ".join(rights_of(row))), *times)
         console.print(table)
 
     def revoke(self, options: dict[str, Any]) -> None:
@@ -108,3 +136,16 @@ class Command(BaseCommand):
                 f"There is no token {options['name']}. manage.py api_token list shows those that are."
             ) from None
         self.stdout.write(f"Token {options['name']} {'is revoked' if ended else 'was revoked already'}.")
+
+
+def ends(days: int | None) -> datetime | None:
+    """So many days from now; None for None. Raises CommandError."""
+    if days is not None and not 1 <= days <= 3650:
+        raise CommandError("--days is a number from 1 to 3650.", returncode=2)
+    return timezone.now() + timedelta(days=days) if days else None
+
+
+def rights_of(row: ApiToken) -> list[str]:
+    """What the token may do, in words."""
+    rights = [place.name for place in row.environments.all()]
+    return rights + ["register"] * row.may_register + ["take over"] * row.may_take_over

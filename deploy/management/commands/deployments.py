@@ -108,6 +108,8 @@ def as_dict(row: Deployment) -> dict[str, Any]:
         "reason": row.reason,
         "status": row.status,
         "actor": row.actor,
+        "token": row.token,
+        "finished_token": row.finished_token,
         "previous": row.previous.release.version if row.previous else None,
         **times,
         "duration_seconds": None if row.duration is None else row.duration.total_seconds(),
