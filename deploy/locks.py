@@ -30,12 +30,15 @@ def holder() -> str:
         who = who or getpass.getuser()
     except (OSError, KeyError):  # a user without a name, as in a container
         who = str(os.getuid())
-    return f"{who}@{socket.gethostname()}"
+    # rollback.sh compares it as kubectl prints it, and the ledger keeps it.
+    return "".join(
+        letter if letter.isprintable() and letter != " " else "-" for letter in f"{who}@{socket.gethostname()}"
+    )
 
 
 class FileLock:
-    """flock(2) tells whether the holder lives: the kernel lets go of it with the process. `path` is the
-    lock; `also` a file that ./run switch locks in its own way, which is at work on the same things.
+    """flock(2) tells whether the holder lives, as the lock ends with its process. `path` is the lock; `also` is the
+    file that ./run switch locks, which works on the same containers.
     """
 
     def __init__(self, path: Path, also: Path, clear: str) -> None:
@@ -47,20 +50,20 @@ class FileLock:
         file = self.open(self.path)
         try:
             if not self.lock(file):
-                raise Busy(f"{self.whose(self.read())}. Wait for it (--wait), or end that process.")
+                raise Busy(f"{self.whose(self.read())}. Wait for it (--wait), or end its process.")
             found = self.read()
             if found.get("by_hand"):
                 raise Busy(f"{self.whose(found)}. Remove the lock with: {self.how}")
             other = self.open(self.also)
             self.files = [file, other]
             if not self.lock(other):
-                raise Busy("./run switch is at work here. Wait for it (--wait).")
+                raise Busy("./run switch is running here. Wait for it (--wait).")
         except Busy:
             file.close()
             self.free(keep=True)
             raise
         self.write({"holder": holder(), "process": os.getpid(), "purpose": purpose})
-        return f"{self.whose(found)}; its process has died" if found else ""
+        return f"{self.whose(found, held='had held')}, and its process has died" if found else ""
 
     def held(self) -> bool:
         return bool(self.files) and self.read().get("process") == os.getpid()
@@ -83,7 +86,7 @@ class FileLock:
             return ""
         with self.open(self.path) as file:
             if not self.lock(file):
-                raise Busy(f"{self.whose(found)}, and it lives. End that process: kill {found.get('process')}")
+                raise Busy(f"{self.whose(found)}, and its process is alive. End it first: kill {found.get('process')}")
             self.write({})
         return self.whose(found)
 
@@ -110,18 +113,18 @@ class FileLock:
         text = json.dumps(said | {"since": datetime.now(UTC).isoformat(timespec="seconds")} if said else {})
         self.path.write_text(text + "\n")
 
-    def whose(self, found: dict[str, Any]) -> str:
+    def whose(self, found: dict[str, Any], held: str = "has held") -> str:
         return (
-            f"{found.get('holder', 'somebody')} has the lock since {found.get('since', 'just now')} "
-            f"for: {found.get('purpose', 'something')}"
+            f"{found.get('holder', 'Somebody')} {held} the lock since {found.get('since', 'just now')} "
+            f"for: {found.get('purpose', 'an unknown purpose')}"
         )
 
 
 class LeaseLock:
     """https://kubernetes.io/docs/concepts/architecture/leases/
 
-    A thread renews it. Who finds it not renewed for a minute takes it over, by a write that only one can win. Clocks
-    may differ by less than that minute.
+    A thread renews it. A Lease that was not renewed for a minute is taken over, by a write that only one can win.
+    Clocks may differ by less than that minute.
     """
 
     def __init__(self, name: str, kubectl: Callable[..., "subprocess.CompletedProcess[str]"], clear: str) -> None:
@@ -169,7 +172,7 @@ class LeaseLock:
                 raise Busy("Somebody else has just taken the lock. Wait for it (--wait).")
             raise Failed(f"The lock cannot be taken: {last_line(done.stderr)}")
         dead = found and found["spec"].get("holderIdentity")
-        return f"{self.whose(found)}; it was not renewed, so its process has died" if dead else ""
+        return f"{self.whose(found, held='had held')}, and no longer renews it: its process has died" if dead else ""
 
     def read(self) -> dict[str, Any]:
         done = self.kubectl("get", "lease", self.name, "--output", "json", "--ignore-not-found")
@@ -235,6 +238,7 @@ class LeaseLock:
             raise Failed(f"The lock cannot be removed: {last_line(done.stderr)}")
         return self.whose(found)
 
-    def whose(self, found: dict[str, Any]) -> str:
-        purpose = found["metadata"].get("annotations", {}).get(f"{NOTES}/purpose", "something")
-        return f"{found['spec']['holderIdentity']} has the lock since {found['spec'].get('acquireTime')} for: {purpose}"
+    def whose(self, found: dict[str, Any], held: str = "has held") -> str:
+        purpose = found["metadata"].get("annotations", {}).get(f"{NOTES}/purpose", "an unknown purpose")
+        spec = found["spec"]
+        return f"{spec['holderIdentity']} {held} the lock since {spec.get('acquireTime')} for: {purpose}"

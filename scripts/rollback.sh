@@ -7,27 +7,34 @@ export LC_ALL=C # [a-z] is these letters alone, and tr takes bytes
 readonly APP=backstagetest1 LEASE=backstagetest1-deploy LEASE_SECONDS=60
 readonly GOOD=backstagetest1/verified-good GONE=backstagetest1/withdrawn BEFORE=backstagetest1/before
 readonly BREAK=backstagetest1/schema-break BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
+readonly LIVE=backstagetest1/live-since
 readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
 readonly DONE=0 USAGE=2 LOCKED=3 REFUSED=4 WENT_BACK=5 NEEDS_A_PERSON=6 INTERRUPTED=130
 readonly POLL=1 # seconds between two looks
+readonly TEXT=500 # characters of a reason that the ledger takes
+# The rule for versions is that of deploy/versions.py; a test compares the two.
+readonly VERSION='[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}'
+# What kubectl prints is read by fields. Anybody's text comes as a Go string, {{printf "%q"}}, which holds no control
+# character; so this one separates fields, and a line break separates records.
+readonly US=$'\037'
 
 usage() {
   cat <<'EOF'
 Usage: rollback.sh <previous_version> [namespace]
        rollback.sh --list | --previous  [namespace]
 
-Brings back a version that ran before, and waits until it serves. Without a version it lists those that there are, and
-on a terminal asks which one. The namespace is "default" unless given.
+Rolls back to a version that ran before, and waits until it serves. Without a version it lists the versions that the
+cluster remembers and, on a terminal, asks which one. The namespace is "default" unless given.
 
-  --list            show the versions that can be gone back to, and change nothing
-  --previous        go to the last version that was verified good
-  --dry-run         print each command; the cluster checks it, and changes nothing
-  --yes             do not ask, not even for production
-  --reason TEXT     why; kept as the change cause
-  --timeout SECONDS how long the version may take to get ready (default 180)
+  --list            list the versions to roll back to, and change nothing
+  --previous        roll back to the version that was live before this one and was verified good
+  --dry-run         print each command and have the cluster validate it, without changing anything
+  --yes             do not ask for confirmation, not even for production
+  --reason TEXT     why; kept as the change cause, and in the ledger (one line, 500 characters)
+  --timeout SECONDS how long the version may take to become ready (default 180)
   --context NAME    the kubectl context (default: the current one)
-  --image IMAGE     the whole image of the version, if the cluster's history does not have it any more
-  --force           also if a rollout is under way, or the version does not fit the database's schema
+  --image IMAGE     the full image name, for a version that the cluster no longer remembers
+  --force           roll back even during a rollout, or to a version that does not fit the database schema
   --help
 
 examples:
@@ -37,9 +44,9 @@ examples:
   scripts/rollback.sh 1.4.0 backstagetest1-staging --dry-run
 
 exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
-  5 the version did not get ready, and what ran before serves; 6 it failed, and needs a person;
-  130 interrupted: the last line says in which state it leaves things.
-With LEDGER_URL and LEDGER_TOKEN set, and curl here, the ledger is told; it is never waited for.
+  5 the version did not become ready, and the previous one serves; 6 failed, and needs a person;
+  130 interrupted: the last line says what state it left.
+With LEDGER_URL and LEDGER_TOKEN set, the rollback is recorded in the ledger. A ledger that is down never delays it.
 EOF
 }
 
@@ -59,7 +66,7 @@ die() { # die CODE MESSAGE...
   printf '%s%s%s\n' "$red" "$*" "$plain" >&2
   exit "$code"
 }
-misused() { die $USAGE "$* rollback.sh --help says how it is called. Nothing was changed."; }
+misused() { die $USAGE "$* See rollback.sh --help. Nothing was changed."; }
 progress() { # on a terminal one line that changes, else a line for each news
   if [[ -t 1 ]]; then
     printf '\r\033[K  %s' "$*"
@@ -96,8 +103,27 @@ words() { # quoted where the shell would need it
   done
   printf '%s' "${all# }"
 }
-escaped() { # as the inside of a JSON string; other control characters go
-  printf '%s' "$1" | tr '\n\r\t' '   ' | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g'
+escaped() { # as the inside of a JSON string
+  printf '%s' "$1" | tr '\001-\037\177' ' ' | sed 's/\\/\\\\/g; s/"/\\"/g'
+}
+unquoted() { # the text of a Go string; what cannot be printed stays escaped, which is what a terminal should get
+  printf '%s' "$1" | sed 's/^"//; s/"$//; s/\\"/"/g; s/\\\\/\\/g'
+}
+one_line() { # one_line TEXT CHARACTERS: TEXT made to fit, as clean() of settings/text.py does it, so that it stops nothing
+  local text broken character=$'[^\x80-\xbf][\x80-\xbf]*'
+  # Control characters and line breaks become spaces; surrogates, noncharacters and direction overrides go.
+  text=$(printf '%s' "$1" | tr '\001-\037\177' ' ' | sed $'s/\xc2[\x80-\x9f]/ /g; s/\xe2\x80[\xa8\xa9]/ /g
+    s/\xe2\x80[\xaa-\xae]//g; s/\xe2\x81[\xa6-\xa9]//g; s/\xed[\xa0-\xbf][\x80-\xbf]//g
+    s/\xef\xb7[\x90-\xaf]//g; s/\xef\xbf[\xbe\xbf]//g; s/[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]//g')
+  broken=$(printf '%s' "$text" | sed $'s/[\xc2-\xdf][\x80-\xbf]/ /g; s/\xe0[\xa0-\xbf][\x80-\xbf]/ /g
+    s/[\xe1-\xef][\x80-\xbf][\x80-\xbf]/ /g; s/\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]/ /g
+    s/[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]/ /g; s/\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf]/ /g' | tr -d '\001-\177')
+  if [[ $broken ]]; then text=$(printf '%s' "$text" | tr -d '\200-\377'); fi # not UTF-8, which JSON must be
+  text=$(printf '%s' "$text" | sed 's/^ *//; s/ *$//')
+  if (($(printf '%s' "$text" | tr -d '\200-\277' | wc -c) > $2)); then
+    text=$(printf '%s' "$text" | sed "s/^\(\($character\)\{$(($2 / 2))\}\($character\)\{$((($2 - 1) / 2))\}\).*/\1/; s/ *\$//")…
+  fi
+  printf '%s' "$text"
 }
 annotation() { # annotation KIND NAME KEY: empty if there is none
   kube get "$1" "$2" -o "go-template={{with .metadata.annotations}}{{with index . \"$3\"}}{{.}}{{end}}{{end}}"
@@ -115,6 +141,7 @@ repository_of() { # the image's name without tag and digest, with its registry
   printf '%s' "${name%"$last"}${last%%:*}"
 }
 
+readonly TIME='^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$'
 # Times are RFC 3339 in UTC, and counted as seconds since 1970: GNU's and BSD's date agree on nothing else.
 now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
 epoch() {
@@ -146,19 +173,19 @@ reach() { # one request, without the five of kubectl's discovery: a cluster that
     case $said in
       *orbidden*) ;; # it is there, and what is needed is asked next
       *) die $REFUSED "$said
-The cluster cannot be asked. Are the context ($shown_context) and the network right? Nothing was changed." ;;
+The cluster is unreachable. Check the context ($shown_context) and the network. Nothing was changed." ;;
     esac
   fi
 }
 look() { # sets colour, deployment (the one that has the traffic), image, running, container_found
   local answer
   colour=$(kube get service "$APP" --ignore-not-found -o 'go-template={{with .spec.selector.colour}}{{.}}{{end}}') ||
-    die $REFUSED "The cluster cannot be asked: see above. Are the context ($shown_context) and the network right? Nothing was changed."
+    die $REFUSED "The cluster is unreachable: see above. Check the context ($shown_context) and the network. Nothing was changed."
   deployment=$APP${colour:+-$colour}
   answer=$(kube get deployment "$deployment" --ignore-not-found -o name) ||
-    die $REFUSED "The cluster cannot be asked: see above. Nothing was changed."
+    die $REFUSED "The cluster is unreachable: see above. Nothing was changed."
   if [[ ! $answer ]]; then
-    die $REFUSED "There is no Deployment $deployment in the namespace $namespace (context $shown_context). It has: $(
+    die $REFUSED "Deployment $deployment not found in the namespace $namespace (context $shown_context), which has: $(
       kube get deployments -o 'go-template={{range .items}}{{.metadata.name}} {{end}}' 2>/dev/null || true
     ). Name the right one: rollback.sh VERSION NAMESPACE [--context NAME]. Nothing was changed."
   fi
@@ -172,27 +199,40 @@ image_of() {
 other_colour() { if [[ $colour == blue ]]; then printf green; else printf blue; fi; }
 
 # shellcheck disable=SC2016 # these are variables of Go templates: https://pkg.go.dev/text/template
-noted() { printf '{{with $set.metadata.annotations}}{{with index . "%s"}}{{.}}{{end}}{{end}}' "$1"; }
+noted() { printf '{{with $set.metadata.annotations}}{{with index . "%s"}}{{printf "%%q" .}}{{end}}{{end}}' "$1"; }
 # shellcheck disable=SC2016
-# One line for each revision, the newest first: time|deployment|revision|image|verified|withdrawn|schema break|current|change cause
+# One line for each revision, what became live last comes first:
+# live since, created, deployment, revision, image, verified, withdrawn, schema break, current, change cause
+# A Deployment numbers a revision anew each time it becomes current. Two colours count each for itself, and traffic moves
+# between them without a new revision: that is what the annotation is for. Without it, a revision was live from its creation.
 revisions() {
-  local name current
+  local name current live created rest
   for name in $APP ${colour:+"$APP-blue" "$APP-green"}; do
     [[ $name != "$APP" || ! $colour ]] || continue
     current=$(annotation deployment "$name" $REVISION 2>/dev/null) || continue
     kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{\$set := .}}{{range .metadata.ownerReferences}}{{if and (eq .kind \"Deployment\") (eq .name \"$name\")}}$(
-      printf '{{$set.metadata.creationTimestamp}}|{{.name}}|%s|%s|%s|%s|%s|{{with $set.metadata.annotations}}{{if eq (print (index . "%s")) "%s"}}current{{end}}{{end}}|%s' \
-        "$(noted $REVISION)" "{{range \$set.spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}" \
+      printf "%s$US"'{{$set.metadata.creationTimestamp}}'"$US{{.name}}$US%s$US%s$US%s$US%s$US%s$US"'{{with $set.metadata.annotations}}{{if eq (print (index . "%s")) "%s"}}current{{end}}{{end}}'"$US%s" \
+        "$(noted $LIVE)" "$(noted $REVISION)" \
+        "{{range \$set.spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{printf \"%q\" .image}}{{end}}{{end}}" \
         "$(noted $GOOD)" "$(noted $GONE)" "$(noted $BREAK)" $REVISION "$current" "$(noted $CAUSE)"
     ){{\"\\n\"}}{{end}}{{end}}{{end}}"
-  done | grep -E '^[0-9]{4}-[0-9T:Z-]+\|' | if [[ $colour ]]; then sort -r; else sort -t '|' -k 3,3nr; fi
+  done | while IFS=$US read -r live created rest; do
+    live=${live//\"/}
+    [[ $created =~ $TIME ]] || continue
+    [[ $live =~ $TIME ]] || live=$created
+    printf '%s\n' "$live$US$created$US$rest"
+  done | if [[ $colour ]]; then sort -r; else sort -t "$US" -k 4.2,4nr; fi
+}
+fields() { # reads the next revision; sets live, name, revision, its_image, good, gone, breaks, current, cause, version
+  IFS=$US read -r live created name revision its_image good gone breaks current cause || return 1
+  revision=${revision//\"/} its_image=${its_image//\"/} good=${good//\"/} breaks=${breaks//\"/}
+  version=$(tag_of "$its_image")
 }
 versions() { # prints the history for people
-  local time name revision its_image good gone breaks current cause version state
+  local live created name revision its_image good gone breaks current cause version state
   printf '%s%-9s %-20s %-6s %-14s %s%s\n' "$bold" REVISION VERSION AGE STATE 'CHANGE CAUSE' "$plain"
-  while IFS='|' read -r time name revision its_image good gone breaks current cause; do
-    [[ $time ]] || continue
-    version=$(tag_of "$its_image")
+  while fields; do
+    [[ $live ]] || continue
     if [[ $current && $name == "$deployment" && $good == "$version" ]]; then
       state="${green}running, good${plain} "
     elif [[ $current && $name == "$deployment" ]]; then
@@ -204,37 +244,38 @@ versions() { # prints the history for people
     else
       state='not verified  '
     fi
-    printf '%-9s %-20s %-6s %s %s\n' "${revision:-?}${colour:+ ${name##*-}}" "$version" "$(age "$time")" "$state" "${cause:--}"
+    cause=$(unquoted "$cause")
+    printf '%-9s %-20s %-6s %s %s\n' "${revision:-?}${colour:+ ${name##*-}}" "$version" "$(age "$live")" "$state" "${cause:--}"
   done <<<"$past"
 }
-find_previous() { # sets suggested: the last version that was verified good, and does not run
-  local time name revision its_image good gone breaks current cause version
+find_previous() { # sets suggested: what was live last, was verified good, and does not run
+  local live created name revision its_image good gone breaks current cause version
   suggested=''
-  while IFS='|' read -r time name revision its_image good gone breaks current cause; do
-    version=$(tag_of "$its_image")
+  while fields; do
     if [[ $version != "$running" && $good == "$version" && ! $suggested ]]; then suggested=$version; fi
   done <<<"$past"
 }
-find_version() { # sets found_image, verified, known and floor for $target, by its newest revision
-  local time name revision its_image good gone breaks current cause version found_time='' all=''
+find_version() { # sets found_image, verified, known and floor for $target, by when it was live last
+  local live created name revision its_image good gone breaks current cause version found_time='' all='' broken
   found_image='' verified='' known='' floor=''
-  while IFS='|' read -r time name revision its_image good gone breaks current cause; do
-    version=$(tag_of "$its_image")
-    all="$all $breaks"
+  while fields; do
+    if [[ $breaks =~ ^$VERSION$ ]]; then all="$all $breaks"; fi
     case " $known " in *" $version "*) ;; *) known="$known $version" ;; esac
     [[ $version == "$target" ]] || continue
-    [[ $found_image ]] || found_image=$its_image found_time=$time
+    if [[ ! $found_image ]]; then found_image=$its_image; fi
+    if [[ $found_time < $live ]]; then found_time=$live; fi
     if [[ $good == "$target" ]]; then verified=1; fi
   done <<<"$past"
-  # A release that was before one of these, or that is too long ago to be in the history, does not fit the schema.
-  for breaks in $all; do
-    if [[ $breaks == "$target" ]]; then
+  # A release that was live for the last time before one of these came, or that is too long ago to be in the history,
+  # does not fit the schema.
+  for broken in $all; do
+    if [[ $broken == "$target" ]]; then
       continue
     elif [[ ! $found_image ]]; then
-      floor=$breaks
+      floor=$broken
     else
-      while IFS='|' read -r time name revision its_image good; do
-        if [[ $(tag_of "$its_image") == "$breaks" && $time > $found_time ]]; then floor=$breaks; fi
+      while fields; do
+        if [[ $version == "$broken" && $created > $found_time ]]; then floor=$broken; fi
       done <<<"$past"
     fi
   done
@@ -242,7 +283,7 @@ find_version() { # sets found_image, verified, known and floor for $target, by i
 
 # The lock: a Lease, as manage.py deploy takes it. https://kubernetes.io/docs/concepts/architecture/leases/
 
-locked='' owner="${USER:-$(id -un)}@$(hostname 2>/dev/null || echo unknown) rollback.sh $$"
+locked='' owner="$(one_line "${USER:-$(id -un)}" 50 | tr ' ' '-')@$(hostname 2>/dev/null || echo unknown) rollback.sh $$"
 lease() { # lease HOLDER PURPOSE [RESOURCE VERSION]: the Lease as YAML
   printf 'apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata:\n  name: %s\n' $LEASE
   if [[ ${3:-} ]]; then printf '  resourceVersion: "%s"\n' "$3"; fi
@@ -253,8 +294,8 @@ lease() { # lease HOLDER PURPOSE [RESOURCE VERSION]: the Lease as YAML
 micro() { date -u +%Y-%m-%dT%H:%M:%S.000000Z; }
 lock() {
   local said who since renewed seconds by_hand version purpose
-  said=$(kube get lease $LEASE --ignore-not-found -o "go-template={{.metadata.resourceVersion}}|{{with .spec.holderIdentity}}{{.}}{{end}}|{{with .spec.acquireTime}}{{.}}{{end}}|{{with .spec.renewTime}}{{.}}{{end}}|{{with .spec.leaseDurationSeconds}}{{.}}{{end}}|{{with .metadata.annotations}}{{with index . \"$BY_HAND\"}}{{.}}{{end}}|{{with index . \"$PURPOSE\"}}{{.}}{{end}}{{else}}|{{end}}" 2>&1) || {
-    warn "the lock cannot be read, so nobody is kept away: $said"
+  said=$(kube get lease $LEASE --ignore-not-found -o "go-template={{.metadata.resourceVersion}}$US{{with .spec.holderIdentity}}{{printf \"%q\" .}}{{end}}$US{{with .spec.acquireTime}}{{.}}{{end}}$US{{with .spec.renewTime}}{{.}}{{end}}$US{{with .spec.leaseDurationSeconds}}{{.}}{{end}}$US{{with .metadata.annotations}}{{with index . \"$BY_HAND\"}}{{printf \"%q\" .}}{{end}}{{end}}$US{{with .metadata.annotations}}{{with index . \"$PURPOSE\"}}{{printf \"%q\" .}}{{end}}{{end}}" 2>&1) || {
+    warn "The lock cannot be read, so others are not kept out: $said"
     return 0
   }
   if [[ ! $said ]]; then
@@ -266,18 +307,19 @@ lock() {
     case $said in
       *AlreadyExists* | *'already exists'*) die $LOCKED "Somebody else has just taken the lock. Try again. Nothing was changed." ;;
     esac
-    warn "the lock cannot be taken, so nobody is kept away: $said"
+    warn "The lock cannot be taken, so others are not kept out: $said"
     return 0
   fi
-  IFS='|' read -r version who since renewed seconds by_hand purpose <<<"$said"
-  # manage.py deploy goes back by this script, under the lock that it holds already
+  IFS=$US read -r version who since renewed seconds by_hand purpose <<<"$said"
+  who=$(unquoted "$who") purpose=$(unquoted "$purpose")
+  # manage.py deploy rolls back by this script, under the lock that it holds already
   if [[ $who && $who == "${DEPLOY_LOCK_HOLDER:-}" ]]; then return 0; fi
-  if [[ $by_hand == true || ($who && $(($(epoch "$(now)") - $(epoch "${renewed:-1970-01-01T00:00:00Z}"))) -le ${seconds:-$LEASE_SECONDS}) ]]; then
-    die $LOCKED "${who:-Somebody} holds the lock since ${since:-some time}${purpose:+ for: $purpose}.
+  if [[ $by_hand == '"true"' || ($who && $(($(epoch "$(now)") - $(epoch "${renewed:-1970-01-01T00:00:00Z}"))) -le ${seconds:-$LEASE_SECONDS}) ]]; then
+    die $LOCKED "${who:-Somebody} has held the lock since ${since:-an unknown time}${purpose:+ for: $purpose}.
 Wait for it, or break it if you are sure: kubectl${context:+ --context=$context} --namespace=$namespace delete lease $LEASE
 Nothing was changed."
   fi
-  if [[ $who ]]; then warn "$who had the lock since ${since:-some time}${purpose:+ for: $purpose}; it was not renewed, so its process has died"; fi
+  if [[ $who ]]; then warn "$who had held the lock since ${since:-an unknown time}${purpose:+ for: $purpose}, and no longer renews it: its process has died"; fi
   if [[ $dry ]]; then return 0; fi
   if ! said=$(lease "$owner" "$purpose_text" "$version" | kube replace --validate=false -f - 2>&1); then
     die $LOCKED "Somebody else has just taken the lock. Try again. Nothing was changed. ($said)"
@@ -289,7 +331,7 @@ renew() { # at most every ten seconds; another's lock is left alone
   ((SECONDS - ${renewed_at:-0} >= 10)) || return 0
   renewed_at=$SECONDS
   kube patch lease $LEASE --type=json -p "[{\"op\":\"test\",\"path\":\"/spec/holderIdentity\",\"value\":\"$(escaped "$owner")\"},{\"op\":\"replace\",\"path\":\"/spec/renewTime\",\"value\":\"$(micro)\"}]" >/dev/null 2>&1 ||
-    warn 'the lock could not be renewed'
+    warn 'The lock could not be renewed'
 }
 unlock() {
   [[ $locked ]] || return 0
@@ -299,31 +341,31 @@ unlock() {
 
 # The rollout
 
-pods_of() { # pods_of DEPLOYMENT IMAGE: a line for each pod that is not ending: name|ready|restarts|waiting|message|ended
-  kube get pods -l "app=$APP${colour:+,colour=${1##*-}}" -o "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{\$pod := .}}{{range .spec.containers}}{{if and (eq .name \"$APP\") (eq .image \"$2\")}}{{\$pod.metadata.name}}|{{range \$pod.status.conditions}}{{if eq .type \"Ready\"}}{{.status}}{{end}}{{end}}|{{range \$pod.status.containerStatuses}}{{if eq .name \"$APP\"}}{{.restartCount}}|{{with .state.waiting}}{{.reason}}|{{with .message}}{{printf \"%q\" .}}{{end}}{{else}}|{{end}}|{{with .lastState.terminated}}{{.reason}} {{.exitCode}}{{end}}{{end}}{{end}}{{\"\\n\"}}{{end}}{{end}}{{end}}{{end}}"
+pods_of() { # pods_of DEPLOYMENT IMAGE: a line for each pod that is not ending: name, ready, restarts, waiting, message, ended
+  kube get pods -l "app=$APP${colour:+,colour=${1##*-}}" -o "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{\$pod := .}}{{range .spec.containers}}{{if and (eq .name \"$APP\") (eq .image \"$2\")}}{{\$pod.metadata.name}}$US{{range \$pod.status.conditions}}{{if eq .type \"Ready\"}}{{.status}}{{end}}{{end}}$US{{range \$pod.status.containerStatuses}}{{if eq .name \"$APP\"}}{{.restartCount}}$US{{with .state.waiting}}{{.reason}}$US{{with .message}}{{printf \"%q\" .}}{{end}}{{else}}$US{{end}}$US{{with .lastState.terminated}}{{.reason}} {{.exitCode}}{{end}}{{end}}{{end}}{{\"\\n\"}}{{end}}{{end}}{{end}}{{end}}"
 }
 hopeless() { # hopeless DEPLOYMENT IMAGE: why its pods will not get ready; empty if they may
   local name ready restarts waiting message ended
-  while IFS='|' read -r name ready restarts waiting message ended; do
+  while IFS=$US read -r name ready restarts waiting message ended; do
     case $waiting in
       CrashLoopBackOff | ErrImagePull | ImagePullBackOff | InvalidImageName | ErrImageNeverPull | ImageInspectError | \
         CreateContainerConfigError | CreateContainerError | RunContainerError)
-        printf 'pod %s: %s %s' "$name" "$waiting" "$message"
+        printf 'pod %s: %s %s' "$name" "$waiting" "$(unquoted "$message")"
         return
         ;;
     esac
     if [[ $ready != True && ${restarts:-0} != 0 && $ended ]]; then
-      printf 'pod %s ended (%s) and was started %s times anew' "$name" "$ended" "$restarts"
+      printf 'pod %s ended (%s) and was restarted %s times' "$name" "$ended" "$restarts"
       return
     fi
   done <<<"$(pods_of "$1" "$2" 2>/dev/null || true)"
 }
-state_of() { # state_of DEPLOYMENT: generation|observed|wanted|all|updated|available
-  kube get deployment "$1" -o 'go-template={{.metadata.generation}}|{{with .status.observedGeneration}}{{.}}{{else}}0{{end}}|{{.spec.replicas}}|{{with .status.replicas}}{{.}}{{else}}0{{end}}|{{with .status.updatedReplicas}}{{.}}{{else}}0{{end}}|{{with .status.availableReplicas}}{{.}}{{else}}0{{end}}|{{with .spec.paused}}paused{{end}}'
+state_of() { # state_of DEPLOYMENT: generation, observed, wanted, all, updated, available, paused
+  kube get deployment "$1" -o "go-template={{.metadata.generation}}$US{{with .status.observedGeneration}}{{.}}{{else}}0{{end}}$US{{.spec.replicas}}$US{{with .status.replicas}}{{.}}{{else}}0{{end}}$US{{with .status.updatedReplicas}}{{.}}{{else}}0{{end}}$US{{with .status.availableReplicas}}{{.}}{{else}}0{{end}}$US{{with .spec.paused}}paused{{end}}"
 }
 is_complete() { # is_complete DEPLOYMENT: as `kubectl rollout status` has it; sets wanted, updated, available
   local generation observed all
-  IFS='|' read -r generation observed wanted all updated available paused <<<"$(state_of "$1" 2>/dev/null || true)"
+  IFS=$US read -r generation observed wanted all updated available paused <<<"$(state_of "$1" 2>/dev/null || true)"
   [[ ${generation:-} ]] || return 1
   ((observed >= generation && updated >= wanted && all <= updated && available >= updated))
 }
@@ -364,7 +406,7 @@ explain() { # explain DEPLOYMENT IMAGE: which of its pods are not ready, and wha
   local name ready rest
   # No pod at all, as with a quota that is used up
   kube get deployment "$1" -o 'go-template={{range .status.conditions}}{{if eq .type "ReplicaFailure"}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}{{end}}' 2>/dev/null || true
-  while IFS='|' read -r name ready rest; do
+  while IFS=$US read -r name ready rest; do
     [[ $name && $ready != True ]] || continue
     head_line "Pod $name is not ready:"
     kube get events --field-selector "involvedObject.name=$name,type=Warning" \
@@ -372,11 +414,15 @@ explain() { # explain DEPLOYMENT IMAGE: which of its pods are not ready, and wha
     last_words "$name" | sed 's/^/  | /'
   done <<<"$(pods_of "$1" "$2" 2>/dev/null || true)"
 }
-to_image() { # to_image DEPLOYMENT IMAGE CAUSE VERIFIED: one write, so that the new revision gets its notes with it
-  local marks
-  marks="\"$CAUSE\":\"$(escaped "$3")\",\"$BEFORE\":null,\"$GOOD\":null"
-  if [[ $4 ]]; then marks="\"$CAUSE\":\"$(escaped "$3")\",\"$BEFORE\":null,\"$GOOD\":\"$4\""; fi
-  change patch deployment "$1" --type=strategic -p "{\"metadata\":{\"annotations\":{$marks}},\"spec\":{${5:+\"replicas\":$5,}\"template\":{\"spec\":{\"containers\":[{\"name\":\"$APP\",\"image\":\"$2\"}]}}}}"
+to_image() { # to_image DEPLOYMENT IMAGE CAUSE VERIFIED [REPLICAS]: one write, so that the new revision gets its notes with it
+  local good=null live=null
+  if [[ $4 ]]; then good="\"$4\""; fi
+  if [[ ! $colour ]]; then live="\"$(now)\""; fi # a colour becomes live when the traffic moves
+  change patch deployment "$1" --type=strategic -p "{\"metadata\":{\"annotations\":{\"$CAUSE\":\"$(escaped "$3")\",\"$BEFORE\":null,\"$GOOD\":$good,\"$LIVE\":$live}},\"spec\":{${5:+\"replicas\":$5,}\"template\":{\"spec\":{\"containers\":[{\"name\":\"$APP\",\"image\":\"$2\"}]}}}}"
+}
+to_colour() { # to_colour COLOUR: moves the traffic, and notes since when that colour's version is live
+  change annotate deployment "$APP-$1" --overwrite "$LIVE=$(now)" || warn "deployment/$APP-$1 could not be marked as live"
+  change patch service $APP --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$1\"}}}"
 }
 rolling_out() { # whether the Deployment's rollout still gets on: it has not given up
   [[ $(kube get deployment "$1" -o 'go-template={{range .status.conditions}}{{if eq .type "Progressing"}}{{.reason}}{{end}}{{end}}') != ProgressDeadlineExceeded ]]
@@ -402,7 +448,7 @@ verify() { # verify DEPLOYMENT IMAGE: /health/ through the Service, else from in
     sleep $POLL
   done
   # A pod can ask itself.
-  pod=$(pods_of "$1" "$2" | sed -n '/|True|/{s/|.*//p;q;}')
+  pod=$(pods_of "$1" "$2" | sed -n "/${US}True$US/{s/$US.*//p;q;}")
   if [[ ! $pod ]]; then
     why='no pod of it is ready'
     return 1
@@ -429,26 +475,72 @@ is_target() { # whether the answer of /health/ tells the version that was asked 
   [[ ! $told || $told == "$target" ]]
 }
 
-record() { # record RESULT: tells the ledger, if it is known and there
-  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} key
-  [[ ${LEDGER_URL:-} && ${LEDGER_TOKEN:-} && ! $dry ]] || return 0
-  command -v curl >/dev/null || return 0
-  key=$(api deployments "{\"environment\":\"$environment\",\"release\":\"$target\",\"strategy\":\"${colour:+blue-green}${colour:-rolling}\",\"kind\":\"rollback\",\"actor\":\"$(escaped "${owner%% *}")\",\"reason\":\"$(escaped "$reason")\"}" | sed -n 's/^[^0-9]*"id": *\([0-9][0-9]*\).*/\1/p') || true
-  if [[ $key ]] && api "deployments/$key/start" '{}' >/dev/null && api "deployments/$key/finish" "{\"result\":\"$1\"}" >/dev/null; then
-    say "Recorded in the ledger as deployment $key."
+record() { # record RESULT: in the ledger, if there is one; whatever it answers, the rollback is done
+  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling key words http='' answer=''
+  [[ ${LEDGER_URL:-} && ! $dry ]] || return 0
+  if [[ $colour ]]; then strategy=blue-green; fi
+  if [[ ! ${LEDGER_TOKEN:-} ]]; then
+    answer='LEDGER_TOKEN is not set'
+  elif ! command -v curl >/dev/null; then
+    answer='curl not found; install it'
+  elif ! private "$LEDGER_URL"; then
+    answer='LEDGER_URL must begin with https://, or everybody on the way could read the token (http:// is for localhost)'
   else
-    warn 'the ledger could not be told'
+    words="\"environment\":\"$(escaped "$environment")\",\"release\":\"$target\",\"strategy\":\"$strategy\",\"kind\":\"rollback\""
+    if api deployments "{$words,\"actor\":\"$(escaped "${owner%% *}")\",\"reason\":\"$(escaped "$reason")\"}"; then
+      key=$(printf '%s' "$answer" | sed -n 's/^[^0-9]*"id": *\([0-9][0-9]*\).*/\1/p')
+      if [[ $key ]] && api "deployments/$key/start" '{}' && api "deployments/$key/finish" "{\"result\":\"$1\"}"; then
+        say "Recorded in the ledger as deployment $key."
+        return 0
+      fi
+      warn "Deployment $key is in the ledger, but not as $1: $(said_by_ledger)
+It bars the next deployment to $environment until it is finished: docs/api.md says how."
+      return 0
+    fi
   fi
+  warn "This rollback is not in the ledger: $(said_by_ledger)
+The ledger still shows what ran before. docs/operations.md says how to record it by hand."
 }
-api() { # The token goes by standard input: a command line is there for everybody to see.
-  printf 'header = "Authorization: Bearer %s"\n' "$LEDGER_TOKEN" |
-    curl --silent --fail --connect-timeout 1 --max-time 3 --config - -H 'Content-Type: application/json' --data "$2" "${LEDGER_URL%/}/api/$1"
+private() { # private URL: whether nobody on the way can read what is sent there
+  local host=${1#http://}
+  host=${host%%[/?#\\]*}
+  host=${host##*@}
+  case $1 in
+    https://*) return 0 ;;
+    http://*) [[ $host =~ ^(localhost|127(\.[0-9]+){3}|\[::1\])(:[0-9]+)?$ ]] ;;
+    *) return 1 ;;
+  esac
+}
+said_by_ledger() { # the last answer, for people: what the problem's detail says (RFC 9457), or what curl says
+  local detail=${answer#*\"detail\": \"}
+  if [[ $detail == "$answer" ]]; then
+    detail=$(printf '%s' "$answer" | tr '\n' ' ' | cut -c 1-200)
+  else
+    detail=${detail%%\"*}
+  fi
+  case $http in
+    '' | 000) printf '%s.' "${detail:-no answer}" ;;
+    3??) printf 'it answers HTTP %s, a redirect: LEDGER_URL must be its final address.' "$http" ;;
+    *) printf 'it answers HTTP %s: %s' "$http" "${detail:-nothing more}" ;;
+  esac
+}
+api() { # api PATH JSON: sets answer and http, its status. The token goes by standard input: command lines are public.
+  answer=$(printf 'header = "Authorization: Bearer %s"\n' "$(printf '%s' "$LEDGER_TOKEN" | tr -cd '!-~')" |
+    curl --silent --show-error --connect-timeout 1 --max-time 3 --config - -H 'Content-Type: application/json' \
+      --data "$2" --write-out '\n%{http_code}' "${LEDGER_URL%/}/api/$1" 2>&1) || true
+  http=${answer##*$'\n'} answer=${answer%$'\n'*}
+  [[ $http == 2?? ]]
 }
 
 # What it is called with
 
 target='' place='' list='' previous='' yes='' reason='' timeout=180 exact='' force='' phase=checks shown=''
-value() { [[ ${2+set} ]] || misused "$1 needs a value."; }
+value() { [[ ${2+set} ]] || misused "$1 requires a value."; }
+known_form() { # stops what can be no version
+  [[ $target =~ ^$VERSION$ ]] ||
+    misused "'$target' is not a valid version; expected an image tag of at most 64 letters, digits, '_', '.' and '-', such as 1.4.0."
+  [[ $target != latest ]] || misused "'latest' is not a valid version, as it names no single build; expected a tag such as 1.4.0."
+}
 while (($#)); do
   case $1 in
     --help | -h) usage && exit $DONE ;;
@@ -468,33 +560,33 @@ while (($#)); do
     --image) value "$@" && exact=$2 && shift ;;
     --reason) value "$@" && reason=$2 && shift ;;
     -n | --namespace) value "$@" && place=$2 && shift ;;
-    '') misused 'A word is empty: is a variable not set?' ;; # else the namespace would be taken for the version
-    -*) misused "There is no option $1." ;;
+    '') misused 'An argument is empty. Is a variable unset?' ;; # else the namespace would be taken for the version
+    -*) misused "Unknown option $1." ;;
     *)
       if [[ ! $target && ! $list && ! $previous ]]; then
         target=$1
       elif [[ ! $place ]]; then
         place=$1
       else
-        misused "One word too many: $1."
+        misused "Unexpected argument: $1."
       fi
       ;;
   esac
   shift
 done
 if [[ ($list || $previous) && $target ]]; then # rollback.sh NAMESPACE --list
-  [[ ! $place ]] || misused "With --list or --previous there is no version to name."
+  [[ ! $place ]] || misused "--list and --previous take no version."
   place=$target target=''
 fi
 namespace=${place:-default}
-[[ ! $target || $target =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$ ]] || misused "'$target' is no version: expected an image's tag, such as 1.4.0."
-[[ $target != latest ]] || misused "'latest' names no version: expected the tag of one build, such as 1.4.0."
-[[ $namespace =~ ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || misused "'$namespace' is no namespace: expected lower-case letters, digits and dashes."
-[[ $timeout =~ ^[1-9][0-9]{0,4}$ ]] || misused "--timeout $timeout: expected seconds, such as 180."
-[[ ! $exact || $exact =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || misused "--image '$exact' is no image: expected its whole name, such as host/team/app:1.4.0."
-[[ ! $context || $context != -* ]] || misused "--context '$context' is no context."
-if [[ $exact && $target && $(tag_of "$exact") != "$target" && $exact != *@* ]]; then misused "--image $exact is not version $target."; fi
-command -v kubectl >/dev/null || die $REFUSED 'kubectl is not here: install it. Nothing was changed.'
+given=$reason reason=$(one_line "$reason" $TEXT)
+[[ ! $target ]] || known_form
+[[ $namespace =~ ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || misused "'$namespace' is not a valid namespace; expected lower-case letters, digits and dashes."
+[[ $timeout =~ ^[1-9][0-9]{0,4}$ ]] || misused "--timeout $timeout is not valid; expected seconds, such as 180."
+[[ ! $exact || $exact =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || misused "--image '$exact' is not a valid image; expected its full name, such as host/team/app:1.4.0."
+[[ ! $context || $context != -* ]] || misused "--context '$context' is not a valid context."
+if [[ $exact && $target && $(tag_of "$exact") != "$target" && $exact != *@* ]]; then misused "--image $exact is not version $target; the tag must be the version."; fi
+command -v kubectl >/dev/null || die $REFUSED 'kubectl not found; install it. Nothing was changed.'
 if [[ ! $target && ! $list && ! $previous && ! -t 0 ]]; then
   usage >&2
   exit $USAGE
@@ -511,17 +603,17 @@ ends() { # whatever happens: the lock is given back, and an interruption says in
   case $code in
     [02-6] | 130) exit "$code" ;; # all others are of a command that was not expected to fail, and said why
   esac
-  if [[ $phase == checks ]]; then die $REFUSED 'It failed: see above. Nothing was changed.'; fi
-  die $NEEDS_A_PERSON "It failed on the way to $target: see above. rollback.sh --list $namespace shows what runs."
+  if [[ $phase == checks ]]; then die $REFUSED 'Failed: see above. Nothing was changed.'; fi
+  die $NEEDS_A_PERSON "Failed while rolling back to $target: see above. rollback.sh --list $namespace shows what runs."
 }
 interrupted() {
   progress_ends
   trap '' INT TERM HUP
   case $phase in
     checks) die $INTERRUPTED 'Interrupted. Nothing was changed.' ;;
-    idle) die $INTERRUPTED "Interrupted: $running still has the traffic; deployment/$moving is on its way to $target, without traffic. The same command goes on." ;;
-    moving) die $INTERRUPTED "Interrupted: deployment/$moving is on its way from $running to $target; what is ready serves. The same command with --force goes on, and rollback.sh $running $namespace --force goes back to $running." ;;
-    verifying) die $INTERRUPTED "Interrupted: $target has the traffic; only its check is left. rollback.sh --list $namespace shows what runs." ;;
+    idle) die $INTERRUPTED "Interrupted: $running still has the traffic; deployment/$moving is on its way to $target, without traffic. Run the same command to resume." ;;
+    moving) die $INTERRUPTED "Interrupted: deployment/$moving is on its way from $running to $target; what is ready serves. The same command with --force resumes; rollback.sh $running $namespace --force returns to $running." ;;
+    verifying) die $INTERRUPTED "Interrupted: $target has the traffic; only its check is missing. rollback.sh --list $namespace shows what runs." ;;
     returning) die $INTERRUPTED "Interrupted while $running was being brought back: rollback.sh --list $namespace shows what runs." ;;
   esac
 }
@@ -536,50 +628,51 @@ find_previous
 if [[ $list || (! $target && ! $previous) ]]; then
   say "Namespace $namespace, context $shown_context, deployment/$deployment:"
   versions
-  if [[ $suggested ]]; then say "The last verified good one is $suggested: rollback.sh $suggested $namespace"; else say 'None but what runs was verified good.'; fi
+  if [[ $suggested ]]; then say "Rollback target: $suggested (rollback.sh $suggested $namespace)"; else say 'Rollback target: none. No other version was verified good.'; fi
   [[ ! $list ]] || exit $DONE
   read -r -p "Which version? [${suggested:-none}] " target || true
   target=${target:-$suggested}
-  [[ $target ]] || die $REFUSED 'No version was named. Nothing was changed.'
-  [[ $target =~ ^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$ ]] || misused "'$target' is no version."
+  [[ $target ]] || die $REFUSED 'No version given. Nothing was changed.'
+  known_form
 fi
 if [[ $previous ]]; then
-  [[ $suggested ]] || die $REFUSED "No version but $running was verified good here. rollback.sh --list $namespace shows what there is: name one. Nothing was changed."
+  [[ $suggested ]] || die $REFUSED "No version but $running was verified good here. Choose one that rollback.sh --list $namespace shows. Nothing was changed."
   target=$suggested
 fi
 find_version
 
 head_line "Rolling back to version: $target"
 say "  namespace $namespace, context $shown_context, deployment/$deployment, now $running"
+if [[ $given != "$reason" ]]; then say "  The reason was changed to fit (one line, $TEXT characters): $reason"; fi
 
 serves_target() { [[ $target == "$running" && $(state_of "$deployment") ]] && is_complete "$deployment"; }
 if [[ $target == "$running" && (! $exact || $exact == "$image") ]]; then
   if serves_target || [[ ! $force ]]; then
-    die $REFUSED "$target is what deployment/$deployment runs. rollback.sh --list $namespace shows the others. Nothing was changed."
+    die $REFUSED "$target is already live in deployment/$deployment. rollback.sh --list $namespace shows the others. Nothing was changed."
   fi
 fi
 new_image=${exact:-$found_image}
-[[ $new_image ]] || die $REFUSED "Version $target is not in the history of $namespace. There is:$known. If it is in the registry, name its whole image: --image $(repository_of "$image"):$target. Nothing was changed."
+[[ $new_image ]] || die $REFUSED "Version $target is not in the history of $namespace. It has:$known. If it is in the registry, name its full image: --image $(repository_of "$image"):$target. Nothing was changed."
 if [[ $floor && ! $force ]]; then
-  die $REFUSED "The database has migrations of $floor, which $target cannot run on$([[ $found_image ]] || printf ' unless it is a later one, and the history does not tell'), and going back does not take them back. Choose $floor or a later one; --force goes on all the same. Nothing was changed."
+  die $REFUSED "The database has migrations of $floor, which $target cannot run on$([[ $found_image ]] || printf ' unless it is newer, which the history does not tell'), and a rollback does not undo them. Choose $floor or a newer version, or override with --force. Nothing was changed."
 fi
 if [[ $colour ]]; then
   said=$(image_of "$APP-$(other_colour)" || true)
-  [[ $said ]] || die $REFUSED "There is no other colour to go back to: deployment/$APP-$(other_colour) is not there, or has no container $APP. Nothing was changed."
+  [[ $said ]] || die $REFUSED "No other colour to roll back to: deployment/$APP-$(other_colour) does not exist or has no container $APP. Nothing was changed."
 fi
 is_complete "$deployment" || true
 if [[ ${wanted:-} == 0 && ! $colour ]]; then die $REFUSED "deployment/$deployment is scaled to 0, so nothing would show whether $target works: kubectl${context:+ --context=$context} --namespace=$namespace scale deployment/$deployment --replicas=3. Nothing was changed."; fi
 if [[ ${paused:-} ]]; then die $REFUSED "deployment/$deployment is paused: kubectl --namespace=$namespace rollout resume deployment/$deployment. Nothing was changed."; fi
 if [[ ! $force && ! ${DEPLOY_LOCK_HOLDER:-} ]] && ! is_complete "$deployment" && [[ ! $(hopeless "$deployment" "$image") ]] && rolling_out "$deployment"; then
-  die $REFUSED "A rollout to $running is under way in deployment/$deployment ($updated of $wanted updated, $available available). Wait for its end, or say --force to break it off. Nothing was changed."
+  die $REFUSED "A rollout to $running is under way in deployment/$deployment ($updated of $wanted updated, $available available). Wait for it, or interrupt it with --force. Nothing was changed."
 fi
 [[ $verified ]] || warn "$target was not verified good here"
-say '  The database stays as it is: going back does not take migrations back.'
+say '  The database stays as it is: a rollback does not undo migrations.'
 case $namespace in
   *prod*)
     if [[ ! $yes && ! $dry ]]; then
-      [[ -t 0 ]] || die $REFUSED "$namespace is production, and there is no terminal to ask on: say --yes if that is meant. Nothing was changed."
-      read -r -p "Type the namespace to go on: " answer || true
+      [[ -t 0 ]] || die $REFUSED "$namespace is production, and there is no terminal to confirm on: pass --yes. Nothing was changed."
+      read -r -p "Type the namespace to confirm: " answer || true
       [[ ${answer:-} == "$namespace" ]] || die $REFUSED 'Nothing was changed.'
     fi
     ;;
@@ -595,8 +688,8 @@ fails() { # fails MESSAGE CODE
 }
 withdraw() { # withdraw IMAGE WHY: what was left for another, or failed, is no longer a version to go back to by itself
   local its_image sets name
-  sets=$(kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{.metadata.name}}|{{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}{{\"\n\"}}{{end}}") || return 0
-  while IFS='|' read -r name its_image; do
+  sets=$(kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{.metadata.name}}$US{{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}{{\"\n\"}}{{end}}") || return 0
+  while IFS=$US read -r name its_image; do
     if [[ $name && $its_image == "$1" ]]; then
       change annotate replicaset "$name" --overwrite "$GOOD-" "$GONE=$(now) $2" || warn "replicaset/$name could not be marked as rolled back"
     fi
@@ -616,7 +709,7 @@ if [[ $colour ]]; then
   if [[ $idle_image != "$new_image" ]] || ((idle_replicas < wanted_replicas)); then
     say "Bringing up $target as deployment/$moving, beside $running"
     to_image "$moving" "$new_image" "$cause" "${verified:+$target}" "$wanted_replicas" ||
-      { phase=checks && die $REFUSED "The cluster did not take it: see above. Nothing was changed."; }
+      { phase=checks && die $REFUSED "The cluster refused it: see above. Nothing was changed."; }
   fi
   if [[ ! $dry ]] && ! wait_for "$moving" "$new_image"; then
     explain "$moving" "$new_image"
@@ -624,17 +717,17 @@ if [[ $colour ]]; then
     unmark "$moving"
     withdraw "$new_image" "failed: $why"
     change scale deployment "$moving" --replicas="$idle_replicas" || true
-    fails "$target does not get ready: $why. $running never lost the traffic, and serves. Next: rollback.sh --list $namespace" $WENT_BACK
+    fails "$target did not become ready: $why. $running never lost the traffic, and serves. Next: rollback.sh --list $namespace" $WENT_BACK
   fi
   phase=moving
   say "Moving the traffic of service/$APP from $colour to $(other_colour)"
   old_colour=$colour
-  change patch service $APP --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$(other_colour)\"}}}" ||
+  to_colour "$(other_colour)" ||
     fails "The traffic could not be moved: see above. $running serves." $NEEDS_A_PERSON
   phase=verifying colour=$(other_colour)
   if ! verify "$moving" "$new_image"; then
     phase=returning
-    change patch service $APP --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$old_colour\"}}}" ||
+    to_colour "$old_colour" ||
       fails "$target does not serve ($why), and the traffic could not be moved back: see above. kubectl --namespace=$namespace get pods -l app=$APP" $NEEDS_A_PERSON
     unmark "$moving"
     withdraw "$new_image" "failed: $why"
@@ -647,7 +740,7 @@ if [[ $colour ]]; then
 else
   moving=$deployment phase=moving
   to_image "$deployment" "$new_image" "$cause" "${verified:+$target}" ||
-    { phase=checks && die $REFUSED "The cluster did not take it: see above. Nothing was changed."; }
+    { phase=checks && die $REFUSED "The cluster refused it: see above. Nothing was changed."; }
   ok=''
   if [[ $dry ]]; then
     ok=1
@@ -663,13 +756,13 @@ else
     # Pods of it that are still there serve all the while: none is taken away before another is ready.
     if to_image "$deployment" "$image" "rollback to $target failed" '' && wait_for "$deployment" "$image"; then
       withdraw "$new_image" "failed: $failed_why"
-      fails "$target does not get ready: $failed_why. $running serves, as before. Next: rollback.sh --list $namespace" $WENT_BACK
+      fails "$target did not become ready: $failed_why. $running serves, as before. Next: rollback.sh --list $namespace" $WENT_BACK
     fi
     is_complete "$deployment" || true
     if [[ ${available:-0} != 0 ]]; then
-      fails "$target does not get ready: $failed_why. $available of $wanted replicas serve. $running: $why. Next: rollback.sh --list $namespace" $NEEDS_A_PERSON
+      fails "$target did not become ready: $failed_why. $available of $wanted replicas serve. $running: $why. Next: rollback.sh --list $namespace" $NEEDS_A_PERSON
     fi
-    fails "$target does not get ready: $failed_why. Nor does $running: $why. Nothing serves. Next: rollback.sh --list $namespace, and another version" $NEEDS_A_PERSON
+    fails "$target did not become ready: $failed_why. Nor did $running: $why. Nothing serves. Next: rollback.sh --list $namespace, and another version" $NEEDS_A_PERSON
   fi
 fi
 if [[ $deployment != "$moving" ]]; then unmark "$deployment"; fi
@@ -678,7 +771,7 @@ trap '' INT TERM HUP
 kube get pods -l "app=$APP${colour:+,colour=$colour}" || true
 record succeeded
 if [[ $dry ]]; then
-  say 'Dry run: the cluster would take it. Nothing was changed.'
+  say 'Dry run: the cluster would accept it. Nothing was changed.'
 else
   printf '%sRollback completed successfully%s\n' "$green" "$plain"
 fi

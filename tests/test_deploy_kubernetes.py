@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,10 +24,12 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from deploy import locks, smoke, strategies, traffic, watching
+from deploy.environments import Place
 from deploy.models import Deployment
 from deploy.targets import Answer, Failed, kubernetes
 from tests.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.ledgers import deployed
+from tests.servers import ROOT
 
 REPO = "registry.example/team/app"
 NAMESPACE = "backstagetest1-staging"
@@ -282,6 +285,33 @@ def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> N
     assert (row().kind, row().status, row().release.version, row().reason) == ("rollback", "succeeded", "2", "Tried")
 
 
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green"])
+def test_the_way_back_leads_to_what_was_live_last(request: pytest.FixtureRequest, strategy: str) -> None:
+    """1, 2, 1 again and 3, all of them good: back to 1, though 2 came after it."""
+    apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
+    for version in ("1", "3"):
+        code, _, said = deploy(version, strategy=strategy)
+        assert code == 0, said
+    code, _, said = command("rollback", "-e", "staging", "--strategy", strategy, "--reason", "500s | 2 is fine\nback")
+    assert code == 0 and apps.cluster.serving() == {f"{REPO}:1"}, said
+    assert (row().kind, row().release.version, row().reason) == ("rollback", "1", "500s | 2 is fine back")
+
+
+def test_no_text_of_the_history_is_taken_for_the_way_back(rolling: Apps) -> None:
+    notes = rolling.cluster.objects["deployments", APP]["metadata"]["annotations"]
+    notes["kubernetes.io/change-cause"] = "deploy 2\nRollback target: 2 (x) Rollback target: 9 ("
+    code, _, said = command("rollback", "-e", "staging", "--dry-run")
+    assert code == 0 and "Rolling back to version: 1" in said, said
+
+
+def test_a_job_has_a_name_that_the_cluster_takes() -> None:
+    place = Place("staging")
+    for version in ("1.4.0", "A_b.-c", "1..2", "_x", "x-." * 21, "1.4.0-rc.1", "a" * 64):
+        name = kubernetes.Kubernetes(place, version, "rolling", ROOT).job_name()
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name), name
+    assert kubernetes.Kubernetes(place, "1.4.0-rc.1", "rolling", ROOT).job_name() == f"{APP}-migrate-1.4.0-rc.1"
+
+
 def test_the_very_image_is_taken_by_its_digest(rolling: Apps) -> None:
     image = f"other.example/app:3@{DIGEST}"
     code, _, said = deploy("3", "--image", f"other.example/app@{DIGEST}")
@@ -512,7 +542,7 @@ def test_a_lock_that_another_holds_is_said_and_waited_for(rolling: Apps) -> None
     held(cluster, "bob@laptop", purpose="deploy of 4 to staging")
     code, _, said = deploy("3")
     assert code == 3, said
-    for word in ("bob@laptop", "has the lock since", "deploy of 4 to staging", "--wait", "--unlock -e staging"):
+    for word in ("bob@laptop", "has held the lock since", "deploy of 4 to staging", "--wait", "--unlock -e staging"):
         assert word in said
     assert cluster.writes == [] and not Deployment.objects.exists()
     freed = threading.Timer(0.5, lambda: lease(cluster)["spec"].update(holderIdentity=""))
@@ -634,8 +664,8 @@ def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monke
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (("deploy", "latest", "-e", "staging"), 2, "is no version"),
-        (("deploy", "3;reboot", "-e", "staging"), 2, "is no version"),
+        (("deploy", "latest", "-e", "staging"), 2, "is not a valid version"),
+        (("deploy", "3;reboot", "-e", "staging"), 2, "is not a valid version"),
         (("deploy", "3", "-e", "staging", "--strategy", "blue-green"), 4, "no Deployment backstagetest1-blue"),
         (("deploy", "3", "-e", "staging", "--unsafe-migrations"), 2, "needs a reason"),
         (("deploy", "3", "-e", "production", "--commit", "abcdef0"), 4, "3 has not succeeded in staging"),
@@ -665,7 +695,7 @@ def test_a_cluster_that_is_away_is_said(rolling: Apps) -> None:
     rolling.cluster.server.shutdown()
     rolling.cluster.server.server_close()
     code, _, said = deploy("3")
-    assert code == 4 and "The cluster cannot be asked" in said
+    assert code == 4 and "The cluster is unreachable" in said
 
 
 def test_a_cluster_that_refuses_a_write_is_gone_back_from(rolling: Apps) -> None:

@@ -1,5 +1,6 @@
 """scripts/rollback.sh, run by the real bash and kubectl against as much of a cluster as it meets (tests/cluster.py)."""
 
+import itertools
 import json
 import os
 import pty
@@ -18,12 +19,13 @@ from pytest_django.live_server_helper import LiveServer
 
 from deploy.models import Deployment
 from tests.cluster import APP, Cluster, Refusal
-from tests.ledgers import deployed, token
+from settings.text import clean
+from tests.ledgers import deployed, release, token
 from tests.servers import PATIENCE, ROOT, eventually
 
 SCRIPT = ROOT / "scripts" / "rollback.sh"
 REPO = "registry.example/team/app"
-GOOD, GONE = f"{APP}/verified-good", f"{APP}/withdrawn"
+GOOD, GONE, LIVE = f"{APP}/verified-good", f"{APP}/withdrawn", f"{APP}/live-since"
 
 pytestmark = [
     pytest.mark.slow,
@@ -122,7 +124,7 @@ def test_the_way_back_never_leads_to_what_was_gone_back_from(cluster: Cluster) -
 def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) -> None:
     cluster.deploy(APP, f"{REPO}:4", replicas=2, good="4")
     done = rollback(cluster, "--list")
-    assert done.returncode == 0 and "The last verified good one is 2: rollback.sh 2 default" in done.stdout
+    assert done.returncode == 0 and "Rollback target: 2 (rollback.sh 2 default)" in done.stdout
     rows = [line.split()[:2] + [line[37:51].strip()] for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert rows == [
         ["4", "4", "running, good"],
@@ -138,19 +140,19 @@ def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) ->
     ("words", "said"),
     [
         ((), "Usage: rollback.sh <previous_version>"),
-        (("2", "default", "more"), "One word too many: more"),
-        (("2", "--forse"), "no option --forse"),
-        (("", "default"), "A word is empty"),
-        (("2", "--timeout"), "--timeout needs a value"),
-        (("2", "--timeout", "soon"), "--timeout soon: expected seconds"),
-        (("2; rm -rf /",), "is no version: expected an image's tag"),
-        (("{a: b}",), "is no version"),
-        (("latest",), "'latest' names no version"),
-        (("2", "Default;ls"), "is no namespace"),
-        (("2", "--context", "--all"), "is no context"),
-        (("2", "--image", "a b:2"), "is no image"),
+        (("2", "default", "more"), "Unexpected argument: more"),
+        (("2", "--forse"), "Unknown option --forse"),
+        (("", "default"), "An argument is empty"),
+        (("2", "--timeout"), "--timeout requires a value"),
+        (("2", "--timeout", "soon"), "--timeout soon is not valid; expected seconds"),
+        (("2; rm -rf /",), "is not a valid version; expected an image tag"),
+        (("{a: b}",), "is not a valid version"),
+        (("latest",), "'latest' is not a valid version, as it names no single build"),
+        (("2", "Default;ls"), "is not a valid namespace"),
+        (("2", "--context", "--all"), "is not a valid context"),
+        (("2", "--image", "a b:2"), "is not a valid image"),
         (("2", "--image", f"{REPO}:3"), "is not version 2"),
-        (("2", "--list", "more"), "no version to name"),
+        (("2", "--list", "more"), "take no version"),
     ],
 )
 def test_wrong_usage_says_what_is_right(cluster: Cluster, words: tuple[str, ...], said: str) -> None:
@@ -164,16 +166,16 @@ def test_help_goes_to_standard_output() -> None:
 
 def test_what_cannot_be_done_is_refused_before_anything_is_touched(cluster: Cluster, tmp_path: Path) -> None:
     refused(
-        cluster, 4, r"9 is not in the history of default. There is: 3 2 1. .*--image registry.example/team/app:9", "9"
+        cluster, 4, r"9 is not in the history of default. It has: 3 2 1. .*--image registry.example/team/app:9", "9"
     )
-    refused(cluster, 4, "3 is what deployment/backstagetest1 runs", "3")
-    refused(cluster, 4, "no Deployment backstagetest1 in the namespace elsewhere", "2", "elsewhere")
+    refused(cluster, 4, "3 is already live in deployment/backstagetest1", "3")
+    refused(cluster, 4, "Deployment backstagetest1 not found in the namespace elsewhere", "2", "elsewhere")
     refused(cluster, 4, "context .*does not exist", "2", "--context", "nowhere")
     cluster.objects["deployments", APP]["spec"]["paused"] = True
     refused(cluster, 4, "is paused: kubectl .* rollout resume", "2")
     for program in ("bash", "cat", "sed", "tr", "hostname", "id", "env"):
         (tmp_path / program).symlink_to(str(shutil.which(program)))
-    refused(cluster, 4, "kubectl is not here", "2", PATH=str(tmp_path))
+    refused(cluster, 4, "kubectl not found", "2", PATH=str(tmp_path))
 
 
 def test_a_cluster_out_of_reach_is_said() -> None:
@@ -183,7 +185,7 @@ def test_a_cluster_out_of_reach_is_said() -> None:
     path = Path(cluster.folder.name) / "config"
     path.write_text(json.dumps(cluster.config()))
     cluster.kubeconfig = str(path)
-    refused(cluster, 4, "The cluster cannot be asked", "2")
+    refused(cluster, 4, "The cluster is unreachable", "2")
     cluster.folder.cleanup()
 
 
@@ -193,7 +195,7 @@ def test_a_cluster_that_never_answers_is_not_waited_for() -> None:
         config["clusters"][0]["cluster"]["server"] = f"http://127.0.0.1:{silent.getsockname()[1]}"
         Path(cluster.kubeconfig).write_text(json.dumps(config))
         began = time.monotonic()
-        refused(cluster, 4, "The cluster cannot be asked", "2")
+        refused(cluster, 4, "The cluster is unreachable", "2")
         assert time.monotonic() - began < 60, "a request has five seconds; kubectl alone would wait for ever"
 
 
@@ -205,7 +207,7 @@ def test_what_nobody_expected_to_fail_is_no_silent_end(colours: Cluster) -> None
     colours.hooks.append(broken)
     done = rollback(colours, "1")
     assert done.returncode == 4 and "leader changed" in done.stdout, done.stdout
-    assert "It failed: see above. Nothing was changed." in done.stdout and held(colours) == ""
+    assert "Failed: see above. Nothing was changed." in done.stdout and held(colours) == ""
     assert colours.serving() == {f"{REPO}:2"}
 
 
@@ -245,7 +247,7 @@ def test_migrations_that_the_target_cannot_live_with_bar_the_way(cluster: Cluste
     refused(cluster, 4, "migrations of 3, which 2 cannot run on", "2")
     assert rollback(cluster, "3").returncode == 0
     done = rollback(cluster, "2", "--force")
-    assert done.returncode == 0 and "does not take migrations back" in done.stdout
+    assert done.returncode == 0 and "does not undo migrations" in done.stdout
 
 
 def test_what_history_has_forgotten_is_not_taken_to_fit_the_schema(cluster: Cluster) -> None:
@@ -272,7 +274,7 @@ def test_a_deployment_without_pods_is_not_judged(cluster: Cluster) -> None:
 
 def test_a_cluster_with_one_colour_has_no_other_to_go_to(colours: Cluster) -> None:
     del colours.objects["deployments", f"{APP}-green"]
-    refused(colours, 4, "no other colour to go back to: deployment/backstagetest1-green", "1", "--image", f"{REPO}:1")
+    refused(colours, 4, "No other colour to roll back to: deployment/backstagetest1-green", "1", "--image", f"{REPO}:1")
 
 
 def test_production_is_not_touched_without_a_yes() -> None:
@@ -280,7 +282,7 @@ def test_production_is_not_touched_without_a_yes() -> None:
         cluster.service()
         cluster.deploy(APP, f"{REPO}:1", replicas=1, good="1")
         cluster.deploy(APP, f"{REPO}:2", replicas=1)
-        refused(cluster, 4, "is production, .*say --yes", "1", cluster.namespace)
+        refused(cluster, 4, "is production, .*pass --yes", "1", cluster.namespace)
         assert rollback(cluster, "1", cluster.namespace, "--yes").returncode == 0
 
 
@@ -290,7 +292,7 @@ def test_a_lock_that_somebody_holds_is_respected(cluster: Cluster, notes: dict[s
     refused(
         cluster,
         3,
-        rf"bob@laptop holds the lock since .* for: {notes['purpose']}\.\n.*delete lease backstagetest1-deploy",
+        rf"bob@laptop has held the lock since .* for: {notes['purpose']}\.\n.*delete lease backstagetest1-deploy",
         "2",
     )
     assert held(cluster) == "bob@laptop"
@@ -298,13 +300,13 @@ def test_a_lock_that_somebody_holds_is_respected(cluster: Cluster, notes: dict[s
 
 def test_a_dry_run_meets_the_lock_too(cluster: Cluster) -> None:
     lease(cluster, "bob@laptop: deploy of 4", age=3600, by_hand="true")
-    refused(cluster, 3, r"bob@laptop: deploy of 4 holds the lock since [^ ]+\.\n", "2", "--dry-run")
+    refused(cluster, 3, r"bob@laptop: deploy of 4 has held the lock since [^ ]+\.\n", "2", "--dry-run")
 
 
 def test_a_lock_whose_holder_died_is_taken_over(cluster: Cluster) -> None:
     lease(cluster, "bob@laptop", age=90, purpose="deploy of 4")
     done = rollback(cluster, "2")
-    assert done.returncode == 0 and "bob@laptop had the lock" in done.stdout
+    assert done.returncode == 0 and "bob@laptop had held the lock" in done.stdout
     assert held(cluster) == ""
 
 
@@ -329,7 +331,7 @@ def test_the_deploy_command_goes_back_under_its_own_lock(cluster: Cluster) -> No
 def test_without_the_right_to_lock_it_warns_and_goes_on(cluster: Cluster) -> None:
     cluster.forbidden.add("leases")
     done = rollback(cluster, "2")
-    assert done.returncode == 0 and "the lock cannot be read" in done.stdout
+    assert done.returncode == 0 and "The lock cannot be read" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -471,9 +473,48 @@ def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
     assert "Moving the traffic of service/backstagetest1 from blue to green" in done.stdout
     assert colours.serving() == {f"{REPO}:1"}
     assert colours.image(f"{APP}-green") == f"{REPO}:1" and colours.image(f"{APP}-blue") == f"{REPO}:2"
-    changed = [path.rpartition("/")[2] for _, path, _ in colours.writes[started:]]
-    assert changed[1] == "backstagetest1" and "backstagetest1-green" not in changed
+    changed = [
+        (path.rpartition("/")[2], json.loads(body))
+        for method, path, body in colours.writes[started:]
+        if "PATCH" == method
+    ]
+    assert [path for path, body in changed if "spec" in body] == [APP, f"{APP}-preview"], "no Deployment's pods change"
+    assert changed[0][0] == f"{APP}-green" and list(changed[0][1]["metadata"]["annotations"]) == [LIVE]
     refused(colours, 4, "No version but 1", "--previous")
+
+
+def live_since(cluster: Cluster, colour: str, version: str, at: str) -> None:
+    cluster.sets(f"{APP}-{colour}")[f"{REPO}:{version}"]["metadata"]["annotations"][LIVE] = at
+
+
+def test_the_previous_version_is_what_was_live_last_and_not_what_is_newest(colours: Cluster) -> None:
+    """1, 2, 1 again, which changes no Deployment, and 3; all of them good."""
+    colours.service("blue")
+    colours.deploy(f"{APP}-blue", f"{REPO}:3", replicas=2, good="3")
+    for colour, version, hour in (("blue", "2", 10), ("green", "1", 11), ("blue", "3", 12)):
+        live_since(colours, colour, version, f"2026-11-28T{hour}:00:00Z")
+    done = rollback(colours, "--list")
+    rows = [line.split()[:3] for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert [(colour, version) for _, colour, version in rows] == [("blue", "3"), ("green", "1"), ("blue", "2")]
+    done = rollback(colours, "--previous")
+    assert done.returncode == 0 and colours.serving() == {f"{REPO}:1"}, done.stdout
+    noted = colours.sets(f"{APP}-green")[f"{REPO}:1"]["metadata"]["annotations"][LIVE]
+    assert noted > "2026-11-28T12:00:00Z", "the next one looks back from here"
+
+
+def test_a_time_that_is_none_is_not_believed(colours: Cluster) -> None:
+    live_since(colours, "green", "1", "a[$(touch /tmp/never)]")
+    done = rollback(colours, "--list")
+    assert done.returncode == 0 and "Rollback target: 1 " in done.stdout, done.stdout
+    assert not Path("/tmp/never").exists()
+
+
+def test_what_was_live_after_a_break_of_the_schema_fits_it(colours: Cluster) -> None:
+    colours.deploy(f"{APP}-blue", f"{REPO}:3", replicas=2, **{f"{APP}/schema-break": "2"})
+    refused(colours, 4, "migrations of 2, which 1 cannot run on", "1")
+    live_since(colours, "green", "1", "2099-01-01T00:00:00Z")
+    done = rollback(colours, "1")
+    assert done.returncode == 0, done.stdout
 
 
 def test_a_colour_that_was_put_to_sleep_is_woken_before_it_gets_traffic(colours: Cluster) -> None:
@@ -510,7 +551,96 @@ def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: 
     assert (last.kind, last.status, last.release.version, last.reason) == ("rollback", "succeeded", "2", "bad")
     assert last.actor.startswith("ann@")
     done = rollback(cluster, "3", LEDGER_URL="http://127.0.0.1:1", **env)
-    assert done.returncode == 0 and "the ledger could not be told" in done.stdout
+    assert done.returncode == 0 and "This rollback is not in the ledger: curl: (7)" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl is not here")
+@pytest.mark.django_db(transaction=True)
+def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
+    colours: Cluster, live_server: LiveServer
+) -> None:
+    for version in ("1", "2"):
+        deployed("staging", version, at=datetime.now(UTC) - timedelta(hours=4 - int(version)))
+    env = {"LEDGER_TOKEN": token("staging") + "\r", "LEDGER_ENVIRONMENT": "staging", "LEDGER_URL": live_server.url}
+    done = rollback(colours, "--previous", "--reason", f"500s | \x1b[31m\n\u202e{'ä' * 600}", **env)
+    assert done.returncode == 0 and "Recorded in the ledger as deployment" in done.stdout, done.stdout
+    last = Deployment.objects.newest_first()[0]
+    assert (last.strategy, last.status, last.release.version) == ("blue-green", "succeeded", "1")
+    assert last.reason.startswith("500s |  [31m ä") and last.reason.endswith("ä…") and len(last.reason) == 500
+    assert "The reason was changed to fit (one line, 500 characters): 500s" in done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl is not here")
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"LEDGER_ENVIRONMENT": "moon"}, "HTTP 422: .*#/environment"),
+        ({"LEDGER_TOKEN": "bst1_unknown"}, "HTTP 401: The token is unknown"),
+        ({"LEDGER_TOKEN": ""}, "LEDGER_TOKEN is not set"),
+        ({}, "HTTP 409: Release 2 was never live in staging"),
+        ({"LEDGER_URL": "http://127.0.0.1.example.com"}, "LEDGER_URL must begin with https://"),
+        ({"LEDGER_URL": "http://example.com#@127.0.0.1"}, "LEDGER_URL must begin with https://"),
+    ],
+)
+def test_what_the_ledger_does_not_take_is_said_and_stops_nothing(
+    cluster: Cluster, live_server: LiveServer, env: dict[str, str], said: str
+) -> None:
+    release("2")
+    given = {"LEDGER_TOKEN": token("staging"), "LEDGER_ENVIRONMENT": "staging", "LEDGER_URL": live_server.url} | env
+    done = rollback(cluster, "2", **given)
+    assert done.returncode == 0 and re.search(f"This rollback is not in the ledger: .*{said}", done.stdout), done.stdout
+    assert "docs/operations.md says how to record it" in done.stdout and not Deployment.objects.exists()
+
+
+@pytest.mark.parametrize("mark", ["|", "\x1f", "\n", "\t", '"', "\\", "'", "\u2028", "\u202e", "%s", "{{.}}", "$(id)"])
+def test_no_text_shifts_what_is_read_back(cluster: Cluster, mark: str) -> None:
+    text = f"500s{mark}{mark}2 is fine{mark}"
+    for version, sort in (("3", "change-cause"), ("3", "withdrawn"), ("2", "withdrawn")):
+        key = f"{'kubernetes.io' if sort == 'change-cause' else APP}/{sort}"
+        cluster.sets()[f"{REPO}:{version}"]["metadata"]["annotations"][key] = text
+    cluster.objects["deployments", APP]["metadata"]["annotations"]["kubernetes.io/change-cause"] = text
+    done = rollback(cluster, "--list")
+    rows = [line.split()[:2] for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert rows == [["3", "3"], ["2", "2"], ["1", "1"]] and "Rollback target: 2 " in done.stdout, done.stdout
+    assert not {"\x1f", "\u202e"} & set(done.stdout)
+    lease(cluster, f"bob{mark}@laptop", purpose=text)
+    done = rollback(cluster, "1", "--dry-run")
+    assert done.returncode == 3 and "has held the lock since 20" in done.stdout and "2 is fine" in done.stdout
+    assert rollback(cluster, "1", DEPLOY_LOCK_HOLDER="").returncode == 3
+    del cluster.objects["leases", "backstagetest1-deploy"]
+    done = rollback(cluster, "2", "--reason", text)
+    assert done.returncode == 0, done.stdout
+    done = rollback(cluster, "1")
+    assert done.returncode == 0 and cluster.image() == f"{REPO}:1", done.stdout
+
+
+def test_a_reason_is_made_to_fit_as_everywhere() -> None:
+    function = SCRIPT.read_text().partition("one_line() {")[2].partition("\n}\n")[0]
+    letters = [
+        "a",
+        " ",
+        "\t",
+        "\x7f",
+        "\x85",
+        "\u2028",
+        "\u202d",
+        "\u2069",
+        "\ufdd0",
+        "\ufffe",
+        "\U0001ffff",
+        "ß",
+        "日",
+        "😀",
+    ]
+    texts = ["", "  plain ", *("".join(each) for each in itertools.product(letters, repeat=2)), "日" * 501, "x" * 500]
+    script = f'export LC_ALL=C\none_line() {{{function}\n}}\nfor text; do one_line "$text" 500; printf "\\n"; done'
+    done = subprocess.run(["bash", "-c", script, "-", *texts], capture_output=True, check=True, timeout=120)
+    for text, found in zip(texts, done.stdout.decode().splitlines(), strict=True):
+        assert found.split() == clean(text, 500).split() and clean(found, 500) == found, text
+    for broken in (b"a\xff\xe4b", b"\xc3", b"\xed\xa0\x80a", b"\xf5\x80\x80\x80"):
+        done = subprocess.run(["bash", "-c", script, "-", broken], capture_output=True, check=True, timeout=120)
+        assert clean(done.stdout.decode(), 500) == done.stdout.decode().strip()
 
 
 def test_it_needs_no_newer_bash_than_a_mac_has() -> None:
@@ -554,7 +684,7 @@ def test_a_real_cluster_goes_back() -> None:
         assert eventually(lambda: GOOD in run(*here, "get", "replicasets", "--output", "yaml"))
         run(*here, "set", "image", f"deployment/{APP}", f"{APP}={image}:3.10")
         run(*here, "rollout", "status", f"deployment/{APP}", "--timeout=180s")
-        assert "The last verified good one is 3.9" in run(SCRIPT, "--list", place)
+        assert "Rollback target: 3.9" in run(SCRIPT, "--list", place)
         assert "Nothing was changed." in run(SCRIPT, "3.11", place, fine=(4,))
         assert "patch deployment" in run(SCRIPT, "--previous", place, "--dry-run")
         said = run(SCRIPT, "--previous", place)

@@ -24,6 +24,9 @@ from deploy.record import Record, Request, book
 from deploy.targets import Busy, Failed, Misused, Refused, Target, call
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes import Kubernetes
+from settings.text import clean
+
+TEXT = 500  # characters of a reason or a lock's purpose
 
 CODES = """\
 exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
@@ -59,7 +62,9 @@ class Operation(BaseCommand):
         )
         parser.add_argument("--target", choices=("kubernetes", "compose"), help="instead of the environment's own")
         parser.add_argument("--strategy", choices=("rolling", "blue-green"), help="instead of the environment's own")
-        parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the ledger")
+        parser.add_argument(
+            "--reason", default="", metavar="TEXT", help="why, for the ledger: one line, 500 characters"
+        )
         parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for the lock")
         parser.add_argument(
             "--timeout",
@@ -86,6 +91,7 @@ class Operation(BaseCommand):
             self.stdout, as_json=options["json"], no_color=options["no_color"], force_color=options["force_color"]
         )
         try:
+            options["reason"] = self.fitted("reason", options["reason"])
             code = self.operate(self.place(options), options)
         except KeyboardInterrupt:
             code = self.fail(strategies.REFUSED, "Interrupted; nothing was changed.")
@@ -97,6 +103,13 @@ class Operation(BaseCommand):
             code = self.fail(strategies.REFUSED, str(error))
         if code:
             sys.exit(code)
+
+    def fitted(self, name: str, text: str) -> str:
+        """`text` as the ledger, annotations and locks take it: words never stop what they are about. Notes a change."""
+        fit = clean(text, TEXT)
+        if fit != text.strip():
+            self.output.note(f"The {name} was changed to fit (one line, {TEXT} characters): {fit}")
+        return fit
 
     def operate(self, place: Place, options: dict[str, Any]) -> int:
         raise NotImplementedError

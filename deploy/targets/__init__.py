@@ -6,14 +6,12 @@ interrupted: it looks at what is there, and does what is left to do.
 
 import json
 import os
-import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # of an image: OCI distribution specification
 Tell = Callable[[str], None]  # shows what is being waited for
 
 
@@ -167,9 +165,9 @@ def call(
             env={**os.environ, **(env or {})},
         )
     except FileNotFoundError:
-        raise Failed(f"{words[0]} is not here: install it.") from None
+        raise Failed(f"{words[0]} not found; install it.") from None
     except subprocess.TimeoutExpired:
-        raise Failed(f"{' '.join(words[:4])} ... has not come to an end within {timeout:g} s.") from None
+        raise Failed(f"{' '.join(words[:4])} ... timed out after {timeout:g} s.") from None
 
 
 # Runs inside an instance, whatever release that is of, so it needs nothing but Python. It asks as the proxy in front
@@ -219,7 +217,7 @@ for path in paths:
 def answers(done: subprocess.CompletedProcess[str]) -> list[Answer]:
     """What ASK has printed. Raises Failed if it could not run."""
     if done.returncode:
-        raise Failed(f"The instance cannot be asked: {last_line(done.stderr)}")
+        raise Failed(f"The instance does not answer: {last_line(done.stderr)}")
     return [Answer(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

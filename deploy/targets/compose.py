@@ -16,7 +16,8 @@ from typing import Any
 
 from deploy.environments import Place
 from deploy.locks import FileLock
-from deploy.targets import ASK, TAG, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+from deploy.targets import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+from deploy.versions import fault
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
 POLL = 0.5  # seconds between two looks at a container that starts
@@ -50,17 +51,19 @@ class Compose:
                 "The compose target deploys blue-green only: there is one app behind nginx, so replacing it in place "
                 "would leave nobody to serve meanwhile. Leave --strategy out."
             )
-        if self.version and not TAG.fullmatch(self.version):
-            raise Misused(f"{self.version!r} is no version: expected an image's tag, such as 1.4.0.")
+        if self.version and (wrong := fault(self.version)):
+            raise Misused(wrong)
         if not (self.folder / "docker-compose.yml").is_file():
-            raise Refused(f"There is no docker-compose.yml in {self.folder}: run this where the stack is.")
+            raise Refused(f"{self.folder} has no docker-compose.yml. Run this where the stack is.")
         missing = {name for name in ("nginx", "db") if not self.running_id(name)}
         if missing:
-            raise Refused(f"The stack does not run ({', '.join(sorted(missing))}): ./run up starts it.")
+            raise Refused(f"The stack is not running ({', '.join(sorted(missing))} missing). Start it with ./run up.")
         if self.version and not self.image_id():
             words = ("image", "ls", "--format", "{{.Tag}}", self.place.image)
             there = call(("docker", *words), timeout=30).stdout.split()
-            raise Refused(f"There is no image {self.image} here. There is: {', '.join(there[:20]) or 'none at all'}.")
+            raise Refused(
+                f"Image {self.image} not found on this machine, which has: {', '.join(there[:20]) or 'none'}."
+            )
 
     def running(self) -> str:
         return self.version_of(self.pointer("current"))
@@ -185,7 +188,7 @@ class Compose:
             if state == "ready":
                 return f"{name} is ready {waited:.1f} s after its start"
             if state != "starting":
-                raise Failed(f"{name} does not get ready: {state} ({waited:.1f} s after its start).", self.logs())
+                raise Failed(f"{name} did not become ready: {state} ({waited:.1f} s after its start).", self.logs())
             if waited > timeout:
                 raise Failed(f"{name} is not ready {waited:.0f} s after its start.", self.logs())
             tell(f"{name} is starting")

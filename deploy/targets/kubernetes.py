@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from urllib.parse import urlsplit
 
 from deploy.environments import Place
 from deploy.locks import LeaseLock
-from deploy.targets import ASK, TAG, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+from deploy.targets import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+from deploy.versions import fault
+from settings.text import clean
 
 APP = "backstagetest1"
 TRIAL = f"{APP}-trial"
 COLOURS = ("blue", "green")
 VERIFIED, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
+LIVE = f"{APP}/live-since"  # when the revision became current for the last time, by RFC 3339 in UTC
 CAUSE = "kubernetes.io/change-cause"
 POLL = 1.0  # seconds between two looks
 MIGRATION = 1800  # seconds that a migrate Job gets
@@ -60,12 +64,12 @@ class Kubernetes:
     # What is there
 
     def refuse_unfit(self) -> None:
-        if self.version and (not TAG.fullmatch(self.version) or self.version == "latest"):
-            raise Misused(f"{self.version!r} is no version: expected the tag of one build, such as 1.4.0.")
+        if self.version and (wrong := fault(self.version)):
+            raise Misused(wrong)
         done = self.try_kubectl("get", "deployments", "--output", "name")
         if done.returncode:
             raise Refused(
-                f"The cluster cannot be asked (context {self.place.context or 'as kubectl has it'}): {said(done)}"
+                f"The cluster is unreachable (context {self.place.context or 'as kubectl has it'}): {said(done)}"
             )
         there = {line.partition("/")[2] for line in done.stdout.split()}
         wanted = {APP} if self.strategy == "rolling" else {f"{APP}-{colour}" for colour in COLOURS}
@@ -73,8 +77,8 @@ class Kubernetes:
             raise Refused(
                 f"Namespace {self.place.namespace} has no Deployment {' and '.join(sorted(missing))}, "
                 f"which {self.strategy} needs; it has {', '.join(sorted(there)) or 'none'}. "
-                f"Is it the right context and namespace "
-                f"(environments.toml)? kubectl apply -k k8s/overlays/{self.place.name} makes what is missing."
+                "Check the context and the namespace in environments.toml, or create what is missing with "
+                f"kubectl apply -k k8s/overlays/{self.place.name}."
             )
 
     def running(self) -> str:
@@ -100,11 +104,11 @@ class Kubernetes:
         return complete(found) and found["metadata"].get("annotations", {}).get(VERIFIED) == self.version
 
     def way_back(self) -> str:
-        """What rollback.sh would go back to: it reads it from the ReplicaSets."""
+        """What rollback.sh --previous would roll back to: it reads it from the ReplicaSets."""
         done = self.script("--list")
         if done.returncode:
             raise Refused(last_line(done.stderr or done.stdout))
-        found = re.search(r"The last verified good one is (\S+):", done.stdout)
+        found = re.search(r"^Rollback target: (\S+) \(", done.stdout, re.MULTILINE)  # no row begins like this
         return found[1] if found else ""
 
     def origin(self) -> tuple[str, str]:
@@ -138,7 +142,7 @@ class Kubernetes:
         """One call: each takes kubectl a tenth of a second to start. Raises Failed if the cluster cannot be asked."""
         done = self.try_kubectl("get", "deployments,services,pods", "--output", "json")
         if done.returncode:
-            raise Failed(f"The cluster cannot be asked what runs: {said(done)}")
+            raise Failed(f"The cluster does not answer: {said(done)}")
         return Seen(self.place.namespace, json.loads(done.stdout)["items"])
 
     def active(self, seen: "Seen") -> str:
@@ -169,7 +173,9 @@ class Kubernetes:
     # What is done
 
     def job_name(self) -> str:
-        return f"{APP}-migrate-{re.sub('[^a-z0-9.]+', '-', self.version.lower())}"[:63].strip("-.")
+        """A name that the cluster takes (RFC 1123): a dot stands between letters or digits only."""
+        part = re.sub(r"[^a-z0-9]*[^a-z0-9.][^a-z0-9]*|\.\.+", "-", self.version.lower())
+        return f"{APP}-migrate-{part}"[:63].strip("-.")
 
     def migrate(self, unsafe: bool, tell: Tell) -> str:
         name, image = self.job_name(), self.image
@@ -257,7 +263,9 @@ class Kubernetes:
         while True:
             pods, waited = self.new_pods(self.look()), time.monotonic() - began
             if why := self.hopeless(pods):
-                raise Failed(f"{self.version} does not get ready: {why} ({waited:.1f} s after its start).", self.logs())
+                raise Failed(
+                    f"{self.version} did not become ready: {why} ({waited:.1f} s after its start).", self.logs()
+                )
             if any(map(ready, pods)):
                 return f"a pod without traffic is ready {waited:.1f} s after its start"
             if waited > timeout:
@@ -278,27 +286,29 @@ class Kubernetes:
         again = image_of(found["spec"]["template"]["spec"]) == self.image
         if not again or not found["spec"].get("replicas", 1):
             # In one write: the Deployment's controller copies its annotations to the ReplicaSet of the image.
-            notes = {CAUSE: f"deploy {self.version}", BEFORE: self.runs(seen), VERIFIED: None}
+            notes = {CAUSE: f"deploy {self.version}", BEFORE: self.runs(seen), VERIFIED: None, LIVE: None}
             spec: dict[str, Any] = {"template": {"spec": {"containers": [{"name": APP, "image": self.image}]}}}
             if self.strategy == "blue-green":
                 spec["replicas"] = seen.deployment(self.active(seen))["spec"].get("replicas", 1)
+            else:
+                notes[LIVE] = now()  # a colour becomes live when the traffic moves
             patch = json.dumps({"metadata": {"annotations": notes}, "spec": spec})
             self.kubectl("patch", "deployment", name, "--type", "strategic", "--patch", patch)
         began = moved = time.monotonic()
         most = 0
         while True:
-            seen, now = self.look(), time.monotonic()
+            seen, at = self.look(), time.monotonic()
             found, pods = seen.deployment(name), self.new_pods(seen)
-            waited, count = now - began, sum(map(ready, pods))
+            waited, count = at - began, sum(map(ready, pods))
             if why := self.hopeless(pods):
                 raise Failed(
-                    f"deployment/{name} does not get ready: {why} ({waited:.1f} s after its start).", self.logs()
+                    f"deployment/{name} did not become ready: {why} ({waited:.1f} s after its start).", self.logs()
                 )
             if complete(found):
                 return f"deployment/{name}: {len(pods)} pods are ready {waited:.1f} s after their start"
             if count > most:
-                most, moved = count, now
-            if now - moved > timeout:
+                most, moved = count, at
+            if at - moved > timeout:
                 raise Failed(f"deployment/{name} is not ready {waited:.0f} s after its start.", self.logs())
             tell(f"{count} of {found['spec'].get('replicas', 1)} new pods are ready")
             time.sleep(POLL)
@@ -368,6 +378,7 @@ class Kubernetes:
         was = self.look().colour()
         if was == self.colour:
             return f"service/{APP} gives {was} the traffic already"
+        self.kubectl("annotate", f"deployment/{APP}-{self.colour}", "--overwrite", f"{LIVE}={now()}")
         patch = json.dumps({"spec": {"selector": {"colour": self.colour}}})
         self.kubectl("patch", "service", APP, "--type", "merge", "--patch", patch)
         self.preview(was)
@@ -387,9 +398,9 @@ class Kubernetes:
             return self.runs(seen)  # it never came so far
         before: str = found["metadata"].get("annotations", {}).get(BEFORE, "")
         if not before:
-            raise Failed("It is not known what ran before: scripts/rollback.sh --list shows what there is.")
+            raise Failed("The previous version is unknown. Choose one that scripts/rollback.sh --list shows.")
         tell(f"scripts/rollback.sh {before}")
-        done = self.script(before, "--yes", "--reason", reason[:400])
+        done = self.script(before, "--yes", "--reason", clean(reason, 500))
         if done.returncode:
             text = (done.stdout + done.stderr).strip()
             details = "\n".join(text.splitlines()[-20:])
@@ -469,6 +480,11 @@ class Seen:
         """Those with these labels that nobody has told to end."""
         pods = [one for one in self.items if one["kind"] == "Pod" and not one["metadata"].get("deletionTimestamp")]
         return [pod for pod in pods if labels.items() <= pod["metadata"].get("labels", {}).items()]
+
+
+def now() -> str:
+    """As scripts/rollback.sh writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def other(colour: str) -> str:

@@ -245,7 +245,7 @@ def test_two_at_once_and_a_lock_by_hand(own: Deploying) -> None:
     assert first.stdout
     eventually(lambda: "lock" in str(first.stdout and first.stdout.readline()))
     code, _, said = own.deploy(version)
-    assert code == 3 and "has the lock since" in said and f"deploy of {version}" in said
+    assert code == 3 and "has held the lock since" in said and f"deploy of {version}" in said
     assert own.run("switch", "--back").returncode == 1  # the two keep out of each other's way
     assert first.wait(PATIENCE) == 0
     assert own.command("deploy", "--lock", "The database is being moved", *ENVIRONMENT)[0] == 0
@@ -258,12 +258,12 @@ def test_two_at_once_and_a_lock_by_hand(own: Deploying) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_touched(own: Deploying) -> None:
     was = own.exec("nginx", "readlink", "/run/web/current.sock")
     for words, expected, told in (
-        (("deploy", "7.7.7", *ENVIRONMENT), 4, "There is no image"),
-        (("deploy", "$(reboot)", *ENVIRONMENT), 2, "is no version"),
+        (("deploy", "7.7.7", *ENVIRONMENT), 4, "not found on this machine"),
+        (("deploy", "$(reboot)", *ENVIRONMENT), 2, "is not a valid version"),
         (("deploy", "1.0.0", *ENVIRONMENT, "--strategy", "rolling"), 2, "blue-green only"),
         (("deploy", "1.0.0", *ENVIRONMENT, "--hotfix"), 2, "needs a reason"),
         (("deploy", *ENVIRONMENT), 2, "Which version?"),
-        (("rollback", "7.7.7", *ENVIRONMENT), 4, "There is no image"),
+        (("rollback", "7.7.7", *ENVIRONMENT), 4, "not found on this machine"),
         (("rollback", "6.0.0", *ENVIRONMENT), 4, "nothing to go back from"),
     ):
         code, _, said = own.command(*words)

@@ -83,8 +83,9 @@ An interrupted run is gone on with by the same command. docs/deploying.md tells 
             whose = target.lock.clear()
             self.output.note(f"Unlocked. {whose}." if whose else "There was no lock.")
         else:
-            target.lock.put(options["lock"])
-            self.output.note(f"Locked: {options['lock']}. manage.py deploy --unlock -e {place.name} ends it.")
+            purpose = self.fitted("message", options["lock"])
+            target.lock.put(purpose)
+            self.output.note(f"Locked: {purpose}. Unlock with: manage.py deploy --unlock -e {place.name}")
         return 0
 
 

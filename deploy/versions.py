@@ -1,0 +1,25 @@
+"""The one rule for versions: an image's tag that names a single build, and fits the ledger.
+
+A version is used as it is for the tag of an image, so it follows the OCI distribution specification, which leaves out
+the + of semantic versioning (https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pull): what the
+ledger registers can be deployed, and what is deployed can be registered. The ledger keeps 64 characters. `latest` is
+the tag that moves from build to build, so it is no version.
+
+The API, the ledger and its database, the commands and both targets ask here. scripts/rollback.sh and ./run cannot, so
+they hold PATTERN once more; a test compares them.
+"""
+
+import re
+
+LENGTH = 64  # characters
+PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+MOVING = "latest"
+EXPECTED = f"an image tag of at most {LENGTH} letters, digits, '_', '.' and '-', such as 1.4.0, and not {MOVING}"
+RULE = re.compile(PATTERN)
+
+
+def fault(version: str) -> str:
+    """What is wrong with `version`, in a sentence; empty if it is valid."""
+    if RULE.fullmatch(version) and version != MOVING:
+        return ""
+    return f"{version[:100]!r} is not a valid version; expected {EXPECTED}."
