@@ -1,30 +1,39 @@
-"""What the status page says, put together from the uptime samples and the incidents.
+"""What the status page says, put together from readings, uptime samples and incidents.
 
-It is public, and asked for most when something is wrong: so it is made once for all, every FRESH seconds, and while the
-database is away the last that is known is shown, from the cache or from this process's memory, with its age.
+It is public, and read most when something is wrong. So the past is put together once for everybody, every FRESH
+seconds; while the database is down the last known past is shown, from the cache or from this process's memory, with its
+age.
 """
 
 import time
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
+from django.conf import settings
 from django.core.cache import cache
 from django.db import Error, transaction
+from django.db.models import Max, Q, QuerySet
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from deploy import uptime
+from deploy.environments import NAMES, places
 from deploy.models import Environment
 from deploy.status_models import Incident, IncidentUpdate
-from deploy.watch import Reading, readings
+from deploy.watch import KEPT, Reading, readings
+from settings import text
 
 FRESH = 30.0  # seconds for which the past is good enough for the next who asks
 DAYS = 90
-INCIDENTS = 20
-KEY = "status:2"  # the number goes up when what history() gives changes: two releases share one cache
+RESOLVED = 20  # resolved incidents that are shown, by their last update; open ones always are
+KEY = "status:3"  # the number goes up when what history() gives changes: two releases share one cache
 CHANGED = "status:changed"  # another value after each write: what any process put together before it is no longer fresh
 NAMESPACE = uuid.UUID("5c6a2a1e-6f0b-4e65-9a45-1b8e6d0f2c77")  # of the feed's ids, so that they are the same for ever
+ORDER = tuple(reversed(NAMES))  # production first
 
+State = Literal["up", "degraded", "down", "unknown"]
 Known = tuple[float, str | None, dict[str, Any]]  # time.time() when it was put together, CHANGED by then, and what
 memory: list[Known] = []  # at most one: for when cache and database are away
 
@@ -56,76 +65,140 @@ def history(today: date | None = None) -> dict[str, Any]:
     today = today or timezone.now().astimezone(UTC).date()
     first = today - timedelta(days=DAYS - 1)
     days = uptime.days_of(first)
-    places = []
-    for place in Environment.objects.order_by("order"):
-        if place.pk not in days:
+    keys = dict(Environment.objects.values_list("name", "pk"))
+    past = []
+    for name in ORDER:
+        if keys.get(name) not in days:
             continue
-        found = [days[place.pk].get(first + timedelta(days=number), (0, 0)) for number in range(DAYS)]
+        found = [days[keys[name]].get(first + timedelta(days=number), (0, 0)) for number in range(DAYS)]
         up, down = sum(day[0] for day in found), sum(day[1] for day in found)
-        places.append(
+        past.append(
             {
-                "environment": place.name,
+                "environment": name,
                 "uptime_percent": percent(up, down),
+                "days_with_data": sum(any(day) for day in found),
                 "days": [
                     {"date": (first + timedelta(days=number)).isoformat(), "uptime_percent": percent(*day)}
                     for number, day in enumerate(found)
                 ],
             }
         )
-    incidents = Incident.objects.select_related("environment").prefetch_related("updates")[:INCIDENTS]
-    return {"environments": places, "incidents": [told(each) for each in incidents]}
+    return {"environments": past, "incidents": [told(each) for each in shown()]}
+
+
+def shown() -> QuerySet[Incident]:
+    """Every open incident and the RESOLVED ones updated last, the newest first, with what told() needs."""
+    resolved = (
+        Incident.objects.filter(status=Incident.Status.RESOLVED)
+        .annotate(updated=Coalesce(Max("updates__at"), "started"))
+        .order_by("-updated", "-pk")
+    )
+    wanted = ~Q(status=Incident.Status.RESOLVED) | Q(pk__in=resolved.values("pk")[:RESOLVED])
+    return Incident.objects.filter(wanted).select_related("environment").prefetch_related("updates")
 
 
 def percent(up: int, down: int) -> float | None:
-    """Of the minutes that were sampled, those in which it served, to a hundredth; None if none was. Never 100 if one
-    was missed.
+    """The share of the sampled minutes in which it was up, to a hundredth; None without samples. Never 100 if one
+    minute was missed.
     """
     if not up + down:
         return None
     return min(round(100 * up / (up + down), 2), 100.0 if not down else 99.99)
 
 
+def figure(value: float | None) -> str:
+    """How a percentage reads wherever it is shown: two decimals, except for 100 %."""
+    return "no data" if value is None else "100 %" if value == 100 else f"{value:.2f} %"
+
+
 def told(incident: Incident) -> dict[str, Any]:
-    """What everybody may know of it: not who wrote it."""
+    """What everybody may know of it: not who wrote it.
+
+    What was stored before there was a rule for text is made to fit it: one control character breaks a feed for
+    everybody.
+    """
     return {
         "id": incident.pk,
-        "title": incident.title,
+        "title": text.clean(incident.title, Incident.TITLE),
         "environment": incident.environment.name,
         "impact": incident.impact,
         "status": incident.status,
         "started": incident.started.isoformat(),
         "resolved": incident.resolved.isoformat() if incident.resolved else None,
         "updates": [
-            {"at": each.at.isoformat(), "status": each.status, "message": each.message}
+            {"at": each.at.isoformat(), "status": each.status, "message": text.UNFIT.sub(" ", each.message)}
             for each in incident.updates.all()
         ],
     }
 
 
-def summary(now: dict[str, Reading], incidents: list[dict[str, Any]]) -> tuple[str, str]:
-    """(tone, sentence) of the whole: what is seen now goes before what people say."""
-    seen = [each for each in now.values() if each.state != "unknown"]
-    down = [each.environment for each in seen if not uptime.is_up(each)]
-    ailing = [each.environment for each in seen if uptime.is_up(each) and each.state != "healthy"]
-    open_ones = [each for each in incidents if each["status"] != "resolved"]
-    if down:
-        return "bad", f"{listed(down)} {'is' if len(down) == 1 else 'are'} down"
-    if open_ones:
-        tone = "warn" if all(each["impact"] == "minor" for each in open_ones) else "bad"
-        return tone, f"There is trouble in {listed(sorted({each['environment'] for each in open_ones}))}"
-    if ailing:
-        return "warn", f"{listed(ailing)} is up, and not everything there is well"
-    return ("ok", "Everything that is watched is up") if seen else ("idle", "Nothing is watched at present")
-
-
-def listed(names: list[str]) -> str:
-    text = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-    return text[0].upper() + text[1:]
+# Now
 
 
 def now() -> dict[str, Reading]:
-    """The readings of what is watched."""
-    return {name: each for name, each in readings().items() if each.state != "unknown"}
+    """A reading of every environment, production first. One that is too old to tell about now is `unknown`."""
+    found = readings()
+    return {name: found[name] if found[name].age <= KEPT else Reading(name) for name in ORDER}
+
+
+def monitored(name: str) -> bool:
+    """Whether anybody asks the environment how it is."""
+    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and places()[name].url)
+
+
+def state(reading: Reading) -> State:
+    """The one verdict on a reading, for the headline and the environment's own line alike."""
+    if reading.state == "unknown":
+        return "unknown"
+    if not uptime.is_up(reading):
+        return "down"
+    return "up" if reading.state == "healthy" else "degraded"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict on production, and `notes`, whole sentences without a full stop, on everything else that ails."""
+
+    state: State
+    sentence: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        return ". ".join([self.sentence, *self.notes]) + "." if self.notes else self.sentence
+
+
+def headline(now: dict[str, Reading], incidents: list[dict[str, Any]] | None) -> Headline:
+    """What is known of production decides; `incidents` is None if they cannot be read.
+
+    What is seen now goes before what people say. Other environments are noted, and never change the verdict, except
+    that not all systems are operational while one that is monitored is not.
+    """
+    open_ones = [each for each in incidents or [] if each["status"] != Incident.Status.RESOLVED]
+    notes = [note for name in ORDER[1:] for note in notes_on(name, state(now[name]), open_ones)]
+    if incidents is None:
+        notes.append("Incidents cannot be read")
+    impacts = {each["impact"] for each in open_ones if each["environment"] == "production"}
+    seen = state(now["production"])
+    if impacts and seen != "down":
+        worst: State = "down" if Incident.Impact.CRITICAL in impacts else "degraded"
+        return Headline(worst, "Incident in production", tuple(notes))
+    if seen == "up":
+        return Headline(seen, "Production is operational" if notes else "All systems operational", tuple(notes))
+    return Headline(seen, condition("production", seen), tuple(notes))
+
+
+def notes_on(name: str, seen: State, open_ones: list[dict[str, Any]]) -> list[str]:
+    """What is to be said of an environment beside production; nothing of one that is up, or that nobody monitors."""
+    said = [] if seen == "up" or not monitored(name) else [condition(name, seen)]
+    return said + ([f"Incident in {name}"] if any(each["environment"] == name for each in open_ones) else [])
+
+
+def condition(name: str, seen: State) -> str:
+    """Such as "Staging is degraded"."""
+    if seen == "unknown":
+        return f"{name.capitalize()} {'status is unknown' if monitored(name) else 'is not monitored'}"
+    return f"{name.capitalize()} is {seen}"
 
 
 def identifier(*words: object) -> str:
@@ -137,27 +210,34 @@ def identifier(*words: object) -> str:
 
 
 def report(incident: Incident, message: str, author: str, at: datetime | None = None) -> Incident:
-    """Opens the incident with its first update."""
+    """Opens the incident with its first update. Raises ValidationError if a text breaks the model's rules."""
     incident.started = at or timezone.now()
     if incident.status == Incident.Status.RESOLVED:
         incident.resolved = incident.started
     with transaction.atomic():
+        incident.full_clean()
         incident.save()
-        IncidentUpdate.objects.create(
-            incident=incident, at=incident.started, status=incident.status, message=message, author=author
-        )
+        add(incident, message, author, incident.started)
     forget()
     return incident
 
 
 def update(key: int, status: str, message: str, author: str, at: datetime | None = None) -> Incident:
-    """Adds an update. One after it was resolved opens it again. Raises Incident.DoesNotExist."""
-    now = at or timezone.now()
+    """Adds an update. One after it was resolved opens it again, unless it says resolved, too; that keeps the time at
+    which it was. Raises Incident.DoesNotExist, or ValidationError if a text breaks the model's rules.
+    """
+    at = at or timezone.now()
     with transaction.atomic():
         incident = Incident.objects.select_for_update().get(pk=key)
         incident.status = status
-        incident.resolved = now if status == Incident.Status.RESOLVED else None
+        incident.resolved = (incident.resolved or at) if status == Incident.Status.RESOLVED else None
         incident.save()
-        IncidentUpdate.objects.create(incident=incident, at=now, status=status, message=message, author=author)
+        add(incident, message, author, at)
     forget()
     return incident
+
+
+def add(incident: Incident, message: str, author: str, at: datetime) -> None:
+    row = IncidentUpdate(incident=incident, at=at, status=incident.status, message=message, author=author)
+    row.full_clean()
+    row.save()

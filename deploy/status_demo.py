@@ -1,4 +1,4 @@
-"""A made-up past for the status page of development: ninety days of samples, and incidents that fit to them."""
+"""Mock history for the status page of development: ninety days of samples, and an incident that matches them."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -13,10 +13,10 @@ from deploy.uptime import minute_of
 DAYS = 90
 WATCHED = {"staging": 12, "production": 4}  # days with an outage
 STORY = (
-    (0, "investigating", "Signing in fails for some of you. We are looking into it."),
-    (9, "identified", "The release of this morning lost a setting. We go back to the one before."),
-    (14, "monitoring", "The release before serves again, and signing in works. We keep watching."),
-    (45, "resolved", "It has worked for half an hour. The setting has a test now, which would have told us."),
+    (0, "investigating", "Some of you cannot sign in. We are looking into it."),
+    (9, "identified", "This morning's release is missing a setting. We are rolling back to the previous release."),
+    (14, "monitoring", "The rollback is complete and sign-in works again. We are keeping an eye on it."),
+    (45, "resolved", "No errors for half an hour. We have added a test for the missing setting."),
 )
 
 
@@ -36,7 +36,7 @@ def write(now: datetime, chance: random.Random) -> None:
     for name, outages in WATCHED.items():
         down = {day: chance.randint(2, 40) for day in chance.sample(range(1, DAYS), outages)}
         down[bad_day] = 14 if name == "production" else 0
-        first = DAYS - 1 if name == "production" else 71  # staging was not watched from the beginning
+        first = DAYS - 1 if name == "production" else 71  # staging has been monitored for less long
         Day.objects.bulk_create(
             Day(
                 environment_id=keys[name],
@@ -56,7 +56,7 @@ def write(now: datetime, chance: random.Random) -> None:
         )
     began = midnight - timedelta(days=bad_day) + timedelta(hours=9, minutes=12)
     incident = Incident.objects.create(
-        title="Signing in failed for some",
+        title="Some users could not sign in",
         impact=Incident.Impact.MAJOR,
         environment_id=keys["production"],
         status=Incident.Status.RESOLVED,

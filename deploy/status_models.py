@@ -1,12 +1,14 @@
-"""What the status page tells of the past: how each environment was, minute by minute, and what people said about it."""
+"""The past of the status page: whether each environment was up, minute by minute, and the incidents people reported."""
 
+from django.core.validators import MaxLengthValidator
 from django.db import models
 
 from deploy.models import Environment
+from settings import text
 
 
 class Sample(models.Model):
-    """Whether an environment served at a minute. At most one a minute: whoever comes second has come in vain."""
+    """Whether an environment was up at a minute. At most one a minute: the second to write one is ignored."""
 
     environment = models.ForeignKey(Environment, models.CASCADE, related_name="+", db_index=False)
     minute = models.DateTimeField()
@@ -35,7 +37,7 @@ class Day(models.Model):
 
 
 class Incident(models.Model):
-    """Something that people notice. Its updates tell how it went; the last one's status is the incident's."""
+    """Something that people notice. Its updates say how it went; its status is that of the last one."""
 
     class Impact(models.TextChoices):
         MINOR = "minor", "minor: something is slow or odd"
@@ -48,7 +50,11 @@ class Incident(models.Model):
         MONITORING = "monitoring"
         RESOLVED = "resolved"
 
-    title = models.CharField(max_length=120, help_text="What people notice, in a few words.")
+    TITLE = 120  # characters
+
+    title = models.CharField(
+        max_length=TITLE, validators=[text.one_line], help_text="What people notice, in a few words."
+    )
     impact = models.CharField(max_length=10, choices=Impact.choices, default=Impact.MINOR)
     environment = models.ForeignKey(Environment, models.PROTECT, related_name="incidents")
     status = models.CharField(max_length=15, choices=Status.choices, default=Status.INVESTIGATING)
@@ -71,12 +77,14 @@ class Incident(models.Model):
 
 
 class IncidentUpdate(models.Model):
-    """What was said of an incident, and when. It is not changed afterwards: another update says it better."""
+    """What was published about an incident, and when. It never changes; another update corrects it."""
+
+    MESSAGE = 2000  # characters; the validator holds the limit, as a TextField's max_length does so in forms only
 
     incident = models.ForeignKey(Incident, models.CASCADE, related_name="updates")
     at = models.DateTimeField()
     status = models.CharField(max_length=15, choices=Incident.Status.choices)
-    message = models.TextField(max_length=2000)
+    message = models.TextField(max_length=MESSAGE, validators=[text.lines, MaxLengthValidator(MESSAGE)])
     author = models.CharField(max_length=254, help_text="Shown in the admin only.")
 
     class Meta:

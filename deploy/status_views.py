@@ -1,4 +1,4 @@
-"""The status page for everybody, and the pages on which staff tell of incidents."""
+"""The status page for everybody, and the pages on which staff report incidents."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -13,16 +13,25 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.feedgenerator import Atom1Feed
+from django.utils.xmlutils import SimplerXMLGenerator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
 from deploy import status
 from deploy.models import Environment
-from deploy.status_models import Incident
+from deploy.status_models import Incident, IncidentUpdate
 from deploy.watch import Reading
+from settings import text
 
 TALL = 40  # of a bar, in the drawing's units
 SHAPES = {"ok": TALL, "warn": 28, "bad": 16, "idle": 3}  # by tone: height tells the same as colour
+# By state: the style sheet's tone (the icon has the same name), and the word on the environment's own line.
+LOOKS: dict[status.State, tuple[str, str]] = {
+    "up": ("ok", "operational"),
+    "degraded": ("warn", "degraded"),
+    "down": ("bad", "down"),
+    "unknown": ("idle", "unknown"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Bar:
 
     @property
     def words(self) -> str:
-        return "no data" if self.percent is None else f"{self.percent:g} %"
+        return status.figure(self.percent)
 
 
 def bars(days: list[dict[str, Any]]) -> list[Bar]:
@@ -56,24 +65,61 @@ def bars(days: list[dict[str, Any]]) -> list[Bar]:
     return found
 
 
-def rows(found: dict[str, Any] | None, now: dict[str, Reading]) -> list[dict[str, Any]]:
-    """What is known of each environment, now and of its days; also of one that has no past yet."""
+@dataclass(frozen=True)
+class Row:
+    """An environment as the page shows it: now, and its past, which is None if nothing is known of it."""
+
+    name: str
+    reading: Reading
+    past: dict[str, Any] | None
+
+    @property
+    def tone(self) -> str:
+        return LOOKS[status.state(self.reading)][0]
+
+    @property
+    def word(self) -> str:
+        return "not monitored" if not self.monitored else LOOKS[status.state(self.reading)][1]
+
+    @property
+    def monitored(self) -> bool:
+        return status.monitored(self.name)
+
+    @property
+    def bars(self) -> list[Bar]:
+        return bars(self.past["days"]) if self.past else []
+
+    @property
+    def flaws(self) -> list[Bar]:
+        return [bar for bar in self.bars if bar.percent is not None and bar.percent < 100]
+
+    @property
+    def silent(self) -> int:
+        """Days without data."""
+        return len(self.bars) - self.counted
+
+    @property
+    def sound(self) -> int:
+        """Days with data on which no minute was missed."""
+        return self.counted - len(self.flaws)
+
+    @property
+    def counted(self) -> int:
+        return int(self.past["days_with_data"]) if self.past else 0
+
+    @property
+    def uptime(self) -> str:
+        """Such as "99.98 % over 90 days"; never a percentage without its days."""
+        if not self.past:
+            return "no data"
+        return f"{status.figure(self.past['uptime_percent'])} over {self.counted} day{'s' * (self.counted != 1)}"
+
+
+def rows(found: dict[str, Any] | None, now: dict[str, Reading]) -> list[Row]:
+    """Production first, whatever is known of it; of the others those that are monitored or have a past."""
     past = {each["environment"]: each for each in found["environments"]} if found else {}
-    names = [name for name in Environment.Name.values if name in past or name in now]
-    made = []
-    for name in names:
-        drawn = bars(past[name]["days"]) if name in past else []
-        made.append(
-            {
-                "name": name,
-                "reading": now.get(name),
-                "percent": past[name]["uptime_percent"] if name in past else None,
-                "bars": drawn,
-                "flaws": [bar for bar in drawn if bar.percent is not None and bar.percent < 100],
-                "silent": sum(bar.percent is None for bar in drawn),
-            }
-        )
-    return made
+    made = [Row(name, now[name], past.get(name)) for name in status.ORDER]
+    return [row for row in made if row.name == "production" or row.monitored or row.past]
 
 
 def times(incident: dict[str, Any]) -> dict[str, Any]:
@@ -90,21 +136,23 @@ def times(incident: dict[str, Any]) -> dict[str, Any]:
 @require_safe
 @never_cache
 def page(request: HttpRequest) -> HttpResponse:
-    """200 whatever the state is: the page is there to tell it."""
+    """200 whatever the state is: the page is there to say it."""
     found, age = status.known()
     now = status.now()
     incidents = [times(each) for each in found["incidents"]] if found else []
-    tone, sentence = status.summary(now, found["incidents"] if found else [])
+    headline = status.headline(now, found["incidents"] if found else None)
+    made = rows(found, now)
     context = {
-        "tone": tone,
-        "sentence": sentence,
-        "rows": rows(found, now),
+        "headline": headline,
+        "tone": LOOKS[headline.state][0],
+        "checked": now["production"].at,
+        "rows": made,
+        "others": [name for name in status.ORDER if name not in {row.name for row in made}],
         "open": [each for each in incidents if not each["resolved"]],
         "past": [each for each in incidents if each["resolved"]],
         "known": found is not None,
         "as_of": datetime.fromtimestamp(timezone.now().timestamp() - age, UTC) if age else None,
         "days": status.DAYS,
-        "now": timezone.now(),
     }
     return render(request, "status/page.html", context)
 
@@ -115,12 +163,11 @@ def as_json(request: HttpRequest) -> JsonResponse:
     """docs/status.md has the shape."""
     found, age = status.known()
     now = status.now()
-    tone, sentence = status.summary(now, found["incidents"] if found else [])
-    words = {"ok": "up", "warn": "degraded", "bad": "down", "idle": "unknown"}
+    headline = status.headline(now, found["incidents"] if found else None)
     return JsonResponse(
         {
-            "status": words[tone],
-            "description": sentence,
+            "status": headline.state,
+            "description": headline.description,
             "timestamp": timezone.now().isoformat(),
             "history_age_seconds": round(age),
             "now": [
@@ -132,6 +179,7 @@ def as_json(request: HttpRequest) -> JsonResponse:
                     "at": each.at.isoformat() if each.at else None,
                 }
                 for each in now.values()
+                if each.environment == "production" or status.monitored(each.environment)
             ],
             "environments": found["environments"] if found else None,
             "incidents": found["incidents"] if found else None,
@@ -139,32 +187,50 @@ def as_json(request: HttpRequest) -> JsonResponse:
     )
 
 
-class AtomFeed(Feed):  # type: ignore[type-arg]
-    """The incidents, the newest first: https://www.rfc-editor.org/rfc/rfc4287"""
+@require_safe
+@never_cache
+def feed(request: HttpRequest) -> HttpResponse:
+    """The incidents for feed readers. 503 if they are not known: an empty feed says that all of them are gone."""
+    found, _ = status.known()
+    if found is None:
+        headers = {"Retry-After": "30"}
+        return HttpResponse("The incidents cannot be read now.\n", "text/plain", status=503, headers=headers)
+    return AtomFeed()(request, [times(each) for each in found["incidents"]])
 
-    feed_type = Atom1Feed
-    title = "backstagetest1: incidents"
-    subtitle = "What people noticed, and how it went."
+
+class PlainAtom(Atom1Feed):
+    """Atom whose summaries are what they are, plain text: declared as HTML, "<host>" would be read as a tag."""
+
+    def add_item_elements(self, handler: SimplerXMLGenerator, item: dict[str, Any]) -> None:
+        super().add_item_elements(handler, item | {"description": None})
+        handler.addQuickElement("summary", item["description"], {"type": "text"})
+
+
+class AtomFeed(Feed):  # type: ignore[type-arg]
+    """The incidents that it is called with: https://www.rfc-editor.org/rfc/rfc4287"""
+
+    feed_type = PlainAtom
+    title = "backstagetest1 incidents"
+    subtitle = "Incidents and their updates."
+    author_name = "backstagetest1"  # section 4.1.1: a feed has an author unless each entry has
     feed_guid = status.identifier("feed")
 
-    def __call__(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        self.found, _ = status.known()
-        if self.found is None:  # an empty feed would tell readers that all the incidents are gone
-            return HttpResponse("The incidents cannot be read now.\n", status=503, headers={"Retry-After": "30"})
-        return super().__call__(request, *args, **kwargs)
+    def get_object(self, request: HttpRequest, incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return incidents
 
     def link(self) -> str:
         return reverse("status")
 
-    def items(self) -> list[dict[str, Any]]:
-        return [times(each) for each in (self.found or {"incidents": []})["incidents"]]
+    def items(self, incidents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return incidents
 
     def item_title(self, item: Any) -> str:
         return f"{item['status'].capitalize()}: {item['title']}"
 
     def item_description(self, item: Any) -> str:
         return "\n\n".join(
-            f"{each['at']:%Y-%m-%d %H:%M} UTC, {each['status']}: {each['message']}" for each in item["updates"]
+            f"{each['at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC, {each['status']}: {each['message']}"
+            for each in item["updates"]
         )
 
     def item_link(self, item: Any) -> str:
@@ -177,22 +243,30 @@ class AtomFeed(Feed):  # type: ignore[type-arg]
         return item["started"]  # type: ignore[no-any-return]
 
     def item_updateddate(self, item: Any) -> datetime:
-        return max(item["started"], *(each["at"] for each in item["updates"]))  # type: ignore[no-any-return]
+        return max([item["started"], *(each["at"] for each in item["updates"])])  # type: ignore[no-any-return]
 
     def item_categories(self, item: Any) -> list[str]:
         return [item["environment"], item["impact"]]
 
 
-feed = AtomFeed()
-
-
 # Staff
 
 
+class MessageField(forms.CharField):
+    """An update's message, with the model's limit and rule. Browsers send a line break as two characters, and count
+    it as one: so it is one before it is counted here.
+    """
+
+    def __init__(self, help_text: str = "") -> None:
+        area = forms.Textarea(attrs={"rows": 4})
+        super().__init__(max_length=IncidentUpdate.MESSAGE, validators=[text.lines], widget=area, help_text=help_text)
+
+    def to_python(self, value: Any) -> str:
+        return str(super().to_python(value)).replace("\r\n", "\n")
+
+
 class NewIncident(forms.ModelForm):  # type: ignore[type-arg]
-    message = forms.CharField(
-        max_length=2000, widget=forms.Textarea(attrs={"rows": 4}), help_text="What is known, for those who notice it."
-    )
+    message = MessageField("What is known so far, for the people affected.")
 
     class Meta:
         model = Incident
@@ -201,11 +275,11 @@ class NewIncident(forms.ModelForm):  # type: ignore[type-arg]
 
 class NewUpdate(forms.Form):
     status = forms.ChoiceField(choices=Incident.Status.choices)
-    message = forms.CharField(max_length=2000, widget=forms.Textarea(attrs={"rows": 4}))
+    message = MessageField()
 
 
-@login_required
 @require_http_methods(["GET", "HEAD", "POST"])
+@login_required
 def new_incident(request: HttpRequest) -> HttpResponse:
     refuse_strangers(request)
     start = {"environment": Environment.objects.filter(name="production").first()}
@@ -216,20 +290,20 @@ def new_incident(request: HttpRequest) -> HttpResponse:
     return render(request, "status/new.html", {"form": form}, status=422 if form.is_bound else 200)
 
 
-@never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
+@never_cache
 def incident(request: HttpRequest, key: int) -> HttpResponse:
     """Everybody reads it; staff add to it."""
+    if request.method == "POST":
+        refuse_strangers(request)
     try:
         found = Incident.objects.select_related("environment").prefetch_related("updates").get(pk=key)
     except Incident.DoesNotExist:
         raise Http404 from None
     form = NewUpdate(request.POST if request.method == "POST" else None, initial={"status": found.status})
-    if request.method == "POST":
-        refuse_strangers(request)
-        if form.is_valid():
-            status.update(key, form.cleaned_data["status"], form.cleaned_data["message"], str(request.user))
-            return redirect("incident", key)
+    if form.is_valid():
+        status.update(key, form.cleaned_data["status"], form.cleaned_data["message"], str(request.user))
+        return redirect("incident", key)
     context = {"incident": times(status.told(found)), "form": form}
     return render(request, "status/incident.html", context, status=422 if form.is_bound else 200)
 

@@ -311,7 +311,7 @@ def test_the_insights_are_sound(window: Window) -> None:
 
 
 def test_the_status_is_told_to_all_and_incidents_by_staff(staff: Window, window: Window) -> None:
-    window.go("/status/", "Everything that is watched is up")
+    window.go("/status/", "Production is not monitored")
     assert window.main.get_by_role("link", name="Report an incident").count() == 0
     staff.page.goto("/status/")
     staff.main.get_by_role("link", name="Report an incident").click()

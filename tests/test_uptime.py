@@ -1,8 +1,7 @@
 """The samples of the status page on the real database, and the page while it is away."""
 
 import threading
-from datetime import UTC, datetime
-from tests.servers import PATIENCE
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from django.test import Client
 
 from deploy import status, uptime
 from deploy.models import Environment
-from deploy.status_models import Incident, Sample
+from deploy.status_models import Day, Incident, Sample
+from tests.servers import PATIENCE
 
 
 @pytest.mark.django_db(transaction=True)
@@ -35,6 +35,68 @@ def test_eight_at_once_write_one_sample_a_minute() -> None:
     assert Sample.objects.count() == 2
 
 
+NOW = datetime(2026, 3, 20, 12, 30, tzinfo=UTC)
+BORDER = datetime(2026, 3, 13, tzinfo=UTC)  # seven whole days are kept one by one
+
+
+def sampled(environment: str, first: datetime, ups: int, downs: int) -> None:
+    """A sample a minute from `first` on."""
+    uptime.write([(environment, first + timedelta(minutes=n), n < ups) for n in range(ups + downs)])
+
+
+def days() -> list[tuple[str, str, int, int]]:
+    rows = Day.objects.order_by("day", "environment").values_list("environment__name", "day", "up", "down")
+    return [(name, f"{day:%m-%d}", up, down) for name, day, up, down in rows]
+
+
+@pytest.mark.django_db
+def test_samples_older_than_seven_days_become_a_row_a_day_and_go() -> None:
+    sampled("production", BORDER - timedelta(days=2), 5, 2)
+    sampled("production", BORDER - timedelta(minutes=4), 3, 1)  # its last minute is the day's last
+    sampled("staging", BORDER - timedelta(minutes=4), 0, 4)
+    sampled("production", BORDER, 2, 1)
+    seen = uptime.days_of(BORDER.date() - timedelta(days=30))
+    assert uptime.thin(NOW) == 15
+    expected = [("production", "03-11", 5, 2), ("staging", "03-12", 0, 4), ("production", "03-12", 3, 1)]
+    assert days() == expected
+    assert list(Sample.objects.order_by("minute").values_list("minute", flat=True)) == [
+        BORDER + timedelta(minutes=n) for n in range(3)
+    ]
+    assert uptime.days_of(BORDER.date() - timedelta(days=30)) == seen, "nobody sees that they are kept another way"
+    assert uptime.thin(NOW) == 0 and days() == expected, "once more changes nothing"
+
+
+@pytest.mark.django_db
+def test_a_sample_that_comes_late_is_added_to_its_day() -> None:
+    sampled("production", BORDER - timedelta(hours=5), 3, 1)
+    uptime.thin(NOW)
+    sampled("production", BORDER - timedelta(hours=1), 1, 2)
+    assert uptime.thin(NOW) == 3
+    assert days() == [("production", "03-12", 4, 3)] and not Sample.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_four_that_thin_at_once_count_each_sample_once() -> None:
+    for name in ("staging", "production"):
+        sampled(name, BORDER - timedelta(days=1), 1000, 440)
+    together = threading.Barrier(4)
+    thinned: list[int] = []
+
+    def thin() -> None:
+        together.wait(PATIENCE)
+        thinned.append(uptime.thin(NOW))
+        connection.close()
+
+    threads = [threading.Thread(target=thin) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(PATIENCE)
+    assert sorted(thinned) == [0, 0, 0, 2880]
+    assert days() == [("staging", "03-12", 1000, 440), ("production", "03-12", 1000, 440)]
+    assert not Sample.objects.exists()
+
+
 @pytest.mark.parametrize("error", [OperationalError, InterfaceError])
 def test_the_page_is_there_without_the_database(
     client: Client, monkeypatch: pytest.MonkeyPatch, error: type[Error]
@@ -46,7 +108,7 @@ def test_the_page_is_there_without_the_database(
     status.memory.clear()
     monkeypatch.setattr(status, "history", fail)
     response = client.get("/status/")
-    assert response.status_code == 200 and "The database is away" in response.content.decode()
+    assert response.status_code == 200 and "The database is unavailable" in response.content.decode()
     assert client.get("/status/feed.atom").status_code == 503
 
 
