@@ -28,13 +28,13 @@ Seen = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def alone(settings: Settings, tmp_path: Path) -> None:
+def alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache of its own, nothing in memory, and an environments.toml of which staging and production have a url."""
     settings.CACHES = {"default": {"BACKEND": "metrics.cache.LocMemCache", "LOCATION": uuid.uuid4().hex}}
     settings.WATCH_ENVIRONMENTS = True
     settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
     settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "http://s"\n[production]\nurl = "http://p"\n')
-    status.memory.clear()
+    monkeypatch.setattr(status, "memory", [])
 
 
 @pytest.fixture
