@@ -8,6 +8,9 @@ from allauth.core import ratelimit
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest
 
+from accounts import addresses
+from accounts.models import User
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +45,15 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def is_ajax(self, request: HttpRequest) -> bool:
         """Never: the pages are HTML, whatever a client says of itself."""
         return False
+
+    def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
+        """Whom the credentials are of, if the address stands for that person: allauth takes any that was added."""
+        user: User | None = super().authenticate(request, **credentials)
+        return user if user and addresses.is_of(str(credentials.get("email", "")), user) else None
+
+    def can_delete_email(self, email_address: Any) -> bool:
+        """Not the account's own address, also where allauth has not marked it as the primary one."""
+        return email_address.email != email_address.user.email and bool(super().can_delete_email(email_address))
 
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
         """The address alone. allauth puts the Host before it, whose port a client may vary, for tries without end."""

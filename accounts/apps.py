@@ -7,9 +7,10 @@ class AccountsConfig(AppConfig):
     verbose_name = "People"  # in the admin, where allauth has an "Accounts" already
 
     def ready(self) -> None:
-        from allauth.account.signals import user_signed_up
+        from allauth.account.signals import email_confirmed, user_signed_up
 
         from accounts import signals
 
         user_signed_up.connect(signals.count_registration)
+        email_confirmed.connect(signals.release_address)
         post_delete.connect(signals.remove_avatar, sender="accounts.User")

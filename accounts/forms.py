@@ -1,6 +1,9 @@
 from typing import Any
 
 from allauth.account import app_settings
+from allauth.account.adapter import get_adapter
+from allauth.account.forms import ResetPasswordForm as BaseResetPasswordForm
+from allauth.account.forms import ResetPasswordKeyForm as BaseResetPasswordKeyForm
 from allauth.account.forms import SignupForm as BaseSignupForm
 from django import forms
 from django.core.files.uploadedfile import UploadedFile
@@ -8,14 +11,23 @@ from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from accounts import avatars
-from accounts.models import User
+from accounts import addresses, avatars, reset
+from accounts.models import ResetLink, User
 
 
 class SignupForm(BaseSignupForm):  # type: ignore[misc]
-    """allauth's, closed against two ways in which it tells whether an address is known."""
+    """allauth's, closed against two ways in which it tells whether an address is known.
+
+    Nor can an address be kept from its owner by adding it to another account (accounts.addresses).
+    """
 
     account_already_exists: bool
+
+    def validate_unique_email(self, value: str) -> str:
+        self.account_already_exists = addresses.owners(value).exists()
+        if self.account_already_exists and not verification_is_mandatory():
+            raise get_adapter().validation_error("email_taken")
+        return value
 
     def try_save(self, request: HttpRequest) -> tuple[User | None, HttpResponse | None]:
         if self.account_already_exists:
@@ -24,9 +36,10 @@ class SignupForm(BaseSignupForm):  # type: ignore[misc]
             return self.answer(request)
         try:
             with transaction.atomic():
+                addresses.release(self.cleaned_data["email"])
                 return self.answer(request)
         except IntegrityError:  # the same address signed up since it was checked: a button pressed twice
-            if app_settings.EMAIL_VERIFICATION != app_settings.EmailVerificationMethod.MANDATORY:
+            if not verification_is_mandatory():
                 return None, redirect("account_login")
             self.account_already_exists = True
             return self.answer(request)
@@ -34,6 +47,41 @@ class SignupForm(BaseSignupForm):  # type: ignore[misc]
     def answer(self, request: HttpRequest) -> tuple[User | None, HttpResponse | None]:
         answer: tuple[User | None, HttpResponse | None] = super().try_save(request)
         return answer
+
+
+def verification_is_mandatory() -> bool:
+    return bool(app_settings.EMAIL_VERIFICATION == app_settings.EmailVerificationMethod.MANDATORY)
+
+
+class ResetPasswordForm(BaseResetPasswordForm):  # type: ignore[misc]
+    """allauth's, for addresses that stand for somebody; each request ends the link sent before."""
+
+    users: list[User]
+
+    def clean_email(self) -> str:
+        email: str = super().clean_email()
+        self.users = list(addresses.owners(email).filter(is_active=True))
+        return email
+
+    def save(self, request: HttpRequest, **kwargs: Any) -> str:
+        for user in self.users:
+            reset.renew(user, self.cleaned_data["email"])
+        email: str = super().save(request, **kwargs)
+        return email
+
+
+class ResetPasswordKeyForm(BaseResetPasswordKeyForm):  # type: ignore[misc]
+    """allauth's. Every session ends, as each carries a hash of the password; addresses that prove nothing go."""
+
+    user: User
+
+    def save(self) -> None:
+        with transaction.atomic():
+            User.objects.select_for_update().get(pk=self.user.pk)  # no address is added or verified meanwhile
+            link = ResetLink.objects.get(user=self.user)
+            addresses.keep_only_proven(self.user, link.address)
+            super().save()
+            link.delete()
 
 
 class ProfileForm(forms.ModelForm):  # type: ignore[type-arg]

@@ -90,3 +90,14 @@ class User(AbstractBaseUser, PermissionsMixin):
         return self.display_name or self.email.partition("@")[0]
 
     get_short_name = get_full_name
+
+
+class ResetLink(models.Model):
+    """The link to reset a password that a person was sent last: a newer one takes its place."""
+
+    user = models.OneToOneField(User, models.CASCADE, primary_key=True, related_name="reset_link")
+    address = models.EmailField(max_length=254)  # where it was sent
+    nonce = models.CharField(max_length=32)
+
+    def __str__(self) -> str:
+        return f"Link to reset the password of user {self.user_id}"

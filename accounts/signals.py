@@ -3,15 +3,21 @@
 from functools import partial
 from typing import Any
 
+from allauth.account.models import EmailAddress
 from django.db import transaction
 
-from accounts import avatars
+from accounts import addresses, avatars
 from accounts.models import User
 from metrics.registry import USER_REGISTRATIONS
 
 
 def count_registration(**_: Any) -> None:
     transaction.on_commit(USER_REGISTRATIONS.inc)
+
+
+def release_address(email_address: EmailAddress, **_: Any) -> None:
+    """A verified address goes from the accounts that have added it and not verified it."""
+    addresses.release(email_address.email, to=email_address.user)
 
 
 def remove_avatar(instance: User, **_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from allauth.account import views as allauth
 from django.urls import URLPattern, URLResolver, include, path, re_path
+from django.views.decorators.cache import never_cache
 
 from accounts import avatars, views
 
@@ -10,27 +11,44 @@ ours: list[URLPattern | URLResolver] = [
     re_path(rf"^media/{avatars.FOLDER}/(?P<name>{avatars.NAME})$", views.avatar, name="avatar"),
 ]
 
+# Pages about one's account: with personal data, or the key of a link. Neither a browser nor a proxy keeps them.
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include((ours, "accounts"))),
-    path("accounts/signup/", views.sends_mail(allauth.signup), name="account_signup"),
-    path("accounts/login/", views.sends_mail(allauth.login), name="account_login"),
-    path("accounts/logout/", allauth.logout, name="account_logout"),
-    path("accounts/inactive/", allauth.account_inactive, name="account_inactive"),
-    path("accounts/confirm-email/", allauth.email_verification_sent, name="account_email_verification_sent"),
-    re_path(r"^accounts/confirm-email/(?P<key>[-:\w]+)/$", allauth.confirm_email, name="account_confirm_email"),
-    path("accounts/email/", views.sends_mail(allauth.email), name="account_email"),
-    path("accounts/reauthenticate/", allauth.reauthenticate, name="account_reauthenticate"),
-    path("accounts/password/change/", allauth.password_change, name="account_change_password"),
-    path("accounts/password/reset/", views.sends_mail(allauth.password_reset), name="account_reset_password"),
-    path("accounts/password/reset/done/", allauth.password_reset_done, name="account_reset_password_done"),
+    path("accounts/signup/", never_cache(views.sends_mail(allauth.signup)), name="account_signup"),
+    path("accounts/login/", never_cache(views.sends_mail(allauth.login)), name="account_login"),
+    path("accounts/logout/", never_cache(allauth.logout), name="account_logout"),
+    path("accounts/inactive/", never_cache(allauth.account_inactive), name="account_inactive"),
+    path(
+        "accounts/confirm-email/",
+        never_cache(allauth.email_verification_sent),
+        name="account_email_verification_sent",
+    ),
+    re_path(
+        r"^accounts/confirm-email/(?P<key>[-:\w]+)/$",
+        never_cache(views.ConfirmEmailView.as_view()),
+        name="account_confirm_email",
+    ),
+    path("accounts/email/", never_cache(views.sends_mail(views.EmailView.as_view())), name="account_email"),
+    path("accounts/reauthenticate/", never_cache(allauth.reauthenticate), name="account_reauthenticate"),
+    path("accounts/password/change/", never_cache(allauth.password_change), name="account_change_password"),
+    path(
+        "accounts/password/reset/",
+        never_cache(views.sends_mail(allauth.password_reset)),
+        name="account_reset_password",
+    ),
+    path(
+        "accounts/password/reset/done/",
+        never_cache(allauth.password_reset_done),
+        name="account_reset_password_done",
+    ),
     re_path(
         r"^accounts/password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
-        allauth.password_reset_from_key,
+        never_cache(views.PasswordResetFromKeyView.as_view()),
         name="account_reset_password_from_key",
     ),
     path(
         "accounts/password/reset/key/done/",
-        allauth.password_reset_from_key_done,
+        never_cache(allauth.password_reset_from_key_done),
         name="account_reset_password_from_key_done",
     ),
 ]

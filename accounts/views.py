@@ -1,10 +1,12 @@
-"""The profile and the avatars; what allauth has views for, accounts.urls takes from there."""
+"""The profile, the avatars, and what is different in allauth's views; accounts.urls takes the others from there."""
 
 import logging
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from allauth.account import views as allauth
+from allauth.account.adapter import get_adapter
 from allauth.decorators import rate_limit
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -15,7 +17,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from accounts import avatars
+from accounts import addresses, avatars
 from accounts.adapter import MailNotSent
 from accounts.forms import ProfileForm
 from accounts.models import User
@@ -40,6 +42,57 @@ def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
             return response
 
     return wrapped
+
+
+class EmailView(allauth.EmailView):  # type: ignore[misc]
+    """allauth's; only an address that is verified becomes the primary one, as that one stands for the account."""
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        # One after the other with a reset: what it has ended must not add an address behind it.
+        assert isinstance(request.user, User)
+        account = User.objects.select_for_update().get(pk=request.user.pk)
+        if account.password != request.user.password:
+            return redirect("account_login")
+        response: HttpResponse = super().post(request, *args, **kwargs)
+        return response
+
+    def _action_primary(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse | None:
+        address = self._get_email_address(request)
+        if address and not address.verified:
+            get_adapter().add_message(request, messages.ERROR, "account/messages/unverified_primary_email.txt")
+            return None
+        if address and addresses.is_primary_elsewhere(address.email, address.user):
+            messages.error(
+                request,
+                f"{address.email} is the primary address of another account. Reset that account's password and change "
+                "its address first.",
+            )
+            return None
+        response: HttpResponse | None = super()._action_primary(request, *args, **kwargs)
+        return response
+
+
+class ConfirmEmailView(allauth.ConfirmEmailView):  # type: ignore[misc]
+    """allauth's; opening the link changes nothing, and signs nobody out."""
+
+    def logout_other_user(self, confirmation: Any) -> None:
+        if self.request.method == "POST":
+            super().logout_other_user(confirmation)
+
+    def post(self, *args: Any, **kwargs: Any) -> HttpResponse:
+        with transaction.atomic():
+            # One after the other with a reset, which removes addresses.
+            User.objects.select_for_update().filter(pk=self.get_object().email_address.user_id).first()
+            response: HttpResponse = super().post(*args, **kwargs)
+            return response
+
+
+class PasswordResetFromKeyView(allauth.PasswordResetFromKeyView):  # type: ignore[misc]
+    """allauth's; opening the link signs nobody out, choosing the password does."""
+
+    def logout(self) -> None:
+        if self.request.method == "POST":
+            super().logout()
 
 
 @never_cache

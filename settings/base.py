@@ -119,10 +119,21 @@ ACCOUNT_EMAIL_VERIFICATION = env.choice("EMAIL_VERIFICATION", "mandatory", ("man
 ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
 ACCOUNT_EMAIL_NOTIFICATIONS = True  # a changed password or address is told to its owner
 ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
-ACCOUNT_FORMS = {"signup": "accounts.forms.SignupForm"}
+ACCOUNT_FORMS = {
+    "signup": "accounts.forms.SignupForm",
+    "reset_password": "accounts.forms.ResetPasswordForm",
+    "reset_password_from_key": "accounts.forms.ResetPasswordKeyForm",
+}
+ACCOUNT_PASSWORD_RESET_TOKEN_GENERATOR = "accounts.reset.ResetTokens"
 ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before an address is added, removed or made primary
 ACCOUNT_MAX_EMAIL_ADDRESSES = 3
-ACCOUNT_RATE_LIMITS = {"profile": "20/m/user"}  # besides allauth's own, which are on
+ACCOUNT_RATE_LIMITS = {  # besides allauth's others, which are on
+    "profile": "20/m/user",
+    # By address (key): anybody may have mail sent to anybody, so an address gets only so much of it in a day.
+    "reset_password": "20/m/ip,5/m/key,10/d/key",
+    "confirm_email": "1/180s/key,10/d/key",
+    "manage_email": "10/m/user,100/d/user",
+}
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = "/"
 ADMIN_URL = env.path("ADMIN_URL", "admin/")
