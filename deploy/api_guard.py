@@ -62,7 +62,10 @@ def network(address: str) -> str:
 
 
 def limit(kind: str, who: str, most: int) -> None:
-    """Counts a request of `who`. Raises Problem (429) beyond `most` in a minute. Without a cache nobody is counted."""
+    """Counts a request of `who`. Raises Problem (429) beyond `most` in a minute.
+
+    While Redis is away each process counts for itself (metrics.cache).
+    """
     now = time()
     key = f"api-limit:{kind}:{who.replace('/', '-')}:{int(now // WINDOW)}"
     cache.add(key, 0, 2 * WINDOW)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MISSING = object()
+AWAY = (redis.RedisError, OSError)  # Redis does not answer, or answers and refuses
 
 
 class Counting(BaseCache):
@@ -121,8 +122,23 @@ class Breaker:
 _breakers: dict[str, Breaker] = {}
 
 
+# Keys that count how often somebody has tried something: allauth's (sign-in, resets, mail) and deploy.api_guard's.
+LIMITS = ("allauth:rl:", "api-limit:")
+MOST_COUNTED = 10_000  # of these keys in the memory of a process; beyond it, the ones set longest ago go
+
+# By server, as the breakers are: what a process counts itself while Redis does not.
+_counted_here: dict[str, DjangoLocMemCache] = {}
+
+
+def is_limit(key: Any) -> bool:
+    return str(key).startswith(LIMITS)
+
+
 class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
     """django-redis that does not raise when Redis is away: what is read is not there, and what is written is lost.
+
+    But limits go on: what Redis does not take of the keys in LIMITS, this process counts in its own memory. So while
+    Redis is away, somebody may try as often as the limit says in each process, and no oftener.
 
     What Redis still holds of a key that was written or deleted meanwhile is deleted before it is asked for anything
     else again: a session that was ended must not come back.
@@ -136,6 +152,8 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
         self._ignore_exceptions = False  # they are handled here instead
         seconds = float(params.get("OPTIONS", {}).get("BREAKER_SECONDS", 2))
         self.breaker = _breakers.setdefault(str(server), Breaker(seconds))
+        here = DjangoLocMemCache(f"limits {server}", {"MAX_ENTRIES": MOST_COUNTED})
+        self.here = _counted_here.setdefault(str(server), here)
 
     def ask(self, operation: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """What `operation` returns. Raises redis.RedisError or OSError, at once while Redis is being skipped."""
@@ -175,7 +193,7 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
         """What `operation` returns, or `lost` if Redis does not carry it out."""
         try:
             return self.ask(operation, *args, **kwargs)
-        except (redis.RedisError, OSError):
+        except AWAY:
             return lost
 
     def write(
@@ -184,14 +202,16 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
         """Like attempt(), for what changes the values of `keys`."""
         try:
             return self.ask(operation, *args, version=version, **kwargs)
-        except (redis.RedisError, OSError):
+        except AWAY:
             with self.breaker.lock:
                 if len(self.breaker.stale) <= Breaker.MOST_STALE:
                     self.breaker.stale.update(self.make_key(key, version) for key in keys)
             return lost
 
     def get(self, key: Any, default: Any = None, version: int | None = None) -> Any:
-        return self.attempt(default, super().get, key, default, version)
+        found = self.attempt(default, super().get, key, default, version)
+        # What was counted here is newer than what Redis has: it may answer, and refuse to write.
+        return self.here.get(key, found, version) if is_limit(key) else found
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         return self.attempt({}, super().get_many, keys, version=version)
@@ -202,23 +222,40 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
     def set(
         self, key: Any, value: Any, timeout: float | None = DEFAULT_TIMEOUT, version: int | None = None, **kwargs: Any
     ) -> Any:
-        return self.write([key], version, False, super().set, key, value, timeout, **kwargs)
+        if not is_limit(key):
+            return self.write([key], version, False, super().set, key, value, timeout, **kwargs)
+        try:
+            done = self.ask(super().set, key, value, timeout, version=version, **kwargs)
+        except AWAY:
+            self.here.set(key, value, timeout, version)
+            return False
+        self.here.delete(key, version)
+        return done
 
     def set_many(
         self, data: dict[Any, Any], timeout: float | None = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
         return self.write(data, version, list(data), super().set_many, data, timeout) or []
 
-    def add(self, *args: Any, **kwargs: Any) -> bool:
-        """True also when Redis is away: who locks or limits something by a key goes on, unlocked and unlimited."""
-        return self.attempt(True, super().add, *args, **kwargs)
+    def add(self, key: Any, *args: Any, **kwargs: Any) -> bool:
+        """True also when Redis is away: who locks something by a key goes on, unlocked but for LIMITS."""
+        try:
+            return bool(self.ask(super().add, key, *args, **kwargs))
+        except AWAY:
+            return bool(self.here.add(key, *args, **kwargs)) if is_limit(key) else True
 
     def touch(self, *args: Any, **kwargs: Any) -> bool:
         return self.attempt(False, super().touch, *args, **kwargs)
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None, **kwargs: Any) -> int:
         """As if the key had been 0 when Redis is away. Raises ValueError if there is no such key, as Django says."""
-        return self.write([key], version, delta, super().incr, key, delta, **kwargs)
+        if not is_limit(key):
+            return self.write([key], version, delta, super().incr, key, delta, **kwargs)
+        try:
+            return int(self.ask(super().incr, key, delta, version=version, **kwargs))
+        except AWAY:
+            self.here.add(key, 0, version=version)
+            return int(self.here.incr(key, delta, version))
 
     def decr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
         """As if the key had been 0 when Redis is away. Raises ValueError if there is no such key, as Django says."""
@@ -228,7 +265,8 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
         return self.write([key], version, (version or self.version) + delta, super().incr_version, key, delta)
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        return self.write([key], version, False, super().delete, key)
+        here = is_limit(key) and self.here.delete(key, version)
+        return self.write([key], version, here, super().delete, key)
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
         keys = list(keys)

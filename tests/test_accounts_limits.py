@@ -1,9 +1,11 @@
-"""The rate limits: they count by the client's address, in Redis, and let everybody through when Redis is away."""
+"""The rate limits: they count by the client's address, in Redis, and in each process by itself when Redis is away."""
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from django.core.cache import caches
 from django.test import Client
 from pytest_django import Settings
 
@@ -105,17 +107,54 @@ def test_the_profile_and_the_password_are_limited_by_user(member: User) -> None:
         assert statuses[-1] == 429 and 429 not in statuses[:-1], path
 
 
-def test_with_redis_away_everybody_is_let_through(member: User, own_redis: Redis, settings: Settings) -> None:
-    settings.ACCOUNT_RATE_LIMITS = FEW
-    own_redis.stop()
+@pytest.fixture(params=["stopped", "frozen", "read-only"])
+def redis_away(request: pytest.FixtureRequest, own_redis: Redis) -> Iterator[None]:
+    """Redis that counts nothing any more: it does not answer, or it refuses to write as a replica does."""
+    if request.param == "stopped":
+        own_redis.stop()
+        yield
+    elif request.param == "frozen":
+        with frozen(own_redis):
+            yield
+    else:
+        with own_redis.client() as client:
+            client.replicaof("127.0.0.1", 1)
+            yield
+            client.replicaof("NO", "ONE")
+
+
+def test_with_redis_away_people_sign_in_and_pages_open(member: User, redis_away: None) -> None:
     client = behind_a_proxy("203.0.113.5")
-    assert tries(client, 5) == [200] * 5
     assert client.post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD}).status_code == 302
     assert client.get("/accounts/profile/").status_code == 200
 
 
-def test_with_redis_frozen_everybody_is_let_through(member: User, own_redis: Redis) -> None:
+def test_with_redis_away_a_process_goes_on_counting_guesses(member: User, redis_away: None) -> None:
+    """14 of 14 were tried once."""
+    answers = []
+    for guess in range(14):
+        client = behind_a_proxy(f"203.0.113.{guess}")
+        answers.append(client.post(SIGN_IN, {"login": ADDRESS, "password": f"guess {guess}"}).content.decode())
+    assert ["Too many failed" in answer for answer in answers] == [False] * 5 + [True] * 9
+    refused = behind_a_proxy("203.0.113.99").post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD})
+    assert refused.status_code == 200
+
+
+def test_with_redis_away_a_process_goes_on_counting_clients(settings: Settings, redis_away: None) -> None:
+    settings.ACCOUNT_RATE_LIMITS = FEW
+    assert tries(behind_a_proxy("203.0.113.5"), 5) == [200, 200, 200, 429, 429]
+    assert tries(behind_a_proxy("203.0.113.6"), 1) == [200]
+
+
+def test_what_was_counted_while_redis_was_away_counts_when_it_is_back(settings: Settings, own_redis: Redis) -> None:
+    settings.ACCOUNT_RATE_LIMITS = FEW
     client = behind_a_proxy("203.0.113.5")
-    with frozen(own_redis):
-        assert client.post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD}).status_code == 302
-        assert client.get("/accounts/profile/").status_code == 200
+    own_redis.stop()
+    assert tries(client, 2) == [200, 200]
+    own_redis.start()
+    cache: Any = caches["default"]
+    cache.breaker.retry_at = 0.0  # its two seconds are over
+    assert tries(client, 2) == [200, 429]
+    with own_redis.client() as direct:
+        direct.flushall()
+    assert tries(client, 1) == [200], "counted in Redis again, and only there"

@@ -378,17 +378,21 @@ def test_an_ipv6_subscriber_is_one_address(address: str, stands_for: str) -> Non
     assert api_guard.network(address) == stands_for
 
 
-def test_without_a_cache_nobody_is_limited(settings: Settings) -> None:
-    settings.API_RATE_PER_TOKEN = settings.API_RATE_PER_ADDRESS = 1
+def test_without_a_cache_a_process_counts_for_itself(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.api_guard.time", lambda: 1_000_000_060.5)
+    settings.API_RATE_PER_TOKEN, settings.API_RATE_PER_ADDRESS = 3, 5
     settings.CACHES = {
         "default": {
             "BACKEND": "metrics.cache.RedisCache",
-            "LOCATION": "redis://127.0.0.1:1/0",
+            "LOCATION": f"redis://127.0.0.1:1/{uuid.uuid4().int % 1_000_000}",
             "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 0.1},
         }
     }
-    pipeline = Pipeline(token())
-    assert [pipeline.get("environments").status_code for _ in range(3)] == [200] * 3
+    one, two = Pipeline(token(name="one")), Pipeline(token(name="two"))
+    assert [one.get("environments").status_code for _ in range(4)] == [200, 200, 200, 429]
+    assert [two.get("environments").status_code for _ in range(2)] == [200, 429], "the address has had its five"
+    monkeypatch.setattr("deploy.api_guard.time", lambda: 1_000_000_120.0)
+    assert one.get("environments").status_code == 200
     cache.close()
 
 

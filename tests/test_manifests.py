@@ -16,7 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from django.core.management import get_commands, load_command_class
-from django.urls import resolve
+from django.urls import resolve, reverse
 
 from deploy.environments import places
 from deploy.targets.kubernetes import Kubernetes
@@ -365,6 +365,30 @@ def test_the_ingress_has_the_hosts_of_the_guide(overlay: str) -> None:
     assert {rule["host"] for rule in spec["rules"]} == HOSTS[overlay]
     assert {host for each in spec["tls"] for host in each["hosts"]} == HOSTS[overlay]
     assert places()[overlay].url.removeprefix("https://") in HOSTS[overlay]
+
+
+@overlays
+def test_the_ingress_limits_each_client(overlay: str) -> None:
+    """Beside the app's own limits, and above what a page with its files asks for at once."""
+    notes = only(render(overlay), "Ingress")["metadata"]["annotations"]
+    for name in ("limit-rps", "limit-connections"):
+        assert 20 <= int(notes[f"nginx.ingress.kubernetes.io/{name}"]) <= 200
+
+
+def test_nginx_limits_every_form_about_an_account_and_the_api() -> None:
+    places = re.findall(r"location (\S+) (\S+) \{\n\s+limit_req zone=(\w+)", (ROOT / "nginx.conf").read_text())
+    by_zone = {zone: pattern for _, pattern, zone in places}
+    for name in (
+        "account_login",
+        "account_signup",
+        "account_reauthenticate",
+        "account_email",
+        "account_change_password",
+        "account_reset_password",
+    ):
+        assert re.match(by_zone["accounts"], reverse(name)), name
+    assert re.match(by_zone["accounts"], "/accounts/password/reset/key/1-x/")
+    assert by_zone["api"] == "/api/"
 
 
 @overlays

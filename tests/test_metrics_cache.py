@@ -261,3 +261,15 @@ def test_members_seen_lately_are_counted_once_and_forgotten_in_time(
     assert backend.recent("seen", 60) == 3
     now += 2
     assert backend.recent("seen", 60) == 1
+
+
+def test_limits_that_are_counted_here_take_a_bounded_amount_of_memory() -> None:
+    backend = redis_at("redis://127.0.0.1:1/2")
+    backend.here.clear()
+    for number in range(cache_module.MOST_COUNTED + 500):
+        backend.set(f"allauth:rl:login:{number}", [1.0], 60)
+    here: Any = backend.here
+    assert len(here._cache) <= cache_module.MOST_COUNTED
+    assert backend.get(f"allauth:rl:login:{number}") == [1.0]
+    assert backend.get("another key") is None and not backend.breaker.stale
+    backend.here.clear()
