@@ -1,11 +1,19 @@
 #!/bin/bash
-# Runs once, when the stack's PostgreSQL makes its data (docker-compose.yml): the app gets a role that owns its database
-# and is no superuser.
+# Makes the stack's two roles and the database $DATABASE (docker-compose.yml): once, when PostgreSQL makes its data, and
+# for ./run restore. docs/production.md has the same for a database of your own, and says what the two are for.
 set -euo pipefail
 
-psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 --username postgres <<'SQL'
-\set password `cat /run/secrets/app_password`
-CREATE ROLE backstagetest1 LOGIN PASSWORD :'password';
-CREATE DATABASE backstagetest1 OWNER backstagetest1;
-REVOKE ALL ON DATABASE backstagetest1 FROM PUBLIC;
+psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 --set database="${DATABASE:-backstagetest1}" --username postgres <<'SQL'
+\set owner_password `cat /run/secrets/owner_password`
+\set app_password `cat /run/secrets/app_password`
+SELECT 'CREATE ROLE ' || name || ' LOGIN' FROM unnest(ARRAY['backstagetest1_owner', 'backstagetest1']) AS name
+  WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
+ALTER ROLE backstagetest1_owner PASSWORD :'owner_password';
+ALTER ROLE backstagetest1 PASSWORD :'app_password';
+CREATE DATABASE :"database" OWNER backstagetest1_owner;
+REVOKE ALL ON DATABASE :"database" FROM PUBLIC;
+GRANT CONNECT ON DATABASE :"database" TO backstagetest1;
+\connect :"database"
+ALTER DEFAULT PRIVILEGES FOR ROLE backstagetest1_owner IN SCHEMA public
+  GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO backstagetest1;
 SQL

@@ -77,7 +77,8 @@ def test_a_backup_brings_back_what_was_there_and_nothing_that_came_later(
     assert own.sql("SELECT count(*) FROM accounts_user") == rows
     assert member.signed_in() and member.get(path).body == before
     assert not later.signed_in() and own.client().get(newer).status == 404
-    assert own.sql("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == "backstagetest1"
+    assert own.sql("SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = 'public'") == "backstagetest1_owner"
+    assert own.client().sign_up()  # with the app's role, which the restored tables let write
 
 
 def test_what_is_no_backup_is_refused_and_changes_nothing(own: Stack, member: Client, tmp_path: Path) -> None:

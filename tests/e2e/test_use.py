@@ -285,11 +285,38 @@ def test_no_password_is_in_a_container_s_environment_and_the_app_is_no_superuser
     assert len(password) >= 32
     for service in ("web", "db", "redis", "nginx", "migrate", "secrets", "prepare"):
         assert password not in json.dumps(stack.inspect(service)), service
-    assert (
-        stack.sql("SELECT rolsuper OR rolcreatedb OR rolcreaterole FROM pg_roles WHERE rolname = 'backstagetest1'")
-        == "f"
+    rights = (
+        "SELECT rolname, rolsuper OR rolcreatedb OR rolcreaterole FROM pg_roles WHERE rolname LIKE 'backstagetest1%'"
     )
+    assert set(stack.sql(rights).splitlines()) == {"backstagetest1|f", "backstagetest1_owner|f"}
     assert "NOAUTH" in stack.exec("redis", "redis-cli", "ping")
+
+
+def test_each_service_has_its_own_secrets_and_the_app_cannot_switch_the_ledgers_guards_off(stack: Stack) -> None:
+    def files(service: str) -> set[str]:
+        return set(stack.exec(service, "ls", "-A", "/run/secrets").split())
+
+    assert files("web") == {"own_secret_key", "secret_key", "database_url", "redis_url"}
+    assert files("db") == {"postgres_password", "owner_password", "app_password"}
+    assert files("redis") == {"redis_password", "redis.conf"}
+    seen = stack.exec("web", "sh", "-c", "cat /run/secrets/*; env")
+    for name in ("postgres_password", "owner_password"):
+        assert stack.exec("db", "cat", f"/run/secrets/{name}") not in seen
+    program = """
+import django; django.setup()
+from django.db import connection, ProgrammingError, OperationalError
+for statement in (
+    "ALTER TABLE deploy_deployment DISABLE TRIGGER ALL", "TRUNCATE deploy_step", "DROP TABLE deploy_step CASCADE",
+    "SET session_replication_role = replica", "SET ROLE backstagetest1_owner", "CREATE TEMPORARY TABLE mine (id int)",
+    "UPDATE deploy_environment SET gate_id = NULL", "DELETE FROM django_migrations",
+):
+    try:
+        connection.cursor().execute(statement)
+        print("allowed:", statement)
+    except (ProgrammingError, OperationalError) as error:
+        print(error.__cause__.pgcode)
+"""
+    assert set(stack.exec("web", "python", "-c", program).splitlines()) == {"42501"}  # insufficient_privilege
 
 
 def test_nginx_finds_its_configuration_right(stack: Stack) -> None:
