@@ -246,9 +246,10 @@ def test_every_container_says_what_it_needs_and_what_it_may_take(overlay: str) -
 @overlays
 def test_every_key_that_is_referred_to_exists(overlay: str) -> None:
     objects = render(overlay)
-    secret = yaml.safe_load((ROOT / "k8s" / "secrets.example.yaml").read_text())
+    held = secret_keys()
     maps = {each["metadata"]["name"] for each in named(objects, "ConfigMap")}
-    used, needed = set(), set()
+    used: dict[str, set[str]] = {}
+    needed: set[tuple[str, str]] = set()
     for name, pod, container in containers(objects):
         assert pod["serviceAccountName"] == only(objects, "ServiceAccount")["metadata"]["name"], name
         for source in container.get("envFrom", []):
@@ -256,18 +257,35 @@ def test_every_key_that_is_referred_to_exists(overlay: str) -> None:
         for variable in container["env"]:
             if "valueFrom" in variable:
                 ref = variable["valueFrom"]["secretKeyRef"]
-                assert ref["name"] == secret["metadata"]["name"], name
-                used.add(ref["key"])
+                used.setdefault(ref["name"], set()).add(ref["key"])
                 if not ref.get("optional"):
-                    needed.add(ref["key"])
+                    needed.add((ref["name"], ref["key"]))
         claims = {
             each["persistentVolumeClaim"]["claimName"]
             for each in pod["volumes"]
             if len(each) > 1 and "persistentVolumeClaim" in each
         }
         assert claims <= {each["metadata"]["name"] for each in named(objects, "PersistentVolumeClaim")}
-    assert used == set(secret["stringData"])
-    assert needed == {"database-url", "secret-key"}  # the guide's; the others may be left out
+    assert used == held
+    app_needs = {(f"{APP}-secrets", "database-url"), (f"{APP}-secrets", "secret-key")}  # the guide's
+    assert needed == app_needs | {(f"{APP}-migrate", "database-url")}  # the others may be left out
+
+
+def secret_keys() -> dict[str, set[str]]:
+    """The keys of each Secret that is to be made, by its name."""
+    found = yaml.safe_load_all((ROOT / "k8s" / "secrets.example.yaml").read_text())
+    return {each["metadata"]["name"]: set(each["stringData"]) for each in found}
+
+
+def database_secret(container: Object) -> str:
+    (found,) = [each for each in container["env"] if each["name"].startswith(("DATABASE_URL", "DB_"))]
+    return str(found["valueFrom"]["secretKeyRef"]["name"])
+
+
+@overlays
+def test_only_migrations_connect_as_the_owner_of_the_tables(overlay: str) -> None:
+    for name, _, container in containers(render(overlay)):
+        assert database_secret(container) == (f"{APP}-migrate" if name.startswith("Job/") else f"{APP}-secrets"), name
 
 
 @overlays
@@ -431,7 +449,7 @@ def test_nothing_gets_in_or_out_but_what_is_named(overlay: str) -> None:
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     egress = only(objects, "NetworkPolicy", "out")["spec"]["egress"]
     ports = {each["port"] for rule in egress for each in rule["ports"]}
-    example = yaml.safe_load((ROOT / "k8s" / "secrets.example.yaml").read_text())["stringData"]
+    example = next(yaml.safe_load_all((ROOT / "k8s" / "secrets.example.yaml").read_text()))["stringData"]
     stores = {int(re.findall(r":(\d+)/", example[key])[0]) for key in ("database-url", "redis-url")}
     assert ports == {53} | stores
     (rule,) = only(objects, "NetworkPolicy", "stores")["spec"]["ingress"]
@@ -520,6 +538,7 @@ def test_the_migrate_job_of_a_release_runs_wherever_there_is_room(monkeypatch: p
     kubernetes_validate.validate(job, OLDEST, strict=True)
     meets_the_restricted_standard((job,))
     pod = job["spec"]["template"]["spec"]
+    assert database_secret(pod["containers"][0]) == f"{APP}-migrate"
     assert "affinity" not in pod and {each["name"] for each in pod["volumes"]} == {"tmp", "metrics"}
     assert not selected((job,), only(render("staging"), "Deployment")["spec"]["selector"])  # no traffic for it
 

@@ -1,4 +1,4 @@
-"""The two roles of docs/production.md on a real PostgreSQL: what the app needs it may do, and the guards hold against it."""
+"""The two roles of docs/production.md on a real PostgreSQL: the app can do what it has to, and the guards hold."""
 
 import os
 import re
@@ -76,7 +76,7 @@ def app(roles: Roles) -> Iterator[Any]:
         "DROP TRIGGER deploy_owner_only ON deploy_environment",
         "CREATE TRIGGER mine BEFORE INSERT ON deploy_deployment FOR EACH ROW EXECUTE FUNCTION deploy_refuse()",
         "CREATE RULE mine AS ON UPDATE TO deploy_deployment DO INSTEAD NOTHING",
-        "CREATE OR REPLACE FUNCTION deploy_guard_deployment() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
+        "CREATE OR REPLACE FUNCTION deploy_refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
         "ALTER FUNCTION deploy_guard_deployment() RESET search_path",
         "DROP FUNCTION deploy_guard_deployment() CASCADE",
         "ALTER TABLE deploy_deployment DROP CONSTRAINT deploy_hotfix_has_a_reason",
@@ -133,8 +133,8 @@ def test_no_guard_reads_a_table_of_the_session(roles: Roles) -> None:
             cursor.execute(
                 "INSERT INTO public.deploy_release (version, commit, message, built_at, image, token) "
                 "VALUES ('9.9', '4f2a9c1', '', now(), '', ''); "
-                "INSERT INTO public.deploy_deployment (environment_id, release_id, kind, strategy, hotfix, reason, status, "
-                "actor, token, finished_token, created, run_url) "
+                "INSERT INTO public.deploy_deployment (environment_id, release_id, kind, strategy, hotfix, reason, "
+                "status, actor, token, finished_token, created, run_url) "
                 "SELECT 4, id, 'deploy', 'rolling', false, '', 'pending', 'x', '', '', now(), '' "
                 "FROM public.deploy_release WHERE version = '9.9'"
             )

@@ -7,7 +7,8 @@ deploy_order           pending -> running -> succeeded, failed or rolled_back; p
 deploy_gate            an environment with a gate takes what has succeeded there, a hotfix, or back what it had itself
 deploy_rollback        a rollback goes to what has succeeded in the same environment
 
-Not held by them: TRUNCATE, DROP and whoever may switch triggers off, that is, the database's owner.
+Not held by them: TRUNCATE, DROP and whoever may switch triggers off, that is, the tables' owner. The app's role is
+another (docs/production.md), and 0007_roles.py closes the ways around that are left to it.
 
 SQLite drops a table's triggers when Django alters the table, for it makes the table anew: a later migration that alters
 one of these tables must run install() again after it. A test looks for them in a database that has all migrations.

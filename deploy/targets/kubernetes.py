@@ -33,6 +33,7 @@ VERIFIED, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schem
 LIVE = f"{APP}/live-since"  # when the revision became current for the last time, by RFC 3339 in UTC
 CAUSE = "kubernetes.io/change-cause"
 POLL = 1.0  # seconds between two looks
+MIGRATE = f"{APP}-migrate"  # the Secret with the database URL of the tables' owner
 MIGRATION = 1800  # seconds that a migrate Job gets
 GONE = "unable to retrieve container logs"  # printed as if it were the log, when the kubelet has removed the container
 # What a container waits for in vain: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
@@ -205,12 +206,17 @@ class Kubernetes:
             time.sleep(POLL)
 
     def job(self, name: str, image: str, unsafe: bool) -> dict[str, Any]:
-        """A Job from the Deployment's own pod: the same settings, secrets, volumes and rights, with the new image."""
+        """A Job from the Deployment's own pod: the same settings, volumes and rights, with the new image. Its database
+        URL is that of the tables' owner, which the app's own role is not.
+        """
         pod = self.pod(image)
         container = next(each for each in pod["containers"] if each["name"] == APP)
         for key in ("livenessProbe", "readinessProbe", "startupProbe", "ports", "args"):
             container.pop(key, None)
         container["command"] = ["python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else [])]
+        owner = {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": MIGRATE, "key": "database-url"}}}
+        others = ("DATABASE_URL", "DATABASE_URL_FILE", "DB_PASSWORD", "DB_PASSWORD_FILE")
+        container["env"] = [each for each in container.get("env", []) if each["name"] not in others] + [owner]
         pod["containers"] = [container]
         # Uploads are no matter of migrations, and their volume may be mountable on one node alone.
         claims = {each["name"] for each in pod.get("volumes", []) if "persistentVolumeClaim" in each}
