@@ -2,20 +2,49 @@
 
 import sys
 
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template import loader
+from django.views import defaults
 from django.views.decorators.csrf import requires_csrf_token
 
+READ_ONLY = "25006"  # read_only_sql_transaction: https://www.postgresql.org/docs/current/errcodes-appendix.html
 RETRY_AFTER = 30  # seconds
 COOL_DOWN = 60  # seconds; of the rate limits on pages, the one whose window is the shortest
 
 
+def database_is_unavailable(error: BaseException | None) -> bool:
+    """Whether `error`, or what led to it, is that the database is down or refuses all writes: a later try may succeed.
+
+    A full disk, too many connections, a shutdown and a time-out are OperationalErrors. Being read-only, as a standby is
+    or an old primary after a failover, is an InternalError that only its code (SQLSTATE 25006) tells from others.
+    """
+    while error:
+        if isinstance(error, OperationalError | InterfaceError):
+            return True
+        if isinstance(error, DatabaseError) and getattr(error.__cause__, "pgcode", None) == READ_ONLY:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@requires_csrf_token
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """400; but 503 if it was the database: Django takes a session that it refuses to store for one that was deleted."""
+    if database_is_unavailable(exception):
+        return unavailable(request, True)
+    return defaults.bad_request(request, exception)
+
+
 @requires_csrf_token
 def server_error(request: HttpRequest) -> HttpResponse:
-    """503 with Retry-After when the database is away, else 500. The pages need neither database nor session."""
-    away = isinstance(sys.exc_info()[1], OperationalError | InterfaceError)
+    """503 with Retry-After when the database is down or read-only, else 500."""
+    return unavailable(request, database_is_unavailable(sys.exc_info()[1]))
+
+
+def unavailable(request: HttpRequest, away: bool) -> HttpResponse:
+    """The page, which needs neither database nor session."""
     status = 503 if away else 500
     response = HttpResponse(
         loader.get_template(f"{status}.html").render({"request_id": request.META.get("REQUEST_ID")}),

@@ -16,5 +16,6 @@ urlpatterns = [
     path(settings.ADMIN_URL, admin.site.urls),
 ]
 
+handler400 = "backstagetest1.errors.bad_request"
 handler429 = "backstagetest1.errors.too_many_requests"
 handler500 = "backstagetest1.errors.server_error"

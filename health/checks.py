@@ -33,6 +33,7 @@ from redis.retry import Retry
 # Seconds after which a check's own connection is given up and the next run makes a new one. Far above the deadline:
 # a frozen server answers on the same connection as soon as it thaws, and is not met by a new one at every probe.
 GIVE_UP = 5.0
+ROOM_EVERY = 10.0  # seconds for which it is believed that the database's disk has room
 
 
 class Reason(StrEnum):
@@ -43,6 +44,7 @@ class Reason(StrEnum):
     AUTHENTICATION = "authentication"
     WRONG_ANSWER = "wrong answer"
     PENDING_MIGRATIONS = "pending migrations"
+    READ_ONLY = "read-only"
     DISK_FULL = "disk full"
     NOT_WRITABLE = "not writable"
     ERROR = "error"
@@ -71,14 +73,30 @@ class Check:
 
 
 class Database(Check):
-    """The default database answers a query."""
+    """The default database answers a query, takes writes and has room for them.
+
+    It writes nothing: a standby, and what a failover leaves behind, say themselves that they are read-only. That the
+    disk is full shows when a query needs a temporary file, which costs no row, no table and no log.
+    """
 
     def __init__(self) -> None:
         self.link = open_database()
+        self.had_room = -ROOM_EVERY
 
     def run(self) -> None:
-        if self.link.rows(self.link.probe) != [(1,)]:
+        kept = self.link.connection is not None
+        rows = self.link.rows(self.link.probe)
+        if rows == [("on",)] and kept:  # the connection may be one to the primary of before
+            self.link.close()
+            rows = self.link.rows(self.link.probe)
+        if rows == [("on",)]:
+            self.link.close()
+            raise Unhealthy(Reason.READ_ONLY, "it is a standby, or default_transaction_read_only is on")
+        if rows != [("off",)]:
             raise Unhealthy(Reason.WRONG_ANSWER)
+        if self.link.room and time.monotonic() - self.had_room >= ROOM_EVERY:
+            self.link.rows(self.link.room)
+            self.had_room = time.monotonic()
 
     def close(self) -> None:
         self.link.close()
@@ -143,16 +161,24 @@ class Cache(Check):
     def run(self) -> None:
         value = secrets.token_hex(8)
         if self.client:
-            with self.client.pipeline(transaction=False) as pipe:
-                pipe.set(self.key, value, ex=60)
-                pipe.get(self.key)
-                read = pipe.execute()[1]
-            read = read.decode() if isinstance(read, bytes) else read
+            try:
+                read = self.exchange(self.client, value)
+            except redis.ReadOnlyError:  # the connection may be one to the primary of before
+                self.close()
+                read = self.exchange(self.client, value)
         else:
             self.backend.set(self.key, value, 60)
             read = self.backend.get(self.key)
         if read != value:
             raise Unhealthy(Reason.WRONG_ANSWER, "the cache did not give back the value written to it")
+
+    def exchange(self, client: redis.Redis, value: str) -> str | None:
+        """Writes `value`, and returns what is read then. Raises redis.RedisError."""
+        with client.pipeline(transaction=False) as pipe:
+            pipe.set(self.key, value, ex=60)
+            pipe.get(self.key)
+            read = pipe.execute()[1]
+        return read.decode() if isinstance(read, bytes) else read
 
     def close(self) -> None:
         if self.client:
@@ -199,10 +225,12 @@ class PostgresLink:
     https://www.psycopg.org/docs/advanced.html#asynchronous-support
     """
 
-    probe = "SELECT 1"
+    probe = "SHOW transaction_read_only"
+    room = "SELECT count(*) FROM generate_series(1, 10000)"  # more than work_mem: it goes to a file
 
     def __init__(self, parameters: dict[str, Any]) -> None:
         self.parameters = {"fallback_application_name": "health"} | parameters | {"async_": True}
+        self.parameters["options"] = f"{parameters.get('options', '')} -c work_mem=64kB".strip()
         self.connection: Any = None
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
@@ -243,17 +271,23 @@ class PostgresLink:
 
 
 class DjangoLink:
-    """The same for any other database, as Django connects to it."""
+    """The same for any other database, as Django connects to it. Whether it takes writes is not known."""
+
+    room = ""
 
     def __init__(self) -> None:
-        self.connection = connections.create_connection(DEFAULT_DB_ALIAS)
+        self.django = connections.create_connection(DEFAULT_DB_ALIAS)
         # SQLite reads its file only for a query that needs it.
-        lite = self.connection.vendor == "sqlite"
-        self.probe = "SELECT 1 FROM (SELECT count(*) FROM sqlite_master)" if lite else "SELECT 1"
+        lite = self.django.vendor == "sqlite"
+        self.probe = "SELECT 'off' FROM (SELECT count(*) FROM sqlite_master)" if lite else "SELECT 'off'"
+
+    @property
+    def connection(self) -> Any:
+        return self.django.connection
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         try:
-            with self.connection.cursor() as cursor:
+            with self.django.cursor() as cursor:
                 cursor.execute(sql)
                 return list(cursor.fetchall())
         except Error:
@@ -261,7 +295,7 @@ class DjangoLink:
             raise
 
     def close(self) -> None:
-        self.connection.close()
+        self.django.close()
 
 
 def open_database() -> PostgresLink | DjangoLink:
@@ -284,7 +318,9 @@ WORDS = {
     Reason.AUTHENTICATION: "authentication failed|no password supplied|no pg_hba|role .* (does not|is not)",
     Reason.REFUSED: "refused|starting up|shutting down|recovery mode|too many|slots are reserved|closed",
     Reason.TIMEOUT: "timed out|timeout",
+    Reason.DISK_FULL: "no space left|file too large|quota exceeded",
 }
+CODES = {"25006": Reason.READ_ONLY, "53100": Reason.DISK_FULL}  # SQLSTATE
 NUMBERS = {
     errno.ENOSPC: Reason.DISK_FULL,
     errno.EDQUOT: Reason.DISK_FULL,
@@ -308,6 +344,10 @@ def reason(error: BaseException) -> Reason:
                 return Reason.REFUSED
             case redis.AuthenticationError() | redis.exceptions.NoPermissionError():
                 return Reason.AUTHENTICATION
+            case redis.ReadOnlyError():
+                return Reason.READ_ONLY
+            case psycopg2.Error() if cause.pgcode in CODES:
+                return CODES[cause.pgcode]
             case OSError() if cause.errno in NUMBERS:
                 return NUMBERS[cause.errno]
             case psycopg2.Error() | redis.ConnectionError():

@@ -115,7 +115,12 @@ class Breaker:
                 self.opened_at = now
         if first:
             kind = type(error).__name__
-            logger.warning("Redis does not answer, and is asked only every %g s: %s: %s", self.seconds, kind, error)
+            logger.warning(
+                "Redis does not answer, or is read-only, and is asked only every %g s: %s: %s",
+                self.seconds,
+                kind,
+                error,
+            )
 
 
 # By server: the backends are made anew for each thread, and share a process's view of a server.
@@ -168,7 +173,12 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
             CACHE_ERRORS.labels("timeout" if isinstance(error, redis.TimeoutError) else "connection").inc()
             self.breaker.failed(error)
             raise
-        except redis.RedisError as error:  # it answers, and refuses: out of memory, read-only, a value of another type
+        except redis.ReadOnlyError as error:  # a replica: after a failover the name may point to another server by now
+            CACHE_ERRORS.labels("response").inc()
+            self.breaker.failed(error)
+            self.client.get_client().connection_pool.disconnect(inuse_connections=False)
+            raise
+        except redis.RedisError as error:  # it answers, and refuses: out of memory, a value of another type
             CACHE_ERRORS.labels("response").inc()
             logger.warning("Redis refused a cache operation: %s", error)
             self.breaker.succeeded()

@@ -164,7 +164,8 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
     """A DATABASES entry from DATABASE_URL, or from DB_PASSWORD and the given defaults.
 
     PostgreSQL gets time-outs, and connections that persist for a minute and are checked before their first use
-    in a request, so that a restarted database costs no failed request. No pool: a worker has few threads, and
+    in a request, so that a restarted database costs no failed request, and none is kept to one that refuses writes
+    (backstagetest1/postgresql). No pool: a worker has few threads, and
     each keeps one connection.
     """
     example = "postgresql://USER:PASSWORD@HOST:5432/NAME"
@@ -184,7 +185,7 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
     if not parsed.get("NAME") or parsed["ENGINE"] not in ENGINES:
         raise malformed("DATABASE_URL", example)
     if parsed["ENGINE"] == "django.db.backends.postgresql":
-        parsed |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
+        parsed |= {"ENGINE": "backstagetest1.postgresql", "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
         parsed["OPTIONS"] = {
             "connect_timeout": 3,
             "tcp_user_timeout": 5000,

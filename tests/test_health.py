@@ -284,7 +284,7 @@ def test_a_disk_below_the_threshold_is_full(settings: Settings, tmp_path: Path) 
 def test_the_document_explains_every_reason_and_no_other() -> None:
     text = (ROOT / "docs" / "health.md").read_text()
     section = text.partition("### Reasons")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `([a-z ]+)` \|", section, re.MULTILINE) == [str(reason) for reason in checks.Reason]
+    assert re.findall(r"^\| `([a-z -]+)` \|", section, re.MULTILINE) == [str(reason) for reason in checks.Reason]
 
 
 def test_the_documents_figures_and_paths_are_the_settings(settings: Settings) -> None:

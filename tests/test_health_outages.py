@@ -4,6 +4,7 @@ Here the app runs in the test's own process; test_health_gunicorn.py has the sam
 """
 
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -259,6 +260,68 @@ def test_a_database_that_is_not_there_is_an_error_without_its_name(monkeypatch: 
     monkeypatch.setitem(connections.settings["default"], "NAME", "secret_name")
     assert_down("database", "error")
     assert b"secret_name" not in Client().get("/health/").content
+
+
+@contextmanager
+def read_only(server: Postgres) -> Iterator[None]:
+    """As a failover leaves the old primary where it is only told to take no more writes."""
+    with closing(server.connect()) as connection, connection.cursor() as cursor:
+        try:
+            cursor.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+            cursor.execute("SELECT pg_reload_conf()")
+            yield
+        finally:
+            cursor.execute("SET default_transaction_read_only = off")
+            cursor.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            cursor.execute("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def standby(server: Postgres) -> Iterator[None]:
+    server.stop()
+    (server.folder / "data" / "standby.signal").touch()
+    server.start()
+    try:
+        yield
+    finally:
+        with closing(server.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_promote()")
+
+
+@pytest.mark.parametrize("outage", [read_only, standby])
+def test_a_database_that_refuses_writes_is_unhealthy_for_a_reason_of_its_own(
+    migrated: Postgres, outage: Callable[[Postgres], AbstractContextManager[None]]
+) -> None:
+    """Trap 36: it answers SELECT 1 all the while."""
+    assert healthy()
+    with outage(migrated):
+        assert eventually(lambda: ask()[0] == 503)  # a setting that is read anew reaches a connection a moment later
+        assert ask()[1]["checks"] == {"database": "unhealthy: read-only", "cache": "healthy", "migrations": "healthy"}
+    assert eventually(healthy)
+
+
+def test_a_redis_replica_is_unhealthy(own_redis: Redis) -> None:
+    assert healthy()
+    with own_redis.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        try:
+            assert_down("cache", "read-only")
+        finally:
+            client.replicaof("NO", "ONE")
+    assert healthy()
+
+
+def test_a_database_whose_disk_is_full_is_unhealthy(migrated: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 36. The check's own backend may write no file of more than 16 kB: for it that is a full disk."""
+    monkeypatch.setattr(checks, "ROOM_EVERY", 0.0)
+    assert healthy()
+    with closing(migrated.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'health'")
+        for (pid,) in cursor.fetchall():  # by the server's own user, as no other may
+            limit = ["prlimit", "--fsize=16384", "--pid", str(pid)]
+            subprocess.run(limit, user=migrated.user, check=True)
+        assert ask()[1]["checks"]["database"] == "unhealthy: disk full"
+        assert ask()[1]["checks"]["database"] == "healthy", "on a connection without the limit"
 
 
 def test_a_full_redis_is_unhealthy(own_redis: Redis) -> None:

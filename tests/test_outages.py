@@ -1,16 +1,19 @@
 """The whole app under gunicorn while PostgreSQL or Redis goes away and comes back."""
 
 import http.client
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from urllib.parse import urlencode
 
 import pytest
 
 from tests.servers import PATIENCE, ROOT, Gunicorn, Postgres, Redis, eventually
+from tests.test_health_outages import read_only
 
 pytestmark = pytest.mark.slow
 
@@ -39,21 +42,25 @@ class Browser:
         self.server = server
         self.cookies: dict[str, str] = {}
 
-    def ask(self, method: str, path: str, form: dict[str, str] | None = None) -> tuple[int, str]:
+    def ask(
+        self, method: str, path: str, form: dict[str, str] | None = None, body: str = "", token: str = ""
+    ) -> tuple[int, str]:
         """The status and the body; cookies are kept, redirects are not followed."""
         headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in self.cookies.items())}
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         link = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=PATIENCE)
-        link.request(method, path, urlencode(form) if form is not None else None, headers)
+        if token:
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        link.request(method, path, urlencode(form) if form is not None else body or None, headers)
         response = link.getresponse()
-        body = response.read().decode()
+        text = response.read().decode()
         for cookie in response.headers.get_all("Set-Cookie") or []:
             name, _, value = cookie.partition(";")[0].partition("=")
             self.cookies[name] = value
         self.retry_after = response.headers.get("Retry-After")
         link.close()
-        return response.status, body
+        return response.status, text
 
     def submit(self, path: str, **form: str) -> int:
         """GETs the page for its token and POSTs the form; the status of the answer."""
@@ -107,3 +114,47 @@ def test_a_restart_between_two_requests_costs_no_failed_one(member: Browser, own
     own_postgres.stop()
     own_postgres.start()
     assert [member.ask("GET", "/accounts/email/")[0] for _ in range(20)] == [200] * 20
+
+
+def test_a_read_only_database_is_503_for_whoever_writes_and_still_read(member: Browser, own_postgres: Postgres) -> None:
+    """Trap 36: what a failover leaves behind. Connections to it are kept by nobody."""
+    visitor = Browser(member.server)
+    command = [sys.executable, "manage.py", "api_token", "create", "outages", "--environment", "staging"]
+    environment = member.server.environment()
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    with closing(own_postgres.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE accounts_user SET is_staff = true, is_superuser = true")
+    before = kept(own_postgres)
+    with read_only(own_postgres):
+        assert eventually(lambda: member.ask("GET", "/health/")[0] == 503)
+        assert '"database": "unhealthy: read-only"' in member.ask("GET", "/health/")[1]
+        assert member.ask("GET", "/")[0] == visitor.ask("GET", "/status/")[0] == 200
+        for browser, path, form in (
+            (visitor, "/accounts/login/", {"login": "member@example.com", "password": PASSWORD}),
+            (visitor, "/accounts/signup/", {"email": "n@example.com", "password1": PASSWORD, "password2": PASSWORD}),
+            (member, "/accounts/profile/", {"display_name": "Another"}),
+            (member, "/admin/auth/group/add/", {"name": "Writers"}),
+            (member, "/accounts/logout/", {}),
+        ):
+            assert (browser.submit(path, **form), browser.retry_after) == (503, "30"), path
+        release = json.dumps({"version": "1.0", "commit": "0123456789abcdef0123456789abcdef01234567"})
+        status, body = member.ask("POST", "/api/releases", body=release, token=done.stdout.strip())
+        assert (status, member.retry_after) == (503, "30"), body
+        assert "ReadOnly" not in body
+        # Each thread leaves it at its next request: long before CONN_MAX_AGE, a minute, would end the connection.
+        for _ in range(400):
+            assert member.ask("GET", "/accounts/email/")[0] == 200
+            if not before & kept(own_postgres):
+                break
+        assert not before & kept(own_postgres)
+    assert eventually(lambda: member.submit("/accounts/profile/", display_name="Another") == 302)
+
+
+def kept(postgres: Postgres) -> set[int]:
+    """The process ids of the pages' connections to the database."""
+    with closing(postgres.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pid FROM pg_stat_activity"
+            " WHERE datname = 'app' AND application_name = '' AND pid <> pg_backend_pid()"
+        )
+        return {pid for (pid,) in cursor.fetchall()}

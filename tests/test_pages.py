@@ -7,12 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 from django.conf import LazySettings
 from django.contrib.auth.hashers import make_password
 from django.core import mail
 from django.core.exceptions import PermissionDenied
-from django.db import OperationalError
+from django.contrib.sessions.exceptions import SessionInterrupted
+from django.db import InternalError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.template.base import Origin
 from django.test import Client
@@ -36,11 +38,27 @@ def away(_request: HttpRequest) -> HttpResponse:
     raise OperationalError("connection to server at secret-detail failed")
 
 
+def read_only(_request: HttpRequest) -> HttpResponse:
+    cause = psycopg2.errors.lookup("25006")()
+    cause.__setstate__({"pgcode": "25006"})  # type: ignore[no-untyped-call]
+    raise InternalError("cannot execute UPDATE in a read-only transaction") from cause
+
+
+def not_stored(request: HttpRequest) -> HttpResponse:
+    """What Django makes of a session that the database refuses to store: one that somebody has deleted, so 400."""
+    try:
+        return read_only(request)
+    except InternalError:
+        raise SessionInterrupted("secret-detail")  # noqa: B904  as Django does, without a cause
+
+
 def denied(_request: HttpRequest) -> HttpResponse:
     raise PermissionDenied("secret-detail")
 
 
 urlpatterns = [path("broken/", broken), path("away/", away), path("denied/", denied)]
+urlpatterns += [path("read-only/", read_only), path("not-stored/", not_stored)]
+handler400 = "backstagetest1.errors.bad_request"
 handler500 = "backstagetest1.errors.server_error"
 
 
@@ -108,13 +126,13 @@ def test_home_says_what_this_instance_is(client: Client, settings: LazySettings)
 def test_home_tells_that_the_database_is_away_without_asking_it(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deploy.views.report", lambda: report(database=Reason.TIMEOUT, cache=None))
+    monkeypatch.setattr("deploy.views.report", lambda: report(database=Reason.REFUSED, cache=None))
     response = client.get("/")  # without the `db` fixture a query would raise
     text = response.content.decode()
     assert response.status_code == 503 and response["Retry-After"]
     assert "database is away" in text
     assert "This instance is unhealthy" in text
-    assert "Database: timeout" in text
+    assert "Database: refused" in text
     assert text.count(": healthy</span>") == 1
     assert "03:04:05 UTC" in text
     assert client.get("/?seen=x", headers={"hx-request": "true"}).status_code == 503
@@ -415,6 +433,8 @@ def test_429_from_the_rate_limit(client: Client, settings: LazySettings) -> None
     [
         ("/broken/", 500, "Something went wrong on our side"),
         ("/away/", 503, "The service is unavailable for the moment"),
+        ("/read-only/", 503, "The service is unavailable for the moment"),
+        ("/not-stored/", 503, "The service is unavailable for the moment"),
     ],
 )
 def test_500_and_503_say_what_to_do_and_nothing_else(client: Client, url: str, status: int, heading: str) -> None:

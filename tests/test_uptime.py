@@ -12,6 +12,7 @@ from django.test import Client
 from deploy import status, uptime
 from deploy.models import Environment
 from deploy.status_models import Day, Incident, Sample
+from deploy.watch import Reading
 from tests.servers import PATIENCE
 
 
@@ -95,6 +96,21 @@ def test_four_that_thin_at_once_count_each_sample_once() -> None:
     assert sorted(thinned) == [0, 0, 0, 2880]
     assert days() == [("staging", "03-12", 1000, 440), ("production", "03-12", 1000, 440)]
     assert not Sample.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("checks", "up"),
+    [
+        ({"database": "healthy", "cache": "unhealthy: refused"}, True),
+        ({"database": "unhealthy: read-only", "cache": "healthy"}, False),
+        ({"database": "unhealthy: disk full", "cache": "healthy"}, False),
+        ({"database": "healthy", "migrations": "unhealthy: pending migrations"}, False),
+    ],
+)
+def test_an_environment_that_cannot_write_is_down_and_one_without_its_cache_is_up(
+    checks: dict[str, str], up: bool
+) -> None:
+    assert uptime.is_up(Reading("production", "unhealthy", "1.0", checks)) is up
 
 
 @pytest.mark.parametrize("error", [OperationalError, InterfaceError])
