@@ -19,6 +19,14 @@ class MailNotSent(Exception):
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
+    def clean_email(self, email: str) -> str:
+        """For every form of allauth that takes an address: what would not fit into its row is refused, not cut.
+
+        Raises ValidationError.
+        """
+        User._meta.get_field("email").run_validators(email)
+        return email
+
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Raises MailNotSent."""
         try:

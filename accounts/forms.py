@@ -2,17 +2,35 @@ from typing import Any
 
 from allauth.account import app_settings
 from allauth.account.adapter import get_adapter
+from allauth.account.forms import AddEmailForm as BaseAddEmailForm
 from allauth.account.forms import ResetPasswordForm as BaseResetPasswordForm
 from allauth.account.forms import ResetPasswordKeyForm as BaseResetPasswordKeyForm
 from allauth.account.forms import SignupForm as BaseSignupForm
 from django import forms
 from django.core.files.uploadedfile import UploadedFile
+from django.core.validators import MaxLengthValidator
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
 from accounts import addresses, avatars, reset
 from accounts.models import ResetLink, User
+
+EMAIL_LENGTH = 254  # characters, of User.email and of allauth's EmailAddress.email
+
+
+def bound(field: forms.EmailField) -> None:
+    """Gives allauth's field for an address the limit of the model. Its own is higher, and beyond ours it would cut."""
+    field.max_length = EMAIL_LENGTH
+    field.validators = [each for each in field.validators if not isinstance(each, MaxLengthValidator)]
+    field.validators.append(MaxLengthValidator(EMAIL_LENGTH))
+    field.widget.attrs["maxlength"] = str(EMAIL_LENGTH)
+
+
+class AddEmailForm(BaseAddEmailForm):  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        bound(self.fields["email"])
 
 
 class SignupForm(BaseSignupForm):  # type: ignore[misc]
@@ -22,6 +40,10 @@ class SignupForm(BaseSignupForm):  # type: ignore[misc]
     """
 
     account_already_exists: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        bound(self.fields["email"])
 
     def validate_unique_email(self, value: str) -> str:
         self.account_already_exists = addresses.owners(value).exists()
@@ -57,6 +79,10 @@ class ResetPasswordForm(BaseResetPasswordForm):  # type: ignore[misc]
     """allauth's, for addresses that stand for somebody; each request ends the link sent before."""
 
     users: list[User]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        bound(self.fields["email"])
 
     def clean_email(self) -> str:
         email: str = super().clean_email()

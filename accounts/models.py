@@ -1,25 +1,17 @@
 """People: one who signs in with an e-mail address and is shown by a display name."""
 
-import unicodedata
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import PermissionsMixin
-from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models.functions import Lower
 from django.utils import timezone
 
+from settings import text
+
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
-
-JOINERS = "\u200c\u200d"  # of letters in Persian and others, and of the parts of an emoji
-
-
-def printable(value: str) -> None:
-    """Raises ValidationError if `value` holds a character that shows nothing or turns the text around it."""
-    if any(unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") and char not in JOINERS for char in value):
-        raise ValidationError("This holds an invisible control character. Use letters, digits, signs and spaces.")
 
 
 class UserManager(BaseUserManager["User"]):
@@ -54,8 +46,8 @@ class UserManager(BaseUserManager["User"]):
 
 class User(AbstractBaseUser, PermissionsMixin):
     # Stored in lower case: allauth and the manager look it up so.
-    email = models.EmailField("e-mail address", unique=True, max_length=254)
-    display_name = models.CharField(max_length=80, blank=True, validators=[printable])
+    email = models.EmailField("e-mail address", unique=True, max_length=254, validators=[text.one_line])
+    display_name = models.CharField(max_length=80, blank=True, validators=[text.name])
     # The name of a file below MEDIA_ROOT, random, and written by accounts.avatars alone.
     avatar = models.FileField(blank=True, max_length=100, editable=False)
     is_staff = models.BooleanField("may enter the admin", default=False)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Literal, NoReturn
 
+from django.core.exceptions import ValidationError as DjangoError
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from ninja import Header, NinjaAPI, Path, Query, Schema
@@ -18,6 +19,7 @@ from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringCon
 from deploy import ledger, models
 from deploy.api_guard import Bearer, in_scope, may_change, may_register, once, token_of
 from deploy.problems import DETAILS, MEDIA_TYPE, Problem, respond
+from settings import text
 
 MAX_KEY = 2**63 - 1
 
@@ -29,9 +31,17 @@ def plausible(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
-# Text is one line: no control characters, which PostgreSQL or a terminal would choke on.
-LINE = r"^[^\x00-\x1f\x7f]*$"
-Text = Annotated[str, StringConstraints(pattern=LINE, strip_whitespace=True)]
+def fit(value: str) -> str:
+    """One line that everybody can hold (settings.text). Raises ValueError."""
+    try:
+        text.one_line(value)
+    except DjangoError as error:
+        raise ValueError(error.messages[0]) from None
+    return value
+
+
+Line500 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(fit)]
+Line100 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100), AfterValidator(fit)]
 Version = Annotated[
     str,
     StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z._+-]*$", min_length=1, max_length=64),
@@ -67,7 +77,7 @@ class NewRelease(Strict):
     version: Version
     commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{7,64}$"), Field(examples=["4f2a9c1"])]
     built_at: When
-    message: Annotated[Text, StringConstraints(max_length=500)] = ""
+    message: Line500 = ""
     image: Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]*$", max_length=255)] = ""
 
 
@@ -77,11 +87,9 @@ class NewDeployment(Strict):
     strategy: Strategy
     kind: Kind = Kind.DEPLOY
     hotfix: Annotated[bool, Field(strict=True, description="Past the environment's gate. Needs a reason.")] = False
-    reason: Annotated[Text, StringConstraints(max_length=500)] = ""
+    reason: Line500 = ""
     actor: Annotated[
-        Text,
-        StringConstraints(max_length=100),
-        Field(description="Who asked for it: a claim, shown beside the token. The token's name if empty."),
+        Line100, Field(description="Who asked for it: a claim, shown beside the token. The token's name if empty.")
     ] = ""
     run_url: Annotated[
         str,
@@ -91,7 +99,12 @@ class NewDeployment(Strict):
 
 
 class StepReport(Strict):
-    name: Annotated[Text, StringConstraints(min_length=1, max_length=100), Field(examples=["smoke test"])]
+    name: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
+        AfterValidator(fit),
+        Field(examples=["smoke test"]),
+    ]
     outcome: models.Step.Outcome
 
 
@@ -112,11 +125,11 @@ class Filters(Strict):
     environment: Place | None = None
     status: Status | None = None
     strategy: Strategy | None = None
-    actor: Annotated[str, StringConstraints(pattern=LINE, max_length=100)] | None = None
+    actor: Line100 | None = None
     since: Annotated[When | None, Field(description="Created at or after.")] = None
     until: Annotated[When | None, Field(description="Created before.")] = None
     search: Annotated[
-        Annotated[str, StringConstraints(pattern=LINE, max_length=64)] | None,
+        Annotated[str, StringConstraints(strip_whitespace=True, max_length=64), AfterValidator(fit)] | None,
         Field(description="The beginning of the release's version or commit."),
     ] = None
     limit: Limit = 50
@@ -494,7 +507,8 @@ def on_malformed(request: HttpRequest, error: ValidationError) -> HttpResponse:
     """422; 404 if it is the path that names nothing there could be."""
     if any(each["loc"][0] == "path" for each in error.errors):
         return respond(request, Problem(404, "", DETAILS[404]))
-    return respond(request, invalid([place_of(each["loc"], str(each["msg"])) for each in error.errors]))
+    said = [(each["loc"], str(each["msg"]).removeprefix("Value error, ")) for each in error.errors]
+    return respond(request, invalid([place_of(where, detail) for where, detail in said]))
 
 
 def place_of(where: tuple[str | int, ...], detail: str) -> dict[str, str]:

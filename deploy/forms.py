@@ -6,6 +6,7 @@ from typing import Any
 from django import forms
 
 from deploy.models import Deployment, Environment
+from settings import text
 
 ANY = [("", "any")]
 
@@ -20,11 +21,11 @@ class DateInput(forms.DateInput):
 class Filters(forms.Form):
     """What matching() takes, by GET. Days are UTC's."""
 
-    search = forms.CharField(label="Version, commit", max_length=64, required=False)
+    search = forms.CharField(label="Version, commit", max_length=64, required=False, validators=[text.one_line])
     environment = forms.ChoiceField(choices=[*ANY, *Environment.Name.choices], required=False)
     status = forms.ChoiceField(choices=[*ANY, *Deployment.Status.choices], required=False)
     strategy = forms.ChoiceField(choices=[*ANY, *Deployment.Strategy.choices], required=False)
-    actor = forms.CharField(label="By", max_length=100, required=False)
+    actor = forms.CharField(label="By", max_length=100, required=False, validators=[text.one_line])
     since = forms.DateField(label="From", required=False, widget=DateInput())
     until = forms.DateField(label="To", required=False, widget=DateInput())
 

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
+from django.db.models import Field, Model
 from django.utils import timezone
 
 from deploy import metrics
@@ -42,6 +44,17 @@ class Invalid(ValueError):
         self.field = field
 
 
+def refuse_unfit_text(kind: type[Model], **values: str) -> None:
+    """Raises Invalid if the model `kind` has no room for one of `values`, or a character of it is not allowed."""
+    for name, value in values.items():
+        field = kind._meta.get_field(name)
+        assert isinstance(field, Field)
+        try:
+            field.run_validators(value)
+        except ValidationError as error:
+            raise Invalid(name, error.messages[0]) from None
+
+
 # Releases
 
 
@@ -64,6 +77,7 @@ def register(
         raise Invalid("commit", "Expected 7 to 64 hex digits, as git prints them.")
     if not version:
         raise Invalid("version", "A release needs a version.")
+    refuse_unfit_text(Release, version=version, message=message, image=image)
     if built_at > (at or timezone.now()) + CLOCKS_DIFFER:
         raise Invalid("built_at", "It lies in the future: look at the build machine's clock and time zone.")
     given = {"commit": commit, "built_at": built_at, "message": message, "image": image}
@@ -131,6 +145,7 @@ def create(
         raise Invalid("reason", "A hotfix needs a reason: say what cannot wait.")
     if hotfix and kind == Deployment.Kind.ROLLBACK:
         raise Invalid("hotfix", "A rollback is no hotfix: leave one of them out.")
+    refuse_unfit_text(Deployment, reason=reason.strip(), actor=actor)
     with refused_by_the_database(), transaction.atomic():
         # Whoever comes second waits here for whoever came first, and then sees what the first one wrote.
         place = Environment.objects.select_for_update(of=("self",)).get(name=environment)
@@ -192,8 +207,9 @@ def start(key: int, *, at: datetime | None = None) -> Deployment:
 def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | None = None) -> tuple[Step, bool]:
     """The step of that name with its outcome, and whether it is new. One that had no beginning begins and ends at once.
 
-    Raises Deployment.DoesNotExist, Refused (wrong-state, too-many-steps).
+    Raises Deployment.DoesNotExist, Invalid, and Refused (wrong-state, too-many-steps).
     """
+    refuse_unfit_text(Step, name=name)
     now = at or timezone.now()
     ended = None if outcome == Step.Outcome.RUNNING else now
     with refused_by_the_database(), transaction.atomic():

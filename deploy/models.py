@@ -15,6 +15,8 @@ from django.core.validators import RegexValidator, URLValidator
 from django.db import models
 from django.db.models import F, OuterRef, Q, Subquery
 
+from settings import text
+
 FINISHED = ("succeeded", "failed", "rolled_back")
 # A token's name stands for it: names are unique, never change, and stay taken after a token has been revoked.
 BY_TOKEN = "The API token's name; empty if it was a command with access to the database."
@@ -110,13 +112,20 @@ ENVIRONMENTS = (
 class Release(models.Model):
     """A build that can be deployed. It never changes: another build is another version."""
 
-    version = models.CharField(max_length=64, unique=True)
+    version = models.CharField(max_length=64, unique=True, validators=[text.one_line])
     commit = models.CharField(
         max_length=64, db_index=True, validators=[RegexValidator(r"^[0-9a-f]{7,64}\Z", "Expected 7 to 64 hex digits.")]
     )
-    message = models.CharField(max_length=500, blank=True, help_text="The first line of the commit's message.")
+    message = models.CharField(
+        max_length=500, blank=True, validators=[text.one_line], help_text="The first line of the commit's message."
+    )
     built_at = models.DateTimeField(db_index=True)
-    image = models.CharField(max_length=255, blank=True, help_text="Where the container image is, with tag or digest.")
+    image = models.CharField(
+        max_length=255,
+        blank=True,
+        validators=[text.one_line],
+        help_text="Where the container image is, with tag or digest.",
+    )
     token = models.CharField("API token", max_length=100, blank=True, help_text=f"What registered it. {BY_TOKEN}")
     registered = models.DateTimeField(null=True, blank=True, help_text="Empty if that was before this was recorded.")
 
@@ -223,15 +232,15 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
 
 
 def write_cursor(row: "Deployment") -> str:
-    text = f"{int(row.created.timestamp() * 1_000_000)}.{row.pk}"
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    words = f"{int(row.created.timestamp() * 1_000_000)}.{row.pk}"
+    return base64.urlsafe_b64encode(words.encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> tuple[datetime, int]:
     """The time and the key that `cursor` holds. Raises ValueError."""
     try:
-        text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
-        created, _, key = text.partition(".")
+        words = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
+        created, _, key = words.partition(".")
         if not (created.isascii() and created.isdigit() and key.isascii() and key.isdigit()):
             raise ValueError
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(created)), int(key)
@@ -262,9 +271,13 @@ class Deployment(models.Model):
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.DEPLOY)
     strategy = models.CharField(max_length=10, choices=Strategy.choices)
     hotfix = models.BooleanField(default=False)
-    reason = models.CharField(max_length=500, blank=True, help_text="Why; a hotfix must say it.")
+    reason = models.CharField(
+        max_length=500, blank=True, validators=[text.one_line], help_text="Why; a hotfix must say it."
+    )
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.PENDING)
-    actor = models.CharField(max_length=100, help_text="Who asked for it, as the client claims.")
+    actor = models.CharField(
+        max_length=100, validators=[text.one_line], help_text="Who asked for it, as the client claims."
+    )
     token = models.CharField("API token", max_length=100, blank=True, help_text=f"What created it. {BY_TOKEN}")
     finished_token = models.CharField(
         "finished by API token", max_length=100, blank=True, help_text=f"What finished it. {BY_TOKEN}"
@@ -367,7 +380,7 @@ class Step(models.Model):
 
     deployment = models.ForeignKey(Deployment, models.PROTECT, related_name="steps", db_index=False)
     position = models.PositiveSmallIntegerField()
-    name = models.CharField(max_length=100)
+    name = models.CharField(max_length=100, validators=[text.one_line])
     outcome = models.CharField(max_length=10, choices=Outcome.choices, default=Outcome.RUNNING)
     token = models.CharField("API token", max_length=100, blank=True, help_text=f"What reported it last. {BY_TOKEN}")
     started = models.DateTimeField()
@@ -396,7 +409,7 @@ class Step(models.Model):
 class ApiToken(models.Model):
     """A pipeline's right to write. The token itself is shown once, when it is made, and only its digest is kept."""
 
-    name = models.CharField(max_length=100, unique=True)
+    name = models.CharField(max_length=100, unique=True, validators=[text.name])
     digest = models.CharField(max_length=64, unique=True, editable=False, help_text="SHA-256 of the token, in hex.")
     environments = models.ManyToManyField(
         Environment, blank=True, related_name="+", help_text="Where it may create deployments, and go on with its own."

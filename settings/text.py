@@ -19,6 +19,7 @@ NEVER = (
 BREAKS = "\t\n\r\u2028\u2029"  # tabs and line breaks, which one line does not have
 UNFIT = re.compile(f"[{NEVER}]")
 UNFIT_IN_A_LINE = re.compile(f"[{NEVER}{BREAKS}]")
+JOINERS = "\u200c\u200d"  # of letters in Persian and others, and of the parts of an emoji
 
 
 def lines(value: str) -> None:
@@ -31,14 +32,27 @@ def one_line(value: str) -> None:
     refuse(UNFIT_IN_A_LINE, value)
 
 
+def name(value: str) -> None:
+    """Validates a name by which people tell others apart: one line without characters that show nothing, as two names
+    that differ in nothing else look the same. Raises ValidationError.
+    """
+    one_line(value)
+    for position, character in enumerate(value):
+        if unicodedata.category(character) == "Cf" and character not in JOINERS:
+            raise refusal(character, position)
+
+
 def refuse(unfit: re.Pattern[str], value: str) -> None:
     if found := unfit.search(value):
-        name = unicodedata.name(found[0], "a line break or tab" if found[0] in BREAKS else "a control character")
-        raise ValidationError(
-            f"Contains U+{ord(found[0]):04X} ({name}) at position {found.start() + 1}, which is not allowed. "
-            "Remove it.",
-            code="unfit_character",
-        )
+        raise refusal(found[0], found.start())
+
+
+def refusal(character: str, position: int) -> ValidationError:
+    called = unicodedata.name(character, "a line break or tab" if character in BREAKS else "a control character")
+    return ValidationError(
+        f"Contains U+{ord(character):04X} ({called}) at position {position + 1}, which is not allowed. Remove it.",
+        code="unfit_character",
+    )
 
 
 def clean(value: str, limit: int) -> str:

@@ -4,6 +4,8 @@ import django.core.validators
 import django.db.models.deletion
 from django.db import migrations, models
 
+import settings.text
+
 
 class Migration(migrations.Migration):
 
@@ -59,7 +61,7 @@ class Migration(migrations.Migration):
             name="ApiToken",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("name", models.CharField(max_length=100, unique=True)),
+                ("name", models.CharField(max_length=100, unique=True, validators=[settings.text.name])),
                 (
                     "digest",
                     models.CharField(
@@ -86,7 +88,7 @@ class Migration(migrations.Migration):
             name="Release",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("version", models.CharField(max_length=64, unique=True)),
+                ("version", models.CharField(max_length=64, unique=True, validators=[settings.text.one_line])),
                 (
                     "commit",
                     models.CharField(
@@ -99,13 +101,21 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "message",
-                    models.CharField(blank=True, help_text="The first line of the commit's message.", max_length=500),
+                    models.CharField(
+                        blank=True,
+                        help_text="The first line of the commit's message.",
+                        max_length=500,
+                        validators=[settings.text.one_line],
+                    ),
                 ),
                 ("built_at", models.DateTimeField(db_index=True)),
                 (
                     "image",
                     models.CharField(
-                        blank=True, help_text="Where the container image is, with tag or digest.", max_length=255
+                        blank=True,
+                        help_text="Where the container image is, with tag or digest.",
+                        max_length=255,
+                        validators=[settings.text.one_line],
                     ),
                 ),
             ],
@@ -136,7 +146,15 @@ class Migration(migrations.Migration):
                     models.CharField(choices=[("rolling", "rolling"), ("blue-green", "blue-green")], max_length=10),
                 ),
                 ("hotfix", models.BooleanField(default=False)),
-                ("reason", models.CharField(blank=True, help_text="Why; a hotfix must say it.", max_length=500)),
+                (
+                    "reason",
+                    models.CharField(
+                        blank=True,
+                        help_text="Why; a hotfix must say it.",
+                        max_length=500,
+                        validators=[settings.text.one_line],
+                    ),
+                ),
                 (
                     "status",
                     models.CharField(
@@ -151,7 +169,14 @@ class Migration(migrations.Migration):
                         max_length=12,
                     ),
                 ),
-                ("actor", models.CharField(help_text="The person or pipeline that asked for it.", max_length=100)),
+                (
+                    "actor",
+                    models.CharField(
+                        help_text="The person or pipeline that asked for it.",
+                        max_length=100,
+                        validators=[settings.text.one_line],
+                    ),
+                ),
                 ("created", models.DateTimeField()),
                 ("started", models.DateTimeField(blank=True, null=True)),
                 ("finished", models.DateTimeField(blank=True, null=True)),
@@ -205,7 +230,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("position", models.PositiveSmallIntegerField()),
-                ("name", models.CharField(max_length=100)),
+                ("name", models.CharField(max_length=100, validators=[settings.text.one_line])),
                 (
                     "outcome",
                     models.CharField(
