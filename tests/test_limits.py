@@ -23,7 +23,7 @@ from pydantic import ValidationError as Malformed
 from pydantic.fields import FieldInfo
 
 from accounts import forms as account_forms
-from accounts.models import User
+from accounts.models import ResetLink, User
 from deploy import api, ledger
 from deploy import forms as deploy_forms
 from deploy.models import ApiToken, Deployment, Release, Step
@@ -36,6 +36,8 @@ UNFIT = ["a\x0cb", "a\x00b", "a\ufffeb", "a\u202eb", "a\ud800b"]
 NOT_ENTERED = {
     "accounts.User.password": "a hash of ours; what is typed is never stored",
     "accounts.User.avatar": "a random name of ours",
+    "accounts.ResetLink.address": "an address that an account has",
+    "accounts.ResetLink.nonce": "random characters of ours",
     "deploy.Environment.purpose": "rows of a migration, which nobody edits",
     "deploy.Environment.data": "rows of a migration, which nobody edits",
     "deploy.Environment.access": "rows of a migration, which nobody edits",
@@ -91,6 +93,7 @@ FORMS_OF_OURS = [
 GOES_TO: dict[tuple[str, str], tuple[type[models.Model], str]] = {
     ("SignupForm", "email"): (User, "email"),
     ("AddEmailForm", "email"): (EmailAddress, "email"),
+    ("ResetPasswordForm", "email"): (ResetLink, "address"),
     ("Filters", "search"): (Release, "version"),
     ("Filters", "actor"): (Deployment, "actor"),
 }
@@ -125,7 +128,7 @@ def test_every_text_of_a_form_has_the_rule_and_the_limit_of_its_row(form: type[f
                     row.run_validators(value)  # as the form does once its fields are clean
 
 
-@pytest.mark.parametrize("kind", ["signup", "add_email"])
+@pytest.mark.parametrize("kind", ["signup", "add_email", "reset_password"])
 def test_the_forms_of_ours_are_those_that_are_used(kind: str, settings: Any) -> None:
     assert import_string(settings.ACCOUNT_FORMS[kind]) in FORMS_OF_OURS
 
