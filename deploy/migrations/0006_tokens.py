@@ -5,6 +5,8 @@ from typing import Any
 
 from django.db import migrations, models
 
+import settings.text
+
 GUARDS = importlib.import_module("deploy.migrations.0002_guards")
 FIXED = (*GUARDS.FIXED, "token")
 BY_TOKEN = "The API token's name; empty if it was a command with access to the database."
@@ -63,7 +65,13 @@ class Migration(migrations.Migration):
             preserve_default=False,
         ),
         migrations.AlterField(
-            "deployment", "actor", models.CharField(help_text="Who asked for it, as the client claims.", max_length=100)
+            "deployment",
+            "actor",
+            models.CharField(
+                help_text="Who asked for it, as the client claims.",
+                max_length=100,
+                validators=[settings.text.one_line],
+            ),
         ),
         migrations.AddField("step", "token", token("API token", "What reported it last."), preserve_default=False),
         migrations.RunPython(install, GUARDS.remove),

@@ -5,6 +5,7 @@ import sys
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError
 from django.utils import timezone
@@ -72,8 +73,11 @@ class Command(BaseCommand):
 
     def create(self, options: dict[str, Any]) -> None:
         name = options["name"].strip()
-        if not name or len(name) > 100 or not name.isprintable():
-            raise CommandError("The name is 1 to 100 printable characters, such as deploy-staging.", returncode=2)
+        try:
+            ApiToken(name=name).clean_fields(exclude={each.name for each in ApiToken._meta.fields} - {"name"})
+        except ValidationError as error:
+            detail = f"The name {name!r} is not valid. {error.messages[0]} Expected a name such as deploy-staging."
+            raise CommandError(detail, returncode=2) from None
         if not options["environment"] and not options["register"]:
             raise CommandError("A token needs --environment, --register or both.", returncode=2)
         if options["take_over"] and not options["environment"]:
