@@ -5,13 +5,14 @@ Nobody in it is real: its people are demo accounts and its pipelines are called 
 
 import hashlib
 import random
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.utils import timezone
 
-from deploy import ledger
-from deploy.models import Deployment, Environment
+from deploy import ledger, steps
+from deploy.models import Deployment, Environment, Step
 
 DAYS = 90
 PEOPLE = ("demo@example.com", "demo-admin@example.com")
@@ -34,10 +35,9 @@ CHANGES = (
 URGENT = "Fix sign-in after a password reset"
 # What becomes of the releases that do not simply go live, by number: where or how each fails, or is taken back.
 FATES = {4: "testing", 7: "failed", 11: "rolled_back", 13: "withdrawn", 15: "staging", 16: "failed"}
-STEPS = {
-    "rolling": ("migrate", "update servers one at a time", "smoke test"),
-    "blue-green": ("migrate", "deploy to green", "smoke test", "switch the traffic", "watch"),
-}
+REGISTRY = "registry.example.com"
+# How long the steps take that the mock deployment under way has still before it, in seconds.
+SECONDS = {steps.SMOKE_TEST: 40, steps.SWITCH: 6, steps.WATCH: 60, steps.KEEP: 3}
 
 
 def load(profile: str) -> str | None:
@@ -47,6 +47,32 @@ def load(profile: str) -> str | None:
     with transaction.atomic():
         History(timezone.now(), random.Random(4)).write()
     return f"A history of {Deployment.objects.count()} deployments. manage.py deployments lists them."
+
+
+def simulate(wait: Callable[[timedelta], bool]) -> int:
+    """Carries the mock deployments that are under way on to their end, in the time that real ones take. Returns how
+    many have ended.
+
+    `wait` waits that long, and returns whether to go on. Of one that was left lying the steps have ended in the past.
+    """
+    mock = Deployment.objects.filter(
+        status=Deployment.Status.RUNNING, actor__in=PEOPLE, release__image__startswith=f"{REGISTRY}/"
+    )
+    ended = 0
+    for deployment in mock:
+        step = deployment.steps.filter(outcome=Step.Outcome.RUNNING).first()
+        if step is None or step.name not in SECONDS:
+            continue
+        at, names = step.started, list(SECONDS)
+        for name in names[names.index(step.name) :]:
+            ledger.step(deployment.pk, name, "running", at=at)
+            at += timedelta(seconds=SECONDS[name])
+            if at > timezone.now() and not wait(at - timezone.now()):
+                return ended
+            ledger.step(deployment.pk, name, "succeeded", at=at)
+        ledger.finish(deployment.pk, "succeeded", failed_requests=0, at=at)
+        ended += 1
+    return ended
 
 
 class History:
@@ -67,18 +93,18 @@ class History:
         last = self.release(f"1.{count}.0", "Draw the deployments as a time line", self.now - timedelta(minutes=50))
         self.deploy(last, "testing", self.now - timedelta(minutes=42))
         self.deploy(last, "staging", self.now - timedelta(minutes=25))
-        key, at, steps = self.begin(
+        key, at, names = self.begin(
             last, "production", self.now - timedelta(seconds=95), strategy="blue-green", actor=PEOPLE[0]
         )
-        for name in steps[:2]:
+        for name in names[:2]:
             ledger.step(key, name, "running", at=at)
             at += timedelta(seconds=self.chance.uniform(15, 40))
             ledger.step(key, name, "succeeded", at=at)
-        ledger.step(key, steps[2], "running", at=at)
+        ledger.step(key, names[2], "running", at=at)
 
     def release(self, version: str, message: str, at: datetime) -> str:
         commit = hashlib.sha1(version.encode(), usedforsecurity=False).hexdigest()
-        image = f"registry.example.com/backstagetest1:{commit}"
+        image = f"{REGISTRY}/backstagetest1:{commit}"
         ledger.register(version, commit, at, message, image, at=at)
         return version
 
@@ -133,9 +159,9 @@ class History:
         )
         at += timedelta(seconds=self.chance.uniform(1, 6))
         ledger.start(row.pk, at=at)
-        steps = STEPS[strategy] if kind == "deploy" else STEPS[strategy][1:]
-        ledger.step(row.pk, steps[0], "running", at=at)
-        return row.pk, at, steps
+        names = steps.DEPLOY if kind == "deploy" else steps.ROLLBACK
+        ledger.step(row.pk, names[0], "running", at=at)
+        return row.pk, at, names
 
     def deploy(
         self,
@@ -150,20 +176,22 @@ class History:
         hotfix: bool = False,
         reason: str = "",
     ) -> datetime:
-        """A deployment from its beginning to its end; what failed failed in its smoke test. Returns when it ended."""
-        key, at, steps = self.begin(
+        """A deployment from its beginning to its end. What failed did so in its smoke test, and what was rolled back
+        while it was watched. Returns when it ended."""
+        key, at, names = self.begin(
             version, environment, at, strategy=strategy, actor=actor, kind=kind, hotfix=hotfix, reason=reason
         )
-        for name in steps:
+        fails = {"failed": steps.SMOKE_TEST, "rolled_back": steps.WATCH}.get(result)
+        for name in names:
             ledger.step(key, name, "running", at=at)
             at += timedelta(seconds=self.chance.uniform(8, 90))
-            if name == "smoke test" and result != "succeeded":
+            if name == fails:
                 ledger.step(key, name, "failed", at=at)
                 break
             ledger.step(key, name, "succeeded", at=at)
-        if result == "rolled_back":
-            ledger.step(key, "back to the version before", "running", at=at)
+        if fails:
+            ledger.step(key, steps.GO_BACK, "running", at=at)
             at += timedelta(seconds=self.chance.uniform(10, 40))
-            ledger.step(key, "back to the version before", "succeeded", at=at)
+            ledger.step(key, steps.GO_BACK, "succeeded", at=at)
         ledger.finish(key, result, at=at)
         return at

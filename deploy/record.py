@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 from django.conf import settings
 from django.db import DatabaseError, connection
 
-from deploy import ledger
+from deploy import ledger, steps
 from deploy.models import IN_FLIGHT, Deployment, Environment, Release
 from deploy.targets import Refused
 
@@ -28,7 +28,7 @@ TIMEOUT = 5.0  # seconds that the API gets for an answer
 TRIES = 3  # for what is still to be told at the end
 PAUSE = 2.0  # seconds between them
 RIGHTS = ("out-of-scope", "not-its-own")  # what the token lacks when the ledger refuses with these
-STEPS_OF_OURS = {"migrations", "bring up"}  # one of them is the first that a deployment of these commands has
+STEPS_OF_OURS = {steps.MIGRATE, steps.START}  # one of them is the first that a deployment of these commands has
 
 
 class Away(Exception):

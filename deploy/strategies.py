@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from deploy import smoke, watching
+from deploy import smoke, steps, watching
 from deploy.output import Output
 from deploy.record import Record
 from deploy.targets import Failed, Lost, Refused, Target, last_line
@@ -82,20 +82,20 @@ class Run:
             self.touched = True
             usual = self.sample()
             if not options.migrate:
-                self.output.begin("go back")
+                self.output.begin(steps.GO_BACK)
                 if gone := self.target.rollback(self.record.request.reason, options.timeout, False):
                     return self.gone_back(*gone)
                 self.output.quiet()
             else:
-                self.step("migrations", lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
-            self.step("bring up", lambda: self.target.start(options.timeout, self.output.tell))
+                self.step(steps.MIGRATE, lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
+            self.step(steps.START, lambda: self.target.start(options.timeout, self.output.tell))
             self.switched = self.target.running() == options.version  # by a run that was interrupted
             self.measure(usual)
-            self.step("smoke test", self.smoke)
-            self.step("switch", self.switch)
+            self.step(steps.SMOKE_TEST, self.smoke)
+            self.step(steps.SWITCH, self.switch)
             if options.watch > 0:
-                self.step("watch", self.watch)
-            self.step("keep", self.target.keep)
+                self.step(steps.WATCH, self.watch)
+            self.step(steps.KEEP, self.target.keep)
         except Lost as error:
             return self.end("failed", NEEDS_A_PERSON, str(error))
         except Failed as error:
@@ -185,7 +185,7 @@ class Run:
     def gone_back(self, code: int, said: str) -> int:
         """The end of a rollback in the target's own way."""
         self.output.details(said)
-        self.record.step("go back", "failed" if code else "succeeded")
+        self.record.step(steps.GO_BACK, "failed" if code else "succeeded")
         self.output.end("failed" if code else "succeeded", last_line(said))
         result = {DONE: "succeeded", WENT_BACK: "rolled_back"}.get(code, "failed")
         return self.end(result, code, last_line(said) if code else "")
@@ -194,7 +194,7 @@ class Run:
         """The release before gets the traffic, if it has lost it; then the bad one is stopped."""
         self.output.note(f"{self.options.version} is bad: {why}", "red")
         try:
-            self.step("go back", lambda: f"{self.target.back(why, self.output.tell)} serves")
+            self.step(steps.GO_BACK, lambda: f"{self.target.back(why, self.output.tell)} serves")
             self.target.withdraw(self.options.version)
             self.target.discard()
             serving = self.target.running()

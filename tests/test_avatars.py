@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from pytest_django import DjangoCaptureOnCommitCallbacks, Settings
 
 from accounts import avatars, images
 from accounts.models import User
+from tests.servers import PATIENCE
 
 PROFILE = "/accounts/profile/"
 RED, BLUE = (220, 30, 30), (30, 30, 220)

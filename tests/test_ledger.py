@@ -3,17 +3,18 @@
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
+from django.utils import timezone
 
-from deploy import demo, ledger
+from deploy import demo, ledger, steps
 from deploy.ledger import Invalid, Refused
 from deploy.models import ENVIRONMENTS, Deployment, Environment, Release, Step
 from metrics.registry import REGISTRY
 from tests.ledgers import START, begun, deployed, release
+from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -499,3 +500,37 @@ def test_mock_data_are_a_plausible_history() -> None:
     assert {each.actor for each in rows} <= {demo.PIPELINE, *demo.PEOPLE}
     assert all(each.steps.exists() for each in rows)
     assert demo.load("mock") is None and Deployment.objects.count() == len(rows)
+
+
+def test_mock_data_have_the_steps_that_the_deployer_reports_also_of_the_one_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    demo.load("mock")
+    assert set(Step.objects.values_list("name", flat=True)) == set(steps.EVERY)
+    for row in Deployment.objects.filter(status="succeeded", kind="deploy"):
+        assert tuple(row.steps.values_list("name", flat=True)) == steps.DEPLOY
+    for row in Deployment.objects.filter(status="rolled_back"):
+        assert [(each.name, each.outcome) for each in row.steps.all()][-2:] == [
+            (steps.WATCH, "failed"),
+            (steps.GO_BACK, "succeeded"),
+        ]
+
+    # The one under way goes on and ends.
+    (running,) = Deployment.objects.filter(status="running")
+    running.steps.filter(name=steps.SMOKE_TEST).update(started=timezone.now())
+    waited: list[timedelta] = []
+
+    def wait(pause: timedelta) -> bool:
+        waited.append(pause)
+        return len(waited) < 3
+
+    assert demo.simulate(wait) == 0, "stopped while it was watched"
+    running.refresh_from_db()
+    assert running.status == "running" and [each.name for each in running.steps.all()][-1] == steps.WATCH
+    tomorrow = timezone.now() + timedelta(days=1)
+    monkeypatch.setattr(timezone, "now", lambda: tomorrow)
+    assert demo.simulate(lambda _: pytest.fail("what was left lying has ended in the past")) == 1
+    running.refresh_from_db()
+    assert running.status == "succeeded" and running.duration and running.duration < timedelta(minutes=10)
+    assert tuple(running.steps.values_list("name", flat=True)) == steps.DEPLOY
+    assert demo.simulate(wait) == 0, "none is under way"

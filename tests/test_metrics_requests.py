@@ -5,7 +5,6 @@ import gc
 import io
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from tests.servers import PATIENCE
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from metrics import middleware
 from metrics.middleware import MetricsMiddleware, endpoint, exception_type
 from metrics.registry import REGISTRY, REQUESTS
 from metrics.store import Exposition
+from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.django_db  # a response that is closed looks after the thread's connections
 STORED = Exposition(REGISTRY)
