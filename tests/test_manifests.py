@@ -1,5 +1,6 @@
 """The manifests in k8s/: rendered by the real kubectl, held to the API's schemas, to one another and to the app."""
 
+import ipaddress
 import os
 import re
 import secrets
@@ -445,6 +446,9 @@ def test_images_and_the_migrate_job_carry_the_tag_of_the_overlay(overlay: str) -
 @overlays
 def test_nothing_gets_in_or_out_but_what_is_named(overlay: str) -> None:
     objects = render(overlay)
+    for policy in named(objects, "NetworkPolicy"):
+        assert all(rule.get("to") for rule in policy["spec"].get("egress", [])), policy["metadata"]["name"]
+        assert all(rule.get("from") for rule in policy["spec"].get("ingress", [])), policy["metadata"]["name"]
     deny = only(objects, "NetworkPolicy", "default-deny")["spec"]
     assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     egress = only(objects, "NetworkPolicy", "out")["spec"]["egress"]
@@ -452,6 +456,16 @@ def test_nothing_gets_in_or_out_but_what_is_named(overlay: str) -> None:
     example = next(yaml.safe_load_all((ROOT / "k8s" / "secrets.example.yaml").read_text()))["stringData"]
     stores = {int(re.findall(r":(\d+)/", example[key])[0]) for key in ("database-url", "redis-url")}
     assert ports == {53} | stores
+    dns, inside = egress
+    assert {port["port"] for port in dns["ports"]} == {53} and inside["to"] == [{"podSelector": {}}]
+    assert dns["to"][0] == {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    }
+    for policy in named(objects, "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            blocks = [ipaddress.ip_network(to["ipBlock"]["cidr"]) for to in rule["to"] if "ipBlock" in to]
+            assert all(block.num_addresses == 1 for block in blocks), policy["metadata"]["name"]
     (rule,) = only(objects, "NetworkPolicy", "stores")["spec"]["ingress"]
     assert {each["port"] for each in rule["ports"]} == stores and rule["from"] == [{"podSelector": {}}]
     (let_in,) = only(objects, "NetworkPolicy", APP)["spec"]["ingress"]
@@ -459,6 +473,26 @@ def test_nothing_gets_in_or_out_but_what_is_named(overlay: str) -> None:
     assert [selected(objects, each) for each in tasks] == [
         {f"CronJob/{each['metadata']['name']}" for each in named(objects, "CronJob")}
     ]
+
+
+@overlays
+def test_only_networks_that_the_overlay_names_are_believed_as_proxies(overlay: str) -> None:
+    (base_map,) = yaml.safe_load((ROOT / "k8s" / "base" / "kustomization.yaml").read_text())["configMapGenerator"]
+    assert "TRUSTED_PROXIES=127.0.0.1,::1" in base_map["literals"]  # an overlay that names none believes nobody
+    for network in map(ipaddress.ip_network, configuration(render(overlay))["TRUSTED_PROXIES"].split(",")):
+        assert network.num_addresses <= 65_536, f"{network} is more than the pods of a cluster"
+
+
+@overlays
+def test_the_internet_is_reached_with_a_component_alone_and_nothing_private_with_it(overlay: str) -> None:
+    assert not named(render(overlay), "NetworkPolicy", "outside")
+    (rule,) = only(render(overlay, "outside"), "NetworkPolicy", "outside")["spec"]["egress"]
+    assert {port["port"] for port in rule["ports"]} == {443, 587}
+    for address in ("10.96.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254", "fd00::1", "fe80::1"):
+        ip = ipaddress.ip_address(address)
+        for block in (to["ipBlock"] for to in rule["to"]):
+            refused = any(ip in ipaddress.ip_network(each) for each in block["except"])
+            assert ip not in ipaddress.ip_network(block["cidr"]) or refused, address
 
 
 # What the documentation says of them
@@ -478,12 +512,12 @@ def test_the_patches_in_the_documentation_fit(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "kubernetes.md").read_text()
     blocks = [yaml.safe_load(block) for block in re.findall(r"^ *```yaml\n(.*?)^ *```$", text, re.M | re.S)]
     patches = [patch for block in blocks for patch in block.get("patches", [])]
-    assert len(patches) == 3
+    assert len(patches) == 4
     link = os.path.relpath(ROOT / "k8s" / "overlays" / "staging", tmp_path.resolve())
     outer = {"resources": [link], "patches": patches}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(outer))
     changed = tuple(yaml.safe_load_all(kubectl("kustomize", str(tmp_path))))
-    assert sum(new != old for new, old in zip(changed, render("staging"), strict=True)) == 3
+    assert sum(new != old for new, old in zip(changed, render("staging"), strict=True)) == 4
 
 
 # What is applied again
