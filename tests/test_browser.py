@@ -317,12 +317,40 @@ def test_the_status_is_told_to_all_and_incidents_by_staff(staff: Window, window:
     staff.main.get_by_role("link", name="Report an incident").click()
     staff.page.get_by_label("Title").wait_for()
     staff.inspect()
-    staff.fill(title="Pictures load slowly", message="We look into it.")
-    staff.main.get_by_role("button").click()
-    staff.page.get_by_text("We look into it.").wait_for()
+    staff.fill(title="Pictures load slowly", message="We are looking into it.")
+    staff.press("Publish incident")
+    staff.page.get_by_text("We are looking into it.").wait_for()
     staff.inspect()
     window.page.reload()
-    window.page.get_by_text("Pictures load slowly").wait_for()
+    window.page.get_by_role("heading", level=1, name="Incident in production", exact=True).wait_for()
+    window.inspect()
+    window.main.get_by_role("link", name="Pictures load slowly").click()
+    window.at("Pictures load slowly")
+    assert window.main.get_by_role("button").count() == 0, "updates are for staff"
+
+
+def test_an_incident_is_mended_updated_and_resolved_on_its_page(staff: Window, window: Window) -> None:
+    staff.page.goto("/status/incidents/new/")
+    staff.fill(title="Mail is late\u202e", message="Some mail takes an hour.")
+    staff.press("Publish incident")
+    staff.page.get_by_role("group", name="Please check what you entered").get_by_text("U+202E").wait_for()
+    staff.troubles = [trouble for trouble in staff.troubles if "422" not in trouble]  # as it should be
+    staff.inspect()
+    assert staff.page.locator("[name=message]").input_value() == "Some mail takes an hour.", "nothing typed is lost"
+    staff.fill(title="Mail is late")
+    staff.press("Publish incident")
+    staff.at("Mail is late")
+    for status in ("identified", "resolved"):
+        staff.page.get_by_label("Status", exact=True).select_option(status)
+        staff.fill(message=f"Now it is\n{status} <b>for sure</b>.")
+        staff.press("Publish update")
+        staff.page.get_by_text(f"{status} <b>for sure</b>.").wait_for()
+    staff.inspect()
+    updates = staff.main.locator(".updates > li strong")
+    assert updates.all_inner_texts() == ["Resolved", "Identified", "Investigating"], "the last one first"
+    window.page.goto("/status/")
+    past = window.main.get_by_role("article", name="Mail is late")
+    assert past.get_by_text("Resolved", exact=True).count() == 2 and STAFF not in window.page.content()
     window.inspect()
 
 
