@@ -1,6 +1,5 @@
 """The board, the deployments and the insights. What a stranger sees of them has no people's names and no commands."""
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -10,18 +9,17 @@ from django.db import Error as DatabaseError
 from django.db.models import prefetch_related_objects
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
-from django_htmx.middleware import HtmxDetails
 
-from deploy import board, insights, ledger
+from deploy import board, insights, ledger, pieces
 from deploy.charts import Chart, chart
 from deploy.forms import Filters
 from deploy.models import Deployment, Environment
 from deploy.models import Step as StepRow
+from deploy.pieces import HtmxRequest
 from deploy.wording import took_seconds
 from health.checks import Reason
 from health.runner import Report, report
@@ -29,10 +27,6 @@ from health.runner import Report, report
 PAGE = 25  # deployments
 # Why the ledger is not asked at all: its database would not answer. What is late, read-only or full may answer.
 GONE = (Reason.REFUSED, Reason.AUTHENTICATION, Reason.TIMEOUT)
-
-
-class HtmxRequest(HttpRequest):
-    htmx: HtmxDetails  # true if htmx asks
 
 
 @dataclass(frozen=True)
@@ -44,63 +38,32 @@ class Step:
     done: bool
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of the board that changes by itself. The page sends the digests it has, and gets what has changed."""
-
-    id: str
-    html: str
-
-    @property
-    def digest(self) -> str:
-        return f"{self.id}.{hashlib.sha256(self.html.encode()).hexdigest()[:16]}"
-
-
 # The board
 
 
 @require_safe
 @never_cache
 def home(request: HtmxRequest) -> HttpResponse:
-    """The board, and how this instance is. While the database is away 503, and still a page that tells it."""
-    if request.htmx and "seen" in request.GET:
-        return changes(request)
+    """The board, and how this instance is. While the database is down 503, and still a page that says so."""
     health = report()
-    pieces = pieces_of(request, health)
-    steps = account_steps(request)
-    context = {"report": health, "pieces": pieces, "steps": [step for step in steps if not step.done]}
-    response = render(request, "deploy/board.html", context, status=503 if pieces is None else 200)
-    if pieces is None:
+    cards = cards_of(request, health)
+    steps = [] if pieces.polled(request) else account_steps(request)
+    context = {"report": health, "cards": cards, "steps": [step for step in steps if not step.done]}
+    response = pieces.answer(request, "deploy/board.html", context, 503 if cards is None else 200)
+    if cards is None:
         response["Retry-After"] = "30"
     return response
 
 
-def changes(request: HttpRequest) -> HttpResponse:
-    """The pieces that differ from those the page has; 204 if none does, so that nothing is redrawn."""
-    pieces = pieces_of(request, report())
-    if pieces is None:
-        return HttpResponse(status=503, headers={"Retry-After": "30"})
-    seen = set(request.GET.getlist("seen"))
-    changed = [piece for piece in pieces if piece.digest not in seen]
-    if not changed:
-        return HttpResponse(status=204)
-    return render(request, "deploy/changes.html", {"pieces": changed})
-
-
-def pieces_of(request: HttpRequest, health: Report) -> list[Piece] | None:
+def cards_of(request: HttpRequest, health: Report) -> list[board.Card] | None:
     """None while the database is down: what is known to be down is not asked, as that would take its time."""
     database = health.checks.get("database")
     if database and database.reason in GONE and not database.late:
         return None
     try:
-        cards = board.cards(timezone.now(), commands=request.user.is_authenticated)
+        return board.cards(timezone.now(), commands=request.user.is_authenticated)
     except DatabaseError:
         return None
-    pieces = [Piece("news", render_to_string("deploy/news.html", {"cards": cards}, request))]
-    return pieces + [
-        Piece(f"place-{card.environment}", render_to_string("deploy/card.html", {"card": card}, request))
-        for card in cards
-    ]
 
 
 def account_steps(request: HttpRequest) -> list[Step]:
@@ -122,14 +85,14 @@ def account_steps(request: HttpRequest) -> list[Step]:
 
 @require_safe
 @never_cache
-def deployments(request: HttpRequest) -> HttpResponse:
+def deployments(request: HtmxRequest) -> HttpResponse:
     """The list, filtered and in pages; 400 with what is wrong if a filter or a cursor is no such thing."""
     if "actor" in request.GET and not request.user.is_authenticated:
         if request.GET["actor"]:
             return redirect_to_login(request.get_full_path())  # else who deployed what could be found out by asking
     form = Filters(request.GET)
     if not form.is_valid():
-        return render(request, "deploy/deployments.html", {"form": form, "page": None}, status=400)
+        return pieces.answer(request, "deploy/deployments.html", {"form": form, "page": None}, 400)
     given = form.matching()
     found = Deployment.objects.select_related("environment", "release").matching(**given)
     newer = request.GET.get("newer")
@@ -141,12 +104,12 @@ def deployments(request: HttpRequest) -> HttpResponse:
             parameters.pop(name, None)
         return redirect(f"{request.path}?{parameters.urlencode()}")
     filtered = any(given.values())
-    return render(request, "deploy/deployments.html", {"form": form, "page": page, "filtered": filtered})
+    return pieces.answer(request, "deploy/deployments.html", {"form": form, "page": page, "filtered": filtered})
 
 
 @require_safe
 @never_cache
-def deployment(request: HttpRequest, key: int) -> HttpResponse:
+def deployment(request: HtmxRequest, key: int) -> HttpResponse:
     try:
         found = Deployment.objects.select_related("environment", "release", "previous__release").get(pk=key)
     except Deployment.DoesNotExist:
@@ -166,14 +129,15 @@ def deployment(request: HttpRequest, key: int) -> HttpResponse:
         context["back"] = ledger.way_back(found.environment) if current == found else found.release.version
         if current and context["back"] and context["back"] != current.release.version:
             context["command"] = board.way(found.environment.name, context["back"])
-    return render(request, "deploy/deployment.html", context)
+    return pieces.answer(request, "deploy/deployment.html", context)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A step on the time line; `start` and `width` are in per cent of the whole."""
+    """A step on the time line, which begins at `begin`; `start` and `width` are in per cent of the whole."""
 
     step: StepRow
+    begin: datetime
     start: float
     width: float
 
@@ -193,7 +157,7 @@ def time_line(found: Deployment, now: datetime) -> list[Line]:
     for step in steps:
         start, stop = part(step.started), part(step.finished or now)
         width = max(1.0, stop - start)
-        lines.append(Line(step, round(min(start, 100 - width), 1), round(width, 1)))
+        lines.append(Line(step, begin, round(min(start, 100 - width), 1), round(width, 1)))
     return lines
 
 

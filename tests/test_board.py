@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.conf import LazySettings
@@ -65,10 +66,10 @@ def test_a_card_tells_what_runs_since_when_by_whom_and_how_to_go_back(member: Cl
     deployed("staging", "1.0", at=timezone.now() - 3 * HOUR)
     deployed("staging", "1.1", at=timezone.now() - 2 * HOUR, strategy="blue-green")
     text = text_of(member, "/")
-    for part in (">1.1</a>", "Build 1.1", "1 h ago", "pipeline", "blue-green", "Back to", "not watched"):
+    for part in (">1.1</a>", "Build 1.1", "1 h ago", "pipeline", "blue-green", "Roll back to", "not watched"):
         assert part in text
     assert "scripts/rollback.sh 1.0 backstagetest1-staging" in text
-    assert text.count("Nothing was deployed here yet.") == 3
+    assert text.count("No deployments yet.") == 3
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_a_stranger_sees_no_names_no_commands_and_no_reasons() -> None:
     for url in ("/", "/deployments/", "/insights/", f"/deployments/{row.pk}/", f"/deployments/{hotfix.pk}/"):
         text = text_of(stranger, url)
         for hidden in ("pipeline", "rollback.sh", "manage.py", "secret"):
-            assert hidden not in text.replace("scripts/rollback.sh</code> needs", ""), (url, hidden)
+            assert hidden not in text.replace("scripts/rollback.sh</code>, which needs", ""), (url, hidden)
     response = stranger.get("/deployments/?actor=pipeline")
     assert response.status_code == 302 and response["Location"].startswith("/accounts/login/?next="), "nor by asking"
 
@@ -151,7 +152,7 @@ def test_what_failed_last_is_named_with_its_step_however_long_ago() -> None:
     for number in range(6):
         deployed("testing", f"2.{number}", at=START + (number + 2) * HOUR)
     text = text_of(Client(), "/")
-    assert "Last to fail:" in text and "in “smoke test”" in text
+    assert "Last failure:" in text and "in “smoke test”" in text
     assert text.count("rolled back") == 0, "it is not among the last five"
     deployed("testing", "3.0", "failed", at=START + 9 * HOUR)
     failed = cards()["testing"].environment.failed
@@ -186,30 +187,92 @@ def test_the_command_is_the_one_for_the_target_and_safe_to_paste(settings: LazyS
 def test_an_environment_that_says_it_runs_something_else_is_marked(well: dict[str, Reading]) -> None:
     deployed("staging", "1.0")
     well["staging"] = reading("staging", "healthy", "1.0")
-    assert "It says that it runs" not in text_of(Client(), "/")
+    assert "Reports version" not in text_of(Client(), "/")
     well["staging"] = reading("staging", "unreachable", "0.9")
     text = text_of(Client(), "/")
-    assert "It says that it runs 0.9" in text and "Staging is unreachable." in text
+    assert "Reports version 0.9" in text and "Staging is unreachable." in text
 
 
-def seen(text: str) -> list[str]:
-    return re.findall(r'name="seen" value="([^"]+)"', text)
+def pieces(text: str) -> dict[str, str]:
+    """The digests of a page's pieces, by id."""
+    return dict(re.findall(r'id="([^"]+)" data-piece="([^"]+)"', text))
 
 
-def test_the_page_is_brought_up_to_date_by_what_has_changed_and_nothing_else(client: Client) -> None:
+def changed(client: Client, url: str, has: dict[str, str]) -> list[str]:
+    """The ids of what an open page that has these pieces is sent."""
+    path, _, query = url.partition("?")
+    answer = client.get(f"{path}?{query}&{urlencode({'seen': list(has.values())}, doseq=True)}", headers=POLL)
+    text = answer.content.decode()
+    assert answer.status_code == (200 if text else 204) and "<html" not in text
+    found = re.findall(r'<template><\w+ id="([^"]+)" data-piece="[^"]+"[^>]* hx-swap-oob="true">', text)
+    assert len(found) == text.count("hx-swap-oob") == text.count("<template>"), "none within another"
+    return found
+
+
+def test_an_open_board_is_sent_what_has_changed_and_nothing_else(client: Client) -> None:
     deployed("testing", "1.0")
-    has = seen(text_of(client, "/"))
-    assert [each.partition(".")[0] for each in has] == ["news", *(f"place-{n}" for n in Environment.Name.values)]
-    nothing = client.get("/", {"seen": has}, headers=POLL)
-    assert nothing.status_code == 204 and not nothing.content
+    has = pieces(text_of(client, "/"))
+    parts = ("health", "now", "flight", "past", "rollback")
+    places = [f"{part}-{name}" for name in Environment.Name.values for part in parts]
+    assert list(has) == ["news", *places, "checks", "checked"]
+    assert changed(client, "/", has) == []
     release("1.1")
-    ledger.create("testing", "1.1", "rolling", "ci")
-    changed = client.get("/", {"seen": has}, headers=POLL).content.decode()
-    assert re.findall(r'id="([^"]+)"[^>]* hx-swap-oob="true"', changed) == ["news", "place-testing"]
-    assert "<html" not in changed
+    row = ledger.create("testing", "1.1", "rolling", "ci")
+    assert changed(client, "/", has) == ["news", "flight-testing", "past-testing"]
+    ledger.start(row.pk)
+    ledger.finish(row.pk, "succeeded")
+    assert changed(client, "/", has) == ["now-testing", "past-testing"], "the news are as they were"
+    assert changed(client, "/", {"a": "nonsense", "b": ""}) == list(has)
     assert "<html" in text_of(client, "/?seen=x"), "who is not htmx gets a page"
-    everything = client.get("/", {"seen": ["nonsense", ""]}, headers=POLL).content.decode()
-    assert everything.count("hx-swap-oob") == 5
+
+
+def test_time_alone_changes_no_piece(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A selection in a card was lost every three seconds, as the card said for how long a deployment runs."""
+    now = timezone.now()
+    deployed("testing", "1.0", at=now - HOUR)
+    row = begun("testing", "1.1", at=now)
+    ledger.step(row.pk, "migrate", "succeeded", at=now + timedelta(seconds=1))
+    ledger.step(row.pk, "smoke test", "running", at=now + timedelta(seconds=2))
+    for url in ("/", "/deployments/", f"/deployments/{row.pk}/"):
+        page = text_of(client, url)
+        for seconds in (3, 30, 55):
+            monkeypatch.setattr("django.utils.timezone.now", lambda s=seconds: now + timedelta(seconds=s))
+            assert text_of(client, url) != page, "it is right as it is loaded"
+            assert changed(client, url, pieces(page)) == [], (url, seconds)
+        monkeypatch.setattr("django.utils.timezone.now", lambda: now + timedelta(seconds=61))
+        found = changed(client, url, pieces(page))
+        assert found == {"/": ["flight-testing"], "/deployments/": []}.get(url, ["duration-figures"]), "now it is late"
+        monkeypatch.undo()
+
+
+def test_the_list_and_a_deployments_page_are_sent_what_has_changed(client: Client) -> None:
+    deployed("testing", "1.0")
+    row = begun("testing", "1.1")
+    url = f"/deployments/{row.pk}/"
+    page, rows = pieces(text_of(client, url)), pieces(text_of(client, "/deployments/?environment=testing"))
+    key = ledger.step(row.pk, "migrate", "running")[0].pk
+    assert changed(client, url, page) == ["steps-list"]
+    page = pieces(text_of(client, url))
+    ledger.step(row.pk, "migrate", "succeeded")
+    assert changed(client, url, page) == [f"step-{key}"], "and not the whole list of steps"
+    assert changed(client, "/deployments/?environment=testing", rows) == []
+    ledger.finish(row.pk, "succeeded")
+    assert set(changed(client, url, page)) >= {"summary", "duration-figures"}
+    assert changed(client, "/deployments/?environment=testing", rows) == [f"row-{row.pk}"]
+    deployed("testing", "1.2")
+    assert changed(client, "/deployments/?environment=testing", rows) == ["list"]
+    deployed("staging", "1.2")
+    rows = pieces(text_of(client, "/deployments/?environment=testing"))
+    assert changed(client, "/deployments/?environment=testing", rows) == [], "what the filter leaves out"
+
+
+def test_a_poll_uses_up_no_message_and_costs_no_session(client: Client) -> None:
+    member = User.objects.create(email="ada@example.com")
+    client.force_login(member)
+    assert client.post("/accounts/profile/", {"display_name": "Ada"}).status_code == 302
+    answer = client.get("/", {"seen": "x"}, headers=POLL)
+    assert answer.status_code == 200 and not answer.cookies
+    assert "Your profile is saved." in text_of(client, "/")
 
 
 # The deployments
@@ -232,7 +295,7 @@ def test_the_list_is_filtered_and_says_when_nothing_fits(member: Client) -> None
         "environment=&status=&strategy=&actor=&since=&until=&search=": ["2.0", "1.0"],
     }.items():
         assert rows.findall(text_of(member, f"/deployments/?{query}")) == found, query
-    assert "No deployment fits." in text_of(member, "/deployments/?search=9")
+    assert "No matching deployments." in text_of(member, "/deployments/?search=9")
 
 
 def test_an_empty_ledger_says_how_it_is_filled() -> None:
@@ -303,15 +366,15 @@ def test_a_deployments_page_tells_all_of_it(member: Client, settings: LazySettin
         "Cannot wait",
         f'href="{run}"',
         f'href="https://example.com/compare/{old}...{new}"',
-        f'href="/deployments/{first.pk}/">1.0</a>',
+        f'href="/deployments/{first.pk}/" id="previous">1.0</a>',
         "scripts/rollback.sh 1.0 backstagetest1-production",
         '<rect x="0.0" width="25.0" height="4"/>',
         '<rect x="25.0" width="75.0" height="4"/>',
-        "Median of the last that succeeded",
+        "Median of the last successful ones",
         f'title="{began:%Y-%m-%d %H:%M:%S} UTC"',
     ):
         assert part in text, part
-    assert "What changed since" not in text_of(member, f"/deployments/{first.pk}/")
+    assert "Changes since" not in text_of(member, f"/deployments/{first.pk}/")
 
 
 def test_what_was_live_can_be_brought_back_and_what_failed_cannot(member: Client) -> None:

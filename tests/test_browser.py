@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -19,6 +19,7 @@ from django.template import loader
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route
 
+from deploy.wording import age, took
 from tests.browser import MailServer, Window, chromium
 from tests.servers import PATIENCE, ROOT, Gunicorn, Redis
 
@@ -36,7 +37,7 @@ from deploy.models import Environment
 call_command("migrate", verbosity=0)
 User.objects.create_superuser({STAFF!r}, {PASSWORD!r}, display_name="Ada")
 demo.load("mock")
-print(tokens.make("pipeline", Environment.objects.all())[1])
+print(tokens.make("pipeline", Environment.objects.all(), may_register=True, may_take_over=True)[1])
 """
 
 
@@ -234,14 +235,130 @@ def test_the_board_brings_itself_up_to_date_and_keeps_the_focus(site: Site, staf
     assert "Running: 1.18.0" in re.sub(r"\s+", " ", card.inner_text())
     assert "scripts/rollback.sh" in card.inner_text()
     page.evaluate("window.same = true")
-    untouched = page.locator("#place-development").element_handle()
+    untouched = page.locator("#now-development").element_handle()
     card.locator("#current-production").focus()
     site.api(f"deployments/{running(site)['id']}/finish", result="succeeded")
     card.get_by_role("progressbar").wait_for(state="detached")
     assert card.locator("#current-production").inner_text().endswith("1.18.0")
     assert page.evaluate("window.same && document.activeElement.id") == "current-production"
-    assert untouched.evaluate("card => card.isConnected"), "what has not changed is not drawn again"
+    assert untouched.evaluate("piece => piece.isConnected"), "what has not changed is not drawn again"
     staff.inspect()
+
+
+def polls(page: Page, count: int) -> None:
+    """Waits until the open page has asked so often what has changed, and has been answered."""
+    for _ in range(count):
+        with page.expect_response(lambda answer: "seen=" in answer.url):
+            pass
+    page.evaluate("new Promise(requestAnimationFrame)")
+
+
+def begin(site: Site, environment: str, version: str) -> str:
+    """The address of a deployment that runs, of a release that is new."""
+    site.api("releases", version=version, commit="4f2a9c1", built_at="2026-01-02T03:04:05Z", message="A change")
+    key = site.api("deployments", environment=environment, release=version, strategy="rolling", actor="ci")["id"]
+    site.api(f"deployments/{key}/start", **{"at": datetime.now(UTC).isoformat()})
+    return f"deployments/{key}/"
+
+
+SELECTED = "getSelection().toString().trim()"
+
+
+def test_a_selection_outlives_what_changes_around_it_and_time_ticks(site: Site, staff: Window) -> None:
+    """The command to roll back was deselected within three seconds, as the whole card was replaced."""
+    page = staff.page
+    page.set_viewport_size({"width": 360, "height": 500})
+    page.goto("/")
+    deployment = begin(site, "staging", "7.0")
+    flight = page.locator("#flight-staging")
+    flight.get_by_text("Running:").wait_for()
+    command = page.locator("#rollback-staging code")
+    command.scroll_into_view_if_needed()
+    command.click()  # chosen as a whole, by its style
+    chosen, scroll = page.evaluate(SELECTED), page.evaluate("scrollY")
+    assert chosen == command.inner_text() and scroll > 0
+    elapsed, element = flight.locator("time"), flight.element_handle()
+    before = elapsed.inner_text()
+    polls(page, 3)
+    assert elapsed.inner_text() != before, "it says for how long it runs"
+    assert element.evaluate("piece => piece.isConnected"), "and nothing is drawn again for that"
+    assert page.evaluate(SELECTED) == chosen
+
+    site.api(f"{deployment}steps", name="migrate", outcome="running")
+    flight.get_by_text("migrate").wait_for()
+    other = begin(site, "testing", "7.1")
+    page.locator("#flight-testing").get_by_text("7.1").wait_for(state="attached")
+    polls(page, 2)
+    assert page.evaluate(SELECTED) == chosen
+    top = command.bounding_box()
+    assert top and 0 <= top["y"] < 500, "and it is still in sight"
+    assert page.locator("#held").is_hidden()
+    for each in (deployment, other):
+        site.api(f"{each}finish", result="failed")
+
+
+def test_what_has_changed_below_a_selection_waits_until_it_is_cleared(site: Site, staff: Window) -> None:
+    page = staff.page
+    page.goto("/")
+    deployment = begin(site, "development", "7.2")
+    flight = page.locator("#flight-development")
+    flight.get_by_text("Running:").wait_for()
+    flight.locator("a").evaluate("link => getSelection().selectAllChildren(link)")
+    site.api(f"{deployment}finish", result="failed")
+    held = page.get_by_text("Clear the selection to see them")
+    held.wait_for()
+    page.locator("#past-development").get_by_text("7.2 failed").first.wait_for(state="attached")
+    assert page.evaluate(SELECTED) == "7.2" and flight.get_by_text("Running:").is_visible()
+    staff.inspect()
+    page.evaluate("getSelection().removeAllRanges()")
+    flight.get_by_text("Running:").wait_for(state="detached")
+    held.wait_for(state="hidden")
+
+
+def test_a_deployments_page_and_the_list_follow_a_deployment(site: Site, staff: Window, window: Window) -> None:
+    page, rows = staff.page, window.page
+    deployment = begin(site, "testing", "7.3")
+    page.goto(f"/{deployment}")
+    rows.goto("/deployments/?environment=testing")
+    row = rows.locator("tr", has_text="7.3")
+    row.get_by_text("Running").wait_for()
+    page.get_by_text("Running for").first.wait_for()
+    commit = page.locator("dt:text('Commit') + dd")
+    commit.evaluate("value => getSelection().selectAllChildren(value)")
+    page.locator("#previous").focus()
+    site.api(f"{deployment}steps", name="smoke test", outcome="running")
+    page.locator("#steps-list").get_by_text("smoke test").wait_for()
+    width, text = page.locator("#steps-list rect").last, page.locator("#steps-list time").last
+    before = text.inner_text()
+    polls(page, 2)
+    assert text.inner_text() != before and float(width.get_attribute("width") or 0) > 1
+    assert page.evaluate(SELECTED) == "4f2a9c1" and page.evaluate("document.activeElement.id") == "previous"
+    staff.inspect()
+    page.evaluate("getSelection().removeAllRanges()")
+    site.api(f"{deployment}finish", result="succeeded")
+    page.get_by_text("Succeeded after").wait_for()
+    row.get_by_text("Succeeded").wait_for()
+    newer = begin(site, "testing", "7.4")
+    rows.locator("tr", has_text="7.4").wait_for()
+    site.api(f"{newer}finish", result="failed")
+
+
+def test_a_browser_words_time_as_the_server_does(window: Window) -> None:
+    page = window.page
+    page.goto("/")
+    now = datetime.now(UTC)
+    spans = [0, 1, 59, 60, 61, 119, 3599, 3600, 3661, 86_399, 86_400, 6 * 86_400 + 5]
+    expected = [[age(now, now - timedelta(seconds=each)), took(timedelta(seconds=each))] for each in spans]
+    assert page.evaluate("spans => spans.map((each) => [age(each), took(each)])", spans) == expected
+
+
+def test_a_readers_clock_may_be_wrong(site: Site, window: Window) -> None:
+    deployment = begin(site, "testing", "7.5")
+    window.page.add_init_script("const right = Date.now; Date.now = () => right() - 3600e3")
+    window.page.goto("/")
+    elapsed = window.page.locator("#flight-testing time").first
+    assert re.fullmatch(r"\d+ s", elapsed.inner_text()), "neither an hour ago nor in an hour"
+    site.api(f"{deployment}finish", result="failed")
 
 
 def test_nobody_asks_for_the_board_while_nobody_looks(window: Window) -> None:
@@ -255,18 +372,22 @@ def test_nobody_asks_for_the_board_while_nobody_looks(window: Window) -> None:
     assert not asked
     with page.expect_response(lambda answer: "seen=" in answer.url) as answer:
         page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
-    assert answer.value.status == 204, "nothing has changed"
+    assert answer.value.status in (200, 204)
+    assert "<h1" not in (answer.value.text() if answer.value.status == 200 else ""), "only what has changed"
 
 
-def test_the_board_says_when_the_server_no_longer_answers(site: Site, window: Window) -> None:
+@pytest.mark.parametrize("path", ["/", "/deployments/", "/deployments/1/"])
+def test_an_open_page_says_when_it_gets_no_answer(window: Window, path: str) -> None:
     page = window.page
-    page.goto("/")
-    stale = page.get_by_text("The server does not answer")
-    assert stale.is_hidden()
-    page.route("**/?seen=*", lambda route: route.abort())
-    stale.wait_for()
-    page.unroute("**/?seen=*")
-    stale.wait_for(state="hidden")
+    page.goto(path)
+    notice = page.get_by_text("Showing the last known state.")
+    assert notice.is_hidden()
+    page.route("**/*seen=*", lambda route: route.abort())
+    page.get_by_text("Can’t reach the server.").wait_for()
+    page.unroute("**/*seen=*")
+    notice.wait_for(state="hidden")
+    page.route("**/*seen=*", lambda route: route.fulfill(status=503))
+    page.get_by_text("The server answered with an error (503).").wait_for()
     window.troubles.clear()  # the browser itself told of what was aborted
 
 
@@ -358,7 +479,7 @@ def test_times_are_in_the_readers_zone_and_in_utc_on_hover_and_a_page_prints(sit
     with closing(Window(site.browser, site.url, timezone_id="Asia/Tokyo", locale="en-GB")) as window:
         page = window.page
         page.goto("/deployments/1/")
-        time = page.locator("dt:text('Asked for') + dd time")
+        time = page.locator("dt:text('Requested') + dd time")
         exact = datetime.fromisoformat(time.get_attribute("datetime") or "")
         shown = exact.astimezone(timezone(timedelta(hours=9)))
         assert f"{shown:%H:%M}" in time.inner_text() and f"{shown.day} " in time.inner_text()

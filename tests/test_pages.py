@@ -130,7 +130,7 @@ def test_home_tells_that_the_database_is_away_without_asking_it(
     response = client.get("/")  # without the `db` fixture a query would raise
     text = response.content.decode()
     assert response.status_code == 503 and response["Retry-After"]
-    assert "database is away" in text
+    assert "database is down" in text
     assert "This instance is unhealthy" in text
     assert "Database: refused" in text
     assert text.count(": healthy</span>") == 1
@@ -148,7 +148,7 @@ def test_home_tells_that_the_database_has_gone_since_it_was_last_well(
     monkeypatch.setattr("deploy.board.cards", gone)
     response = client.get("/")
     assert response.status_code == 503
-    assert "database is away" in response.content.decode() and "secret-detail" not in response.content.decode()
+    assert "database is down" in response.content.decode() and "secret-detail" not in response.content.decode()
 
 
 @pytest.mark.django_db

@@ -8,7 +8,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from deploy import wording
+from deploy import pieces, wording
 from deploy.models import Deployment
 
 register = template.Library()
@@ -49,18 +49,32 @@ def way(deployment: Deployment) -> str:
 
 @register.simple_tag
 def when(value: datetime, form: str = "age") -> SafeString:
-    """A <time>: its age, or the time as a clock or a date has it, in UTC. static/pages.js puts the latter two into the
-    reader's zone; the exact UTC is always there on hover.
+    """A <time>: its age, how long something has run since ("elapsed"), or the time as a clock or a date has it, in UTC.
+    static/pages.js keeps the former two right and puts the latter two into the reader's zone; the exact UTC is always
+    there on hover.
     """
     exact, now = value.astimezone(UTC), timezone.now()
     texts = {
         "age": lambda: wording.age(now, value) if (now - value).days < 7 else f"{(now - value).days} d ago",
+        "elapsed": lambda: wording.took(max(now - value, timedelta())),
         "clock": lambda: f"{exact:%H:%M:%S} UTC",
         "date": lambda: f"{exact:%Y-%m-%d %H:%M} UTC",
     }
     title = f"{exact:%Y-%m-%d %H:%M:%S} UTC"
     pattern = '<time datetime="{}" title="{}" data-form="{}">{}</time>'
     return format_html(pattern, exact.isoformat(timespec="seconds"), title, form, texts[form]())
+
+
+@register.simple_block_tag(takes_context=True)
+def piece(
+    context: dict[str, Any], content: SafeString, id: str, of: object = "", tag: str = "div", **attributes: str
+) -> SafeString:
+    """What stands up to {% endpiece %}, as a part of the page that changes by itself: see deploy/pieces.py.
+
+    {% piece "row" 7 tag="tr" class="wide" %} is an element <tr id="row-7" class="wide">.
+    """
+    name = f"{id}-{of}" if of != "" else id
+    return pieces.add(context["pieces"], pieces.Piece(name, tag, attributes, SafeString(content.strip())))
 
 
 @register.simple_tag
