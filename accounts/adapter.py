@@ -2,11 +2,15 @@
 
 import logging
 from typing import Any
+from urllib.parse import urlsplit
 
 from allauth.account.adapter import DefaultAccountAdapter
+from allauth.core import context as allauth_context
 from allauth.core import ratelimit
+from django.conf import settings
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest
+from django.http.request import split_domain_port
 
 from accounts import addresses
 from accounts.models import User
@@ -16,6 +20,22 @@ logger = logging.getLogger(__name__)
 
 class MailNotSent(Exception):
     """The mail server does not take the message now."""
+
+
+def origin(request: HttpRequest) -> str:
+    """The site's address that links in mail begin with: SITE_URL, or else the host that was asked for.
+
+    Of that host the port and a dot at its end do not count: ALLOWED_HOSTS does not restrict them, and they could lead
+    to another server. In development the port is kept, as the server there has one.
+
+    Raises DisallowedHost.
+    """
+    if settings.SITE_URL:
+        return str(settings.SITE_URL)
+    host = request.get_host()
+    if settings.ENVIRONMENT != "development":
+        host = split_domain_port(host)[0].rstrip(".")
+    return f"{request.scheme}://{host}"
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
@@ -28,9 +48,13 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return email
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Raises MailNotSent."""
+        """Raises MailNotSent. Every link (a value named *_url) leads to the site, whatever Host the client has sent."""
+        site = urlsplit(origin(allauth_context.request))
+        for name, value in context.items():
+            if name.endswith("_url"):
+                context = context | {name: urlsplit(value)._replace(scheme=site.scheme, netloc=site.netloc).geturl()}
         try:
-            super().send_mail(template_prefix, email, context)
+            super().send_mail(template_prefix, email, context | {"origin": site.geturl(), "site": site.netloc})
         except OSError as error:  # smtplib's own are of this kind too
             raise MailNotSent from error
 

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from django.conf import settings
 from django.http import HttpRequest, HttpResponseBase
 
+from backstagetest1.headers import Headers
+
 # Long enough for any tracing scheme, and nothing in it that could break out of a log line or a header.
 SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,127}", re.ASCII)
 
@@ -70,14 +72,19 @@ def client_address(peer: str, forwarded_for: str) -> str:
 
 
 class EdgeMiddleware:
-    """Sets the request id, the client's address and the scheme, and sends the id back as X-Request-ID."""
+    """Sets the request id, the client's address and the scheme, and sends the id back as X-Request-ID.
+
+    Standing first, it also completes the headers of every answer.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
+        self.headers = Headers(get_response)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         identifier = self.read(request)
         response = self.get_response(request)
+        self.headers.add(request, response)
         response["X-Request-ID"] = identifier
         return response
 

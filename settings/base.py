@@ -45,7 +45,7 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "backstagetest1.edge.EdgeMiddleware",  # request id, client address, scheme: no answer of its own
+    "backstagetest1.edge.EdgeMiddleware",  # request id, client address, scheme, headers: no answer of its own
     "health.middleware.ProbeMiddleware",  # before the Host check and the TLS redirect
     "metrics.middleware.MetricsMiddleware",
     "deploy.problems.ProblemMiddleware",  # sees the errors of all below, and words those of /api/ for machines
@@ -138,6 +138,9 @@ ACCOUNT_RATE_LIMITS = {  # besides allauth's others, which are on
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = "/"
 ADMIN_URL = env.path("ADMIN_URL", "admin/")
+SITE_URL = env.text("SITE_URL").rstrip("/")  # what links in mail begin with; by default the host that was asked for
+if SITE_URL and not env.site(SITE_URL):
+    raise env.malformed("SITE_URL", "the site's address without a path, such as https://example.com")
 
 # Mail
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.text("DEFAULT_FROM_EMAIL", "noreply@backstagetest1.com")

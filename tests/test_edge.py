@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 from django.http import HttpRequest, HttpResponse
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backstagetest1.edge import EdgeMiddleware, client_address
+from tests.servers import ROOT
 
 PROXY, STRANGER = "127.0.0.1", "203.0.113.9"
 
@@ -118,3 +119,38 @@ def test_an_id_from_outside_is_sane_or_replaced(identifier: str) -> None:
 def test_no_header_breaks_the_edge(forwarded_for: str, proto: str) -> None:
     request, _ = passed_on(PROXY, HTTP_X_FORWARDED_FOR=forwarded_for, HTTP_X_FORWARDED_PROTO=proto)
     assert request.scheme in ("http", "https")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health/",
+        "/health/live/",
+        "/health/ready/",
+        "/metrics",
+        "/",
+        "/accounts/login/",
+        "/api/environments",
+        "/nowhere",
+    ],
+)
+@pytest.mark.django_db
+def test_every_answer_is_for_this_site_to_embed_and_not_to_be_sniffed(path: str, settings: Any) -> None:
+    settings.SECURE_HSTS_SECONDS, settings.SECURE_HSTS_INCLUDE_SUBDOMAINS = 31_536_000, True
+    for host in ("testserver", "evil.example"):
+        plain = Client(headers={"host": host}).get(path)
+        assert plain["X-Content-Type-Options"] == "nosniff"
+        assert plain["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert "Strict-Transport-Security" not in plain, "it counts over TLS alone (RFC 6797, section 7.2)"
+        secure = Client(headers={"host": host}).get(path, secure=True)
+        assert secure["Strict-Transport-Security"].startswith("max-age=31536000")
+
+
+def test_what_nginx_answers_itself_has_the_headers_too() -> None:
+    """nginx passes the headers of a level on only where a location has none of its own."""
+    site = (ROOT / "nginx.conf").read_text().rpartition("    server {")[2]
+    places = [place for place in site.split("\n        location ") if place.count("add_header") > 1]
+    assert len(places) >= 3
+    for place in places:
+        for header in ("X-Content-Type-Options nosniff", "Cross-Origin-Resource-Policy same-origin"):
+            assert f"add_header {header} always;" in place, place

@@ -1,0 +1,21 @@
+"""Headers that every answer has, also those of the probes and of the scrape, which no later middleware sees."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest, HttpResponseBase
+from django.middleware.security import SecurityMiddleware
+
+
+class Headers:
+    """What SecurityMiddleware adds (HSTS over TLS, nosniff, ...), and who may embed the answer: this site alone.
+
+    An answer that has such a header keeps it. https://fetch.spec.whatwg.org/#cross-origin-resource-policy-header
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
+        self.security = SecurityMiddleware(get_response)
+
+    def add(self, request: HttpRequest, response: HttpResponseBase) -> None:
+        self.security.process_response(request, response)  # type: ignore[arg-type]
+        response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
