@@ -61,6 +61,8 @@ def load(module: str, **variables: str) -> Any:
         ({"ALLOWED_HOSTS": "hunter2.com:443"}, "ALLOWED_HOSTS is malformed"),
         ({"CSRF_TRUSTED_ORIGINS": "hunter2.com"}, "CSRF_TRUSTED_ORIGINS is malformed"),
         ({"CSRF_TRUSTED_ORIGINS": "https://hunter2.com/"}, "CSRF_TRUSTED_ORIGINS is malformed"),
+        ({"SITE_URL": "hunter2.com"}, "SITE_URL is malformed"),
+        ({"SITE_URL": "https://hunter2.com/path"}, "SITE_URL is malformed"),
         ({"LEDGER_URL": "hunter2"}, "LEDGER_URL is malformed"),
         ({"ADMIN_URL": "/"}, "ADMIN_URL is malformed"),
         ({"ADMIN_URL": "<hunter2>/"}, "ADMIN_URL is malformed"),
