@@ -143,7 +143,7 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
     """django-redis that does not raise when Redis is away: what is read is not there, and what is written is lost.
 
     But limits go on: what Redis does not take of the keys in LIMITS, this process counts in its own memory. So while
-    Redis is away, somebody may try as often as the limit says in each process, and no oftener.
+    Redis is down, a client may try as often as the limit says in each process, and no more.
 
     What Redis still holds of a key that was written or deleted meanwhile is deleted before it is asked for anything
     else again: a session that was ended must not come back.
@@ -248,7 +248,7 @@ class FailingOpen(DjangoRedisCache):  # type: ignore[misc]
         return self.write(data, version, list(data), super().set_many, data, timeout) or []
 
     def add(self, key: Any, *args: Any, **kwargs: Any) -> bool:
-        """True also when Redis is away: who locks something by a key goes on, unlocked but for LIMITS."""
+        """True also when Redis is down, except for LIMITS: whoever locks something by a key goes on unlocked."""
         try:
             return bool(self.ask(super().add, key, *args, **kwargs))
         except AWAY:

@@ -1,4 +1,4 @@
-"""The rate limits: they count by the client's address, in Redis, and in each process by itself when Redis is away."""
+"""The rate limits: they count by the client's address, in Redis, or in each process while Redis is down."""
 
 import itertools
 from collections.abc import Iterator
@@ -108,7 +108,7 @@ def test_the_profile_and_the_password_are_limited_by_user(member: User) -> None:
 
 
 @pytest.fixture(params=["stopped", "frozen", "read-only"])
-def redis_away(request: pytest.FixtureRequest, own_redis: Redis) -> Iterator[None]:
+def redis_down(request: pytest.FixtureRequest, own_redis: Redis) -> Iterator[None]:
     """Redis that counts nothing any more: it does not answer, or it refuses to write as a replica does."""
     if request.param == "stopped":
         own_redis.stop()
@@ -123,13 +123,13 @@ def redis_away(request: pytest.FixtureRequest, own_redis: Redis) -> Iterator[Non
             client.replicaof("NO", "ONE")
 
 
-def test_with_redis_away_people_sign_in_and_pages_open(member: User, redis_away: None) -> None:
+def test_with_redis_down_people_sign_in_and_pages_open(member: User, redis_down: None) -> None:
     client = behind_a_proxy("203.0.113.5")
     assert client.post(SIGN_IN, {"login": ADDRESS, "password": PASSWORD}).status_code == 302
     assert client.get("/accounts/profile/").status_code == 200
 
 
-def test_with_redis_away_a_process_goes_on_counting_guesses(member: User, redis_away: None) -> None:
+def test_with_redis_down_a_process_goes_on_counting_guesses(member: User, redis_down: None) -> None:
     """14 of 14 were tried once."""
     answers = []
     for guess in range(14):
@@ -140,13 +140,13 @@ def test_with_redis_away_a_process_goes_on_counting_guesses(member: User, redis_
     assert refused.status_code == 200
 
 
-def test_with_redis_away_a_process_goes_on_counting_clients(settings: Settings, redis_away: None) -> None:
+def test_with_redis_down_a_process_goes_on_counting_clients(settings: Settings, redis_down: None) -> None:
     settings.ACCOUNT_RATE_LIMITS = FEW
     assert tries(behind_a_proxy("203.0.113.5"), 5) == [200, 200, 200, 429, 429]
     assert tries(behind_a_proxy("203.0.113.6"), 1) == [200]
 
 
-def test_what_was_counted_while_redis_was_away_counts_when_it_is_back(settings: Settings, own_redis: Redis) -> None:
+def test_what_was_counted_while_redis_was_down_counts_when_it_is_back(settings: Settings, own_redis: Redis) -> None:
     settings.ACCOUNT_RATE_LIMITS = FEW
     client = behind_a_proxy("203.0.113.5")
     own_redis.stop()
