@@ -44,6 +44,7 @@ def test_nginx_serves_a_picture_with_the_headers_that_the_app_would_give(stack: 
         "x-content-type-options",
         "content-security-policy",
         "cache-control",
+        "cross-origin-resource-policy",
     ):
         assert through.headers[name] == direct.headers[name], name
 
