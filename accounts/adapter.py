@@ -25,17 +25,16 @@ class MailNotSent(Exception):
 def origin(request: HttpRequest) -> str:
     """The site's address that links in mail begin with: SITE_URL, or else the host that was asked for.
 
-    Of that host the port and a dot at its end do not count: ALLOWED_HOSTS does not restrict them, and they could lead
-    to another server. In development the port is kept, as the server there has one.
+    Of that host neither a dot at its end nor a port counts, for ALLOWED_HOSTS restricts neither, and a port may be
+    another server's. Only this server's own port is kept, if the client came straight to it and not by a proxy.
 
     Raises DisallowedHost.
     """
     if settings.SITE_URL:
         return str(settings.SITE_URL)
-    host = request.get_host()
-    if settings.ENVIRONMENT != "development":
-        host = split_domain_port(host)[0].rstrip(".")
-    return f"{request.scheme}://{host}"
+    host, port = split_domain_port(request.get_host())
+    own = port and port == request.META.get("SERVER_PORT") and "HTTP_X_FORWARDED_FOR" not in request.META
+    return f"{request.scheme}://{host.rstrip('.')}{f':{port}' if own else ''}"
 
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]

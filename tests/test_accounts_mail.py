@@ -82,7 +82,7 @@ def test_every_message_has_a_cause_here(settings: Settings) -> None:
         ("testserver", "", "http://testserver"),
         ("testserver:1337", "", "http://testserver"),
         ("testserver.", "", "http://testserver"),
-        ("TESTSERVER.:80", "", "http://testserver"),
+        ("TESTSERVER.:8080", "", "http://testserver"),
         ("[::1]:1337", "", "http://[::1]"),
         ("testserver:1337", "https://example.com:8443", "https://example.com:8443"),
     ],
@@ -100,10 +100,20 @@ def test_links_in_mail_lead_to_the_site(settings: Settings, cause: str, host: st
     assert body.rstrip().endswith(f"backstagetest1, {links.partition('//')[2]}")
 
 
-def test_in_development_links_keep_the_servers_port(settings: Settings) -> None:
-    settings.ENVIRONMENT = "development"
-    Client(headers={"host": "testserver:8000"}).post("/accounts/password/reset/", {"email": OWN})
-    assert "http://testserver:8000/accounts/" in mail.outbox[0].body
+@pytest.mark.parametrize(
+    ("host", "forwarded", "links"),
+    [
+        ("testserver:8000", {}, "http://testserver:8000"),
+        ("testserver:8001", {}, "http://testserver"),
+        ("testserver:8000", {"x-forwarded-for": "198.51.100.7"}, "http://testserver"),
+    ],
+)
+def test_a_client_that_comes_straight_to_the_server_gets_links_with_its_port(
+    host: str, forwarded: dict[str, str], links: str
+) -> None:
+    client = Client(headers={"host": host} | forwarded)
+    client.post("/accounts/password/reset/", {"email": OWN}, SERVER_PORT="8000")
+    assert f"{links}/accounts/" in mail.outbox[0].body
 
 
 def test_a_host_that_is_not_ours_gets_no_mail_sent() -> None:
