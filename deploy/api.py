@@ -16,7 +16,7 @@ from ninja.errors import HttpError, ValidationError
 from ninja.openapi.schema import OpenAPISchema
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringConstraints
 
-from deploy import ledger, models
+from deploy import ledger, models, versions
 from deploy.api_guard import Bearer, in_scope, may_change, may_register, once, token_of
 from deploy.problems import DETAILS, MEDIA_TYPE, Problem, respond
 from settings import text
@@ -42,10 +42,27 @@ def fit(value: str) -> str:
 
 Line500 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(fit)]
 Line100 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100), AfterValidator(fit)]
+
+
+def deployable(version: str) -> str:
+    """Raises ValueError for what can be no version (deploy.versions)."""
+    if wrong := versions.fault(version):
+        raise ValueError(wrong)
+    return version
+
+
 Version = Annotated[
     str,
-    StringConstraints(pattern=r"^[0-9A-Za-z][0-9A-Za-z._+-]*$", min_length=1, max_length=64),
-    Field(examples=["1.4.0"]),
+    AfterValidator(deployable),
+    Field(
+        description=f"Expected {versions.EXPECTED}.",
+        examples=["1.4.0"],
+        json_schema_extra={
+            "pattern": f"^{versions.PATTERN}$",
+            "maxLength": versions.LENGTH,
+            "not": {"const": versions.MOVING},
+        },
+    ),
 ]
 When = Annotated[AwareDatetime, AfterValidator(plausible), Field(description="RFC 3339, with its zone.")]
 Key = Annotated[int, Field(ge=1, le=MAX_KEY)]

@@ -21,6 +21,7 @@ from django.utils import timezone
 
 from deploy import metrics
 from deploy.models import FINISHED, IN_FLIGHT, Deployment, Environment, Release, Step
+from deploy.versions import fault
 
 RECENT = 200  # how far promotable() and rollback_targets() look back, in deployments or releases
 LATELY = 50  # how far way_back() looks back, in deployments
@@ -75,8 +76,8 @@ def register(
     commit = commit.lower()
     if not re.fullmatch(r"[0-9a-f]{7,64}", commit):
         raise Invalid("commit", "Expected 7 to 64 hex digits, as git prints them.")
-    if not version:
-        raise Invalid("version", "A release needs a version.")
+    if wrong := fault(version):
+        raise Invalid("version", wrong)
     refuse_unfit_text(Release, version=version, message=message, image=image)
     if built_at > (at or timezone.now()) + CLOCKS_DIFFER:
         raise Invalid("built_at", "It lies in the future: look at the build machine's clock and time zone.")

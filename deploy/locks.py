@@ -65,6 +65,16 @@ class FileLock:
         self.write({"holder": holder(), "process": os.getpid(), "purpose": purpose})
         return f"{self.whose(found, held='had held')}, and its process has died" if found else ""
 
+    def refuse_taken(self) -> None:
+        for path in (self.path, self.also):
+            if not path.exists():
+                continue
+            with self.open(path) as file:
+                if not self.lock(file):
+                    raise Busy(f"{self.whose(self.read()) if path == self.path else './run switch is running here'}.")
+        if (found := self.read()).get("by_hand"):
+            raise Busy(f"{self.whose(found)}. Remove the lock with: {self.how}")
+
     def held(self) -> bool:
         return bool(self.files) and self.read().get("process") == os.getpid()
 
@@ -142,13 +152,21 @@ class LeaseLock:
         self.thread.start()
         return note
 
-    def write(self, purpose: str, by_hand: bool = False) -> str:
+    def refuse_taken(self) -> None:
+        self.unless_taken()
+
+    def unless_taken(self) -> dict[str, Any]:
+        """The Lease, which nobody holds; empty if there is none. Raises Busy."""
         found = self.read()
         if found and self.alive(found):
             how = (
                 f"Remove the lock with: {self.how}" if self.by_hand(found) else f"Wait for it (--wait), or: {self.how}"
             )
             raise Busy(f"{self.whose(found)}. {how}")
+        return found
+
+    def write(self, purpose: str, by_hand: bool = False) -> str:
+        found = self.unless_taken()
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         notes = {f"{NOTES}/purpose": purpose} | ({f"{NOTES}/by-hand": "true"} if by_hand else {})
         lease = {

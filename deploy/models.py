@@ -15,6 +15,7 @@ from django.core.validators import RegexValidator, URLValidator
 from django.db import models
 from django.db.models import F, OuterRef, Q, Subquery
 
+from deploy import versions
 from settings import text
 
 FINISHED = ("succeeded", "failed", "rolled_back")
@@ -135,7 +136,10 @@ class Release(models.Model):
             models.CheckConstraint(
                 condition=Q(commit__regex=r"^[0-9a-f]{7,64}\Z"), name="deploy_release_commit_is_hex"
             ),
-            models.CheckConstraint(condition=~Q(version=""), name="deploy_release_has_a_version"),
+            models.CheckConstraint(
+                condition=Q(version__regex=rf"^{versions.PATTERN}\Z") & ~Q(version=versions.MOVING),
+                name="deploy_release_version_is_a_tag",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -58,7 +58,7 @@ class Run:
         try:
             self.target.refuse_unfit()  # once more: whoever had the lock may have changed it
             if self.target.settled():
-                self.output.line(f"{self.options.version} runs already, and was found good: there is nothing to do.")
+                self.output.line(f"{self.options.version} is already live and verified; nothing to do.")
                 self.output.event("result", result="unchanged", version=self.options.version, exit_code=DONE)
                 return DONE
             return self.deploy()
@@ -75,7 +75,7 @@ class Run:
         left = self.record.begin(options.commit, options.built_at, options.image)
         if left:
             done = [name for name, outcome in left.steps.items() if outcome == "succeeded"]
-            self.output.note(f"Going on with deployment {left.key}; done so far: {', '.join(done) or 'nothing'}.")
+            self.output.note(f"Resuming deployment {left.key} (completed: {', '.join(done) or 'nothing'}).")
         if problem := self.traffic.start():
             self.output.note(f"No probe traffic: {problem}.")
         try:
@@ -110,7 +110,7 @@ class Run:
     def step(self, name: str, act: Callable[[], str], recorded: bool = True) -> None:
         self.at = name
         if self.touched and not self.target.lock.held():
-            raise Lost(f"Somebody has broken the lock, so nothing more is done. Serving: {self.target.running()}.")
+            raise Lost(f"Somebody has broken the lock, so this run stops. Serving: {self.target.running()}.")
         self.output.begin(name)
         if recorded:
             self.record.step(name, "running")
@@ -240,7 +240,7 @@ class Run:
             serving = f"unknown ({error})"
         watched = " It is not watched any more." if self.switched else ""
         self.output.note(
-            f"Interrupted in the step {self.at}. Serving: {serving}.{watched} The same command goes on from here; "
-            "manage.py rollback goes back.",
+            f"Interrupted in the step {self.at}. Serving: {serving}.{watched} Run the same command to resume, or "
+            "manage.py rollback to roll back.",
             "yellow",
         )

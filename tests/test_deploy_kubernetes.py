@@ -25,6 +25,7 @@ from pytest_django import Settings
 
 from deploy import locks, smoke, strategies, traffic, watching
 from deploy.environments import Place
+from deploy.management import base
 from deploy.models import Deployment
 from deploy.targets import Answer, Failed, kubernetes
 from tests.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
@@ -145,6 +146,7 @@ os.execv(sys.executable, [sys.executable, "-IS", "-", "{server.server_port}", *a
         file.write_text(f"[staging]\n{section}[production]\n{section}")
         settings.ENVIRONMENTS_FILE = str(file)
         settings.LEDGER_URL = ""
+        monkeypatch.setattr(base, "UNRECORDED", tmp_path / "unrecorded")
         for module, name, value in ((kubernetes, "POLL", 0.05), (watching, "EVERY", 0.05), (traffic, "RATE", 50)):
             monkeypatch.setattr(module, name, value)
         return found
@@ -620,11 +622,11 @@ def test_an_interrupted_run_is_gone_on_with(
         patch.setattr(kubernetes.Kubernetes, step, interrupted)
         code, events, said = deploy("3", strategy=strategy)
     assert code == 6, said
-    assert f"Serving: {serves}." in said and "The same command goes on from here" in said
+    assert f"Serving: {serves}." in said and "Run the same command to resume" in said
     assert lease(apps.cluster)["spec"]["holderIdentity"] == "" and row().status == "running"
     code, events, said = deploy("3", strategy=strategy)
     assert code == 0, said
-    assert f"Going on with deployment {row().pk}; done so far: " in said
+    assert f"Resuming deployment {row().pk} (completed: " in said
     assert apps.cluster.serving() == {f"{REPO}:3"} and apps.lost == 0
     assert Deployment.objects.count() == 1 and row().status == "succeeded"
     assert len(jobs(apps.cluster)) == 1, "migrated once"
@@ -638,7 +640,7 @@ def test_another_release_clears_up_what_was_interrupted(colours: Apps, monkeypat
         patch.setattr(kubernetes.Kubernetes, "switch", interrupted)
         assert deploy("3", strategy="blue-green")[0] == 6
     code, _, said = deploy("4", strategy="blue-green")
-    assert code == 0 and "of 3 was interrupted: it is recorded as failed now" in said, said
+    assert code == 0 and "of 3 was interrupted; it is now recorded as failed" in said, said
     assert [each.status for each in Deployment.objects.newest_first()] == ["succeeded", "failed"]
     assert colours.cluster.serving() == {f"{REPO}:4"} and colours.lost == 0
     assert command("rollback", "-e", "staging", "--strategy", "blue-green")[0] == 0

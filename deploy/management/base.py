@@ -27,6 +27,7 @@ from deploy.targets.kubernetes import Kubernetes
 from settings.text import clean
 
 TEXT = 500  # characters of a reason or a lock's purpose
+UNRECORDED = Path(settings.BASE_DIR) / "var" / "unrecorded"  # what the ledger could not be told
 
 CODES = """\
 exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
@@ -144,13 +145,13 @@ class Operation(BaseCommand):
             place.name,
             version,
             place.strategy,
-            holder()[:100],
+            clean(holder(), 100),
             kind=kind,
             hotfix=options.get("hotfix", False),
             reason=options["reason"],
             run_url=run_url(),
         )
-        record = Record(book(), request, Path(settings.BASE_DIR) / "var" / "unrecorded", self.output.note)
+        record = Record(book(), request, UNRECORDED, self.output.note)
         commit, built_at = origin(target, version, options["commit"])
         plan = strategies.Options(
             version=version,
@@ -170,11 +171,14 @@ class Operation(BaseCommand):
     def dry_run(self, target: Target, record: Record, plan: strategies.Options) -> int:
         self.output.note(f"Dry run: {plan.purpose}, {plan.strategy}. Serving: {target.running() or 'nobody'}.")
         self.output.note(f"  {'promotion rule':<15} {record.refuse_unproven()}")
+        target.lock.refuse_taken()
+        self.output.note(f"  {'lock':<15} free")
+        self.output.note(f"  {'ledger':<15} {record.refuse_unrecordable(bool(plan.commit))}")
         if not plan.migrate and (done := target.rollback(record.request.reason, plan.timeout, True)):
             self.output.details(done[1])
             return done[0]
         if target.settled():
-            self.output.note("It runs already, and was found good: there is nothing to do.")
+            self.output.note(f"{plan.version} is already live and verified; nothing to do.")
             return strategies.DONE
         for name, what in target.plan():
             if name != "migrations" or plan.migrate:
@@ -212,4 +216,7 @@ def origin(target: Target, version: str, commit: str) -> tuple[str, str]:
 def run_url() -> str:
     """The pipeline's run, where there is one."""
     server, project, run = (os.environ.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
-    return f"{server}/{project}/actions/runs/{run}" if server and project and run else ""
+    url = f"{server}/{project}/actions/runs/{run}" if server and project and run else ""
+    return (
+        url if re.fullmatch(r"https?://[A-Za-z0-9][A-Za-z0-9.:-]*/[!#-;=?-Z_a-z~%]*", url) and len(url) <= 500 else ""
+    )

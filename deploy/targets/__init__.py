@@ -56,6 +56,9 @@ class Lock(Protocol):
     def take(self, purpose: str) -> str:
         """Takes it, renews it until free(), and returns a note if another's was found dead. Raises Busy."""
 
+    def refuse_taken(self) -> None:
+        """Raises Busy if take() would. Changes nothing."""
+
     def held(self) -> bool:
         """Whether it is still ours: somebody may have broken it."""
 

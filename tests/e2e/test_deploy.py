@@ -211,7 +211,7 @@ def test_a_run_killed_in_each_of_its_steps_is_gone_on_with_by_the_same_command(o
             time.sleep(0.3)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=PATIENCE)
-            again = any("Going on with deployment" in str(each.get("text")) for each in seen)
+            again = any("Resuming deployment" in str(each.get("text")) for each in seen)
             assert again == (step != "migrations"), seen
             serving = own.version()
             assert serving in ((was,) if step in ("migrations", "bring up", "smoke test") else (was, version)), step
@@ -233,7 +233,7 @@ def test_ctrl_c_says_in_what_state_it_leaves_things_and_the_next_release_clears_
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 6, out + err
-    assert f"Serving: {was}" in out and "The same command goes on" in out
+    assert f"Serving: {was}" in out and "Run the same command to resume" in out
     code, events, said = own.deploy(second, "--watch", "3")
     assert code == 0, said
     assert [(row["release"], row["status"]) for row in own.ledger()[:2]] == [(second, "succeeded"), (first, "failed")]
