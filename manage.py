@@ -9,10 +9,13 @@ def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.dev")
     try:
         from django.core.management import execute_from_command_line
+        from django.core.management.base import CommandParser
 
+        from backstagetest1.usage import complain
         from settings.env import Refused
     except ImportError as error:
         sys.exit(f"{error}. Type ./run serve first (it makes .venv), then .venv/bin/python manage.py")
+    CommandParser.error = complain  # type: ignore[method-assign,assignment]
     try:
         execute_from_command_line(sys.argv)
     except Refused as reason:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 MEDIA_TYPE = "application/problem+json"
@@ -27,6 +28,7 @@ TYPES = {
     "out-of-scope": "The token is not for this environment.",
     "may-not-register": "The token may not register releases.",
     "not-its-own": "Another token created the deployment, and this token may not take over.",
+    "token-over-http": "The token came over plain http, where others could read it.",
     "key-reused": "The Idempotency-Key was used for another request.",
     "rate-limited": "Too many requests in this minute; `Retry-After` says when to go on, in seconds.",
     "too-large": "The body is larger than any request of this API.",
@@ -40,6 +42,12 @@ DETAILS = {
     500: "Something went wrong here, and it has been logged. Try again, and name the request id if you report it.",
     503: "The database is away. Try again when Retry-After (seconds) has passed.",
 }
+
+
+LEAKED = (
+    "This token was sent over plain http, where others could read it: consider it leaked. Replace it (manage.py "
+    "api_token rotate NAME), and use https:// from now on."
+)
 
 
 class Problem(Exception):
@@ -70,6 +78,12 @@ def respond(request: HttpRequest, problem: Problem) -> HttpResponse:
     return HttpResponse(json.dumps(body), MEDIA_TYPE, problem.status, headers=headers)
 
 
+def sent_openly(request: HttpRequest) -> bool:
+    """Whether a token for the API came by http although the site is to be reached by https alone."""
+    given = request.META.get("HTTP_AUTHORIZATION", "")
+    return request.path.startswith(PREFIX) and given.lower().startswith("bearer") and not request.is_secure()
+
+
 class ProblemMiddleware:
     """Turns the error pages of /api/, which are for people, into problem details. Their headers stay."""
 
@@ -77,6 +91,8 @@ class ProblemMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        if settings.SECURE_SSL_REDIRECT and sent_openly(request):  # before the redirect, which would make it work
+            return respond(request, Problem(403, "token-over-http", LEAKED))
         response = self.get_response(request)
         if response.status_code < 400 or not request.path.startswith(PREFIX):
             return response

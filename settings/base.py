@@ -236,6 +236,10 @@ if COMPARE_URL and not (
 LEDGER_URL = env.text("LEDGER_URL").rstrip("/")
 if LEDGER_URL and not env.site(LEDGER_URL):
     raise env.malformed("LEDGER_URL", "an instance's address, such as https://example.com")
+if not env.private(LEDGER_URL):
+    raise env.malformed(
+        "LEDGER_URL", "https://: over http:// anybody on the way could read the token (but to localhost)"
+    )
 LEDGER_TOKEN = env.text("LEDGER_TOKEN")
 
 # How many requests a minute the API takes from one token, and from one address. The cache counts them.

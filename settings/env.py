@@ -100,6 +100,12 @@ def site(value: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.hostname) and f"{parts.scheme}://{parts.netloc}" == value
 
 
+def private(address: str) -> bool:
+    """Whether nobody on the way can read what is sent to `address`: it is not http, or goes to this machine."""
+    host = urlsplit(address).hostname or ""
+    return not address.startswith("http://") or host == "localhost" or bool(re.fullmatch(r"127(\.\d+){3}|::1", host))
+
+
 def words(name: str, default: str = "") -> list[str]:
     """A list separated by commas; blanks around its words do not count."""
     return [word.strip() for word in text(name, default).split(",") if word.strip()]

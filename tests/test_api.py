@@ -530,3 +530,14 @@ def test_a_deployment_that_its_token_may_not_record_is_refused_before_it_begins(
     back = record(other, "staging", "rollback")
     assert back.begin(*build) is None and back.hopeless, "a way back is not barred"
     assert "other is not for staging" in notes[0]
+
+
+def test_a_token_over_plain_http_is_refused_and_not_redirected(settings: Settings, client: Client) -> None:
+    settings.SECURE_SSL_REDIRECT = True
+    headers = {"Authorization": f"Bearer {token()}"}
+    answer = client.get("/api/environments", headers=headers)
+    assert answer.status_code == 403 and answer["Content-Type"] == "application/problem+json"
+    assert answer.json()["type"].endswith("#token-over-http") and "consider it leaked" in answer.json()["detail"]
+    assert client.post("/api/nowhere", headers={"Authorization": "bearer x"}).status_code == 403
+    assert client.get("/api/environments", headers=headers, secure=True).status_code == 200
+    assert client.get("/api/environments").status_code == 301, "there is nothing to lose"

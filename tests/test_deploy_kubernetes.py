@@ -23,13 +23,13 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from deploy import locks, smoke, strategies, traffic, watching
+from deploy import ledger, locks, smoke, strategies, traffic, watching
 from deploy.environments import Place
 from deploy.management import base
 from deploy.models import Deployment
 from deploy.targets import Answer, Failed, kubernetes
 from tests.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
-from tests.ledgers import deployed
+from tests.ledgers import begun, deployed
 from tests.servers import ROOT
 
 REPO = "registry.example/team/app"
@@ -669,9 +669,11 @@ def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monke
         (("deploy", "latest", "-e", "staging"), 2, "is not a valid version"),
         (("deploy", "3;reboot", "-e", "staging"), 2, "is not a valid version"),
         (("deploy", "3", "-e", "staging", "--strategy", "blue-green"), 4, "no Deployment backstagetest1-blue"),
-        (("deploy", "3", "-e", "staging", "--unsafe-migrations"), 2, "needs a reason"),
+        (("deploy", "3", "-e", "staging", "--unsafe-migrations"), 2, "requires a reason"),
+        (("deploy", "3", "-e", "production", "--commit", "abcdef0", "--dry-run"), 4, "3 has not succeeded in staging"),
+        (("deploy", "3+1", "-e", "staging", "--dry-run"), 2, "is not a valid version"),
         (("deploy", "3", "-e", "production", "--commit", "abcdef0"), 4, "3 has not succeeded in staging"),
-        (("rollback", "2", "-e", "staging"), 4, "nothing to go back from"),
+        (("rollback", "2", "-e", "staging"), 4, "nothing to roll back"),
         (("rollback", "9", "-e", "staging"), 4, "9 is not in the history"),
     ],
 )
@@ -682,6 +684,19 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(
     assert (found, told in said) == (code, True), said
     changed = [path for _, path, _ in rolling.cluster.writes if "/leases" not in path]
     assert changed == [] and not Deployment.objects.filter(status="running").exists()
+
+
+def test_a_dry_run_refuses_what_a_real_run_would(rolling: Apps) -> None:
+    held(rolling.cluster, "bob@laptop", purpose="deploy of 4")
+    code, _, said = deploy("3", "--dry-run")
+    assert code == 3 and "bob@laptop has held the lock since" in said and "deploy of 4" in said
+    held(rolling.cluster, "")
+    left = begun("staging", "4")
+    code, _, said = deploy("3", "--dry-run")
+    assert code == 4 and f"Deployment {left.pk} of 4 to staging is running" in said, said
+    ledger.finish(left.pk, "failed")
+    code, _, said = deploy("3", "--dry-run")
+    assert code == 0 and "recorded in the database" in said and rolling.cluster.writes == [], said
 
 
 def test_production_takes_what_succeeded_in_staging_or_a_hotfix(rolling: Apps) -> None:

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -193,6 +195,48 @@ def test_the_help_has_examples_and_exit_codes(command: str, capsys: pytest.Captu
         call_command(command, "--help")
     text = capsys.readouterr().out
     assert f"manage.py {command}" in text and "examples:" in text and "exit codes:" in text
+
+
+def test_what_succeeds_is_not_shown_as_an_error() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    err = Terminal()
+    with mock.patch.object(sys, "stderr", err):
+        words = ("create", "ci", "--environment", "testing")
+        call_command("api_token", "--force-color", *words, stdout=io.StringIO(), stderr=err)
+    assert "shown only now" in err.getvalue()
+    assert not re.search("\x1b\\[[0-9;]*31", err.getvalue()), "red"
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("deploy", "1.0", "-e", "nowhere"), "--environment 'nowhere' is not valid. Expected development, testing,"),
+        (("deploy", "1.0", "-e", "stagin"), "--environment 'stagin' is not valid. Did you mean staging?"),
+        (("rollback",), "Missing -e/--environment."),
+        (("deploy", "1.0", "-e", "staging", "--hotfx"), "Unknown option --hotfx. Did you mean --hotfix?"),
+        (("deploy", "1.0", "2.0", "-e", "staging"), "Unexpected argument '2.0'."),
+        (("deploy", "1.0", "-e", "staging", "--wait", "soon"), "--wait: invalid seconds value: 'soon'."),
+        (("deployments", "--status", "faild"), "--status 'faild' is not valid. Did you mean failed?"),
+        (("api_token", "creat", "ci"), "ACTION 'creat' is not valid. Did you mean create?"),
+        (
+            ("api_token", "create", "ci", "--enviroment", "x"),
+            "Unknown option --enviroment. Did you mean --environment?",
+        ),
+        (("health", "--jsn"), "Unknown option --jsn. Did you mean --json?"),
+        (("migrate", "--plann"), "Unknown option --plann. Did you mean --plan?"),
+    ],
+)
+def test_wrong_usage_is_one_line_with_what_was_meant(words: tuple[str, ...], said: str) -> None:
+    done = subprocess.run([sys.executable, "manage.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"manage.py {words[0]}") and said in line and line.endswith("--help.")
 
 
 # The admin

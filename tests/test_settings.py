@@ -64,6 +64,8 @@ def load(module: str, **variables: str) -> Any:
         ({"SITE_URL": "hunter2.com"}, "SITE_URL is malformed"),
         ({"SITE_URL": "https://hunter2.com/path"}, "SITE_URL is malformed"),
         ({"LEDGER_URL": "hunter2"}, "LEDGER_URL is malformed"),
+        ({"LEDGER_URL": "http://hunter2.example.com"}, "LEDGER_URL is malformed: expected https://"),
+        ({"LEDGER_URL": "http://127.0.0.1.hunter2.com"}, "LEDGER_URL is malformed: expected https://"),
         ({"ADMIN_URL": "/"}, "ADMIN_URL is malformed"),
         ({"ADMIN_URL": "<hunter2>/"}, "ADMIN_URL is malformed"),
         ({"EMAIL_VERIFICATION": "hunter2"}, "EMAIL_VERIFICATION is malformed"),

@@ -134,8 +134,8 @@ class Operation(BaseCommand):
         """On a terminal, asks before production is touched; a pipeline has its own approval. Raises Refused."""
         if place.name != "production" or options["yes"] or options["dry_run"] or not sys.stdin.isatty():
             return
-        self.stderr.write(f"{what} ({place.url or place.namespace}).")
-        if input("Type production to go on: ").strip() != "production":
+        self.stderr.write(f"{what} ({place.url or place.namespace}).", str)
+        if input("Type production to confirm: ").strip() != "production":
             raise Refused("Nothing was changed.")
 
     def run(self, target: Target, place: Place, version: str, options: dict[str, Any], **more: Any) -> int:

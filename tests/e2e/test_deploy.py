@@ -261,10 +261,10 @@ def test_what_cannot_be_is_refused_before_anything_is_touched(own: Deploying) ->
         (("deploy", "7.7.7", *ENVIRONMENT), 4, "not found on this machine"),
         (("deploy", "$(reboot)", *ENVIRONMENT), 2, "is not a valid version"),
         (("deploy", "1.0.0", *ENVIRONMENT, "--strategy", "rolling"), 2, "blue-green only"),
-        (("deploy", "1.0.0", *ENVIRONMENT, "--hotfix"), 2, "needs a reason"),
-        (("deploy", *ENVIRONMENT), 2, "Which version?"),
+        (("deploy", "1.0.0", *ENVIRONMENT, "--hotfix"), 2, "requires a reason"),
+        (("deploy", *ENVIRONMENT), 2, "Missing VERSION"),
         (("rollback", "7.7.7", *ENVIRONMENT), 4, "not found on this machine"),
-        (("rollback", "6.0.0", *ENVIRONMENT), 4, "nothing to go back from"),
+        (("rollback", "6.0.0", *ENVIRONMENT), 4, "nothing to roll back"),
     ):
         code, _, said = own.command(*words)
         assert (code, told in said) == (expected, True), said

@@ -96,7 +96,7 @@ class Command(BaseCommand):
                 progress.advance(task, seen)
                 if not console.is_terminal and time.monotonic() - told > EVERY:
                     told = time.monotonic()
-                    self.stderr.write(f"{done:,} of {total:,} users")
+                    self.stderr.write(f"{done:,} of {total:,} users", str)  # not red: it is no error
         took = time.monotonic() - started
         there = f" ({total - new:,} were there)" if new < total else ""
         self.stdout.write(f"{new:,} users made{there} in {took:.1f} s: {new / took:,.0f} a second")

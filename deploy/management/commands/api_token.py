@@ -104,7 +104,7 @@ class Command(BaseCommand):
         until = f"until {row.expires:%Y-%m-%d %H:%M}Z" if row.expires else "until it is revoked"
         self.stderr.write(
             f"Token {row}: {', '.join(rights_of(row))}; valid {until}. It is shown only now:",
-            self.style.NOTICE if sys.stderr.isatty() else str,
+            self.style.SUCCESS if sys.stderr.isatty() else str,  # NOTICE is red, as errors are
         )
         self.stdout.write(token)
 

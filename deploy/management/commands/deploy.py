@@ -28,7 +28,7 @@ examples:
   manage.py deploy --lock "The database is being moved" -e production
   manage.py deploy --unlock -e production
 
-An interrupted run is gone on with by the same command. docs/deploying.md tells what each step does.
+Run the same command again to resume an interrupted run. docs/deploying.md explains each step.
 """
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -40,11 +40,11 @@ An interrupted run is gone on with by the same command. docs/deploying.md tells 
             metavar="REPOSITORY[@DIGEST]",
             help="instead of environments.toml's; with a digest it is that build of the version and no other",
         )
-        parser.add_argument("--hotfix", action="store_true", help="past the promotion rule; needs a --reason")
+        parser.add_argument("--hotfix", action="store_true", help="skip the promotion rule; requires --reason")
         parser.add_argument(
             "--unsafe-migrations",
             action="store_true",
-            help="migrate though the old release may not run on the new schema; needs a --reason",
+            help="migrate although the previous release may not run on the new schema; requires --reason",
         )
         parser.add_argument(
             "--lock", default="", metavar="MESSAGE", help="keep everybody from deploying, until --unlock"
@@ -55,13 +55,13 @@ An interrupted run is gone on with by the same command. docs/deploying.md tells 
         version = options["version"]
         if options["lock"] or options["unlock"]:
             if version or (options["lock"] and options["unlock"]):
-                raise Misused("--lock and --unlock go alone: manage.py deploy --lock MESSAGE -e ENVIRONMENT")
+                raise Misused("--lock and --unlock stand alone: manage.py deploy --lock MESSAGE -e ENVIRONMENT")
             return self.by_hand(place, options)
         if not version:
-            raise Misused("Which version? manage.py deploy VERSION -e ENVIRONMENT")
+            raise Misused("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
         for flag in ("hotfix", "unsafe_migrations"):
             if options[flag] and not options["reason"].strip():
-                raise Misused(f"--{flag.replace('_', '-')} needs a reason: --reason TEXT")
+                raise Misused(f"--{flag.replace('_', '-')} requires a reason: --reason TEXT")
         if options["image"]:
             place = built(place, options["image"], version)
         target = self.target(place, version)

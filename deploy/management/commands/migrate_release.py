@@ -62,7 +62,7 @@ class Command(BaseCommand):
                 return
             except OperationalError:
                 if not told:
-                    self.stderr.write(f"The database does not answer; waiting for it, {seconds:g} s at most.")
+                    self.stderr.write(f"The database does not answer; waiting for it, {seconds:g} s at most.", str)
                 told = True
                 time.sleep(1)
 

@@ -10,11 +10,11 @@ from deploy.targets import Refused
 
 
 class Command(Operation):
-    help = "Go back to an earlier version: lock, bring up, smoke test, switch. The database's schema stays as it is."
+    help = "Roll back to an earlier version: lock, bring up, smoke test, switch. The database schema stays as it is."
     watch_help = "watch it afterwards for so long (default 0)"
     examples = """\
 examples:
-  manage.py rollback -e production                 to the last version found good before the one that runs
+  manage.py rollback -e production                 to the version that was live before and verified good
   manage.py rollback 1.3.2 -e production --reason "Pictures are lost"
   manage.py rollback -e staging --dry-run
 
@@ -33,10 +33,10 @@ examples:
             target.refuse_unfit()
             version = target.way_back()
             if not version:
-                raise Refused(f"No version was found good in {place.name} before the one that runs: name one.")
+                raise Refused(f"No earlier version was verified good in {place.name}; name one.")
         target = self.target(place, version)
         target.refuse_unfit()
         if target.running() == version:
-            raise Refused(f"{version} is what runs in {place.name}: there is nothing to go back from.")
-        self.sure(place, options, f"Goes back to {version} in production")
+            raise Refused(f"{version} is already live in {place.name}; nothing to roll back.")
+        self.sure(place, options, f"Rolls production back to {version}")
         return self.run(target, place, version, options, watch=options["watch"] or 0.0, migrate=False)
