@@ -17,7 +17,7 @@ from django.utils.xmlutils import SimplerXMLGenerator
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from deploy import status
+from deploy import pieces, status
 from deploy.models import Environment
 from deploy.status_models import Incident, IncidentUpdate
 from deploy.watch import Reading
@@ -135,7 +135,7 @@ def times(incident: dict[str, Any]) -> dict[str, Any]:
 
 @require_safe
 @never_cache
-def page(request: HttpRequest) -> HttpResponse:
+def page(request: pieces.HtmxRequest) -> HttpResponse:
     """200 whatever the state is: the page is there to say it."""
     found, age = status.known()
     now = status.now()
@@ -154,7 +154,7 @@ def page(request: HttpRequest) -> HttpResponse:
         "as_of": datetime.fromtimestamp(timezone.now().timestamp() - age, UTC) if age else None,
         "days": status.DAYS,
     }
-    return render(request, "status/page.html", context)
+    return pieces.answer(request, "status/page.html", context)
 
 
 @require_safe
@@ -292,7 +292,7 @@ def new_incident(request: HttpRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "HEAD", "POST"])
 @never_cache
-def incident(request: HttpRequest, key: int) -> HttpResponse:
+def incident(request: pieces.HtmxRequest, key: int) -> HttpResponse:
     """Everybody reads it; staff add to it."""
     if request.method == "POST":
         refuse_strangers(request)
@@ -305,7 +305,7 @@ def incident(request: HttpRequest, key: int) -> HttpResponse:
         status.update(key, form.cleaned_data["status"], form.cleaned_data["message"], str(request.user))
         return redirect("incident", key)
     context = {"incident": times(status.told(found)), "form": form}
-    return render(request, "status/incident.html", context, status=422 if form.is_bound else 200)
+    return pieces.answer(request, "status/incident.html", context, 422 if form.is_bound else 200)
 
 
 def refuse_strangers(request: HttpRequest) -> None:

@@ -475,6 +475,38 @@ def test_an_incident_is_mended_updated_and_resolved_on_its_page(staff: Window, w
     window.inspect()
 
 
+def test_an_open_status_page_follows_and_leaves_the_reader_what_is_selected(staff: Window, window: Window) -> None:
+    page = window.page
+    page.goto("/status/")
+    page.evaluate("window.same = true; getSelection().selectAllChildren(document.getElementById('env-testing'))")
+    before = page.evaluate("window.kept = document.getElementById('env-testing'), getSelection().toString()")
+    staff.page.goto("/status/incidents/new/")
+    staff.page.get_by_label("Environment").select_option(label="staging")
+    staff.fill(title="Sign-in is slow", message="We are looking into it.")
+    staff.press("Publish incident")
+    staff.at("Sign-in is slow")
+    page.get_by_text("Incident in staging.").wait_for()
+    page.get_by_role("article", name="Sign-in is slow").wait_for()
+    assert page.evaluate("window.same && window.kept.isConnected && getSelection().toString()") == before == "Testing"
+    window.inspect()
+    page.goto(staff.page.url)
+    page.evaluate("window.same = true")
+    staff.page.get_by_label("Status", exact=True).select_option("resolved")
+    staff.fill(message="Fast again.")
+    staff.press("Publish update")
+    page.get_by_text("Fast again.").wait_for()
+    page.get_by_text("Minor, staging. Resolved.").wait_for()
+    assert page.evaluate("window.same")
+
+
+def test_the_status_page_needs_no_script(site: Site) -> None:
+    with closing(Window(site.browser, site.url, java_script_enabled=False)) as window:
+        window.page.goto("/status/")
+        assert window.main.get_by_role("heading", level=1).is_visible()
+        assert window.main.get_by_role("heading", name="Past incidents").is_visible()
+        assert window.main.get_by_role("article", name="Testing").is_visible()
+
+
 def test_times_are_in_the_readers_zone_and_in_utc_on_hover_and_a_page_prints(site: Site) -> None:
     with closing(Window(site.browser, site.url, timezone_id="Asia/Tokyo", locale="en-GB")) as window:
         page = window.page
