@@ -11,7 +11,7 @@ from health.client import Unreachable, ask
 
 
 def main() -> int:
-    """The exit code: 0 healthy, 1 unhealthy or not to be reached, 2 wrong usage."""
+    """The exit code: 0 healthy (or ready and degraded), 1 unhealthy or not to be reached, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="python -m health", description="Ask a running instance for its health.")
     parser.add_argument("--url", required=True, help="as in http://127.0.0.1:8000/health/ready/")
     parser.add_argument("--json", action="store_true", help="print the answer itself")
@@ -27,7 +27,7 @@ def main() -> int:
         print(json.dumps(report))
     else:
         print(report["status"], *(f"{name}={state}" for name, state in report["checks"].items()), sep="; ")
-    return 0 if report["status"] == "healthy" else 1
+    return 0 if report["status"] in ("healthy", "degraded") else 1
 
 
 if __name__ == "__main__":

@@ -18,9 +18,14 @@ GRAIN = 0.02  # seconds by which a file system's clock may be behind
 
 
 def draining() -> bool:
-    """Whether the flag is set: the file is there, newer than this server, and of this user or root."""
+    """Whether the flag is set."""
+    return raised(settings.HEALTH_DRAIN_FILE)
+
+
+def raised(path: str) -> bool:
+    """Whether the flag at `path` is valid: the file is there, newer than this server, and of this user or root."""
     try:
-        flag = os.stat(settings.HEALTH_DRAIN_FILE)
+        flag = os.stat(path)
     except OSError:
         return False
     return flag.st_mtime >= LOADED - GRAIN and flag.st_uid in (os.geteuid(), 0)

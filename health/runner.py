@@ -259,6 +259,11 @@ def report(names: Iterable[str] | None = None, *, wait: float | None = None) -> 
     return Report(datetime.now(UTC), checks)
 
 
+def watched(name: str) -> bool:
+    """Whether this process has asked for the check `name` before."""
+    return (name, settings.HEALTH_CHECKS.get(name)) in _watches
+
+
 def stop() -> None:
     """Ends the checking threads and closes their connections, as far as they are not stuck. For tests."""
     watches = list(_watches.values())

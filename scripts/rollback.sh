@@ -436,7 +436,7 @@ verify() { # verify DEPLOYMENT IMAGE: /health/ through the Service, else from in
   for tries in 1 2 3 4 5; do # the Service's endpoints follow its selector and the pods a moment later
     [[ $port ]] || break
     for path in health/ health/ready/; do
-      if answer=$(kube --request-timeout=5s get --raw "/api/v1/namespaces/$namespace/services/http:$APP:$port/proxy/$path" 2>&1); then
+      if answer=$(kube --request-timeout=5s get --raw "/api/v1/namespaces/$namespace/services/http:$APP:$port/proxy/$path" 2>&1) && [[ $answer != *'"degraded"'* ]]; then # ready once is not well now
         if [[ $tries != 5 ]] && ! is_target "$answer"; then break; fi
         say "  service/$APP answers /$path: $answer"
         is_target "$answer" || warn "it says of itself that it is version $told, not $target"
@@ -454,7 +454,7 @@ verify() { # verify DEPLOYMENT IMAGE: /health/ through the Service, else from in
     return 1
   fi
   for path in health/ health/ready/; do
-    if answer=$(kube exec "$pod" -c $APP -- python -m health --json --url "http://127.0.0.1:8000/$path" 2>&1); then
+    if answer=$(kube exec "$pod" -c $APP -- python -m health --json --url "http://127.0.0.1:8000/$path" 2>&1) && [[ $answer != *'"degraded"'* ]]; then
       say "  pod $pod answers /$path: $answer"
       if [[ $path != health/ ]]; then warn "/health/ is not well, see above, and /health/ready/ is: it serves"; fi
       is_target "$answer" || warn "it says of itself that it is version $told, not $target"

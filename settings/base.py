@@ -207,6 +207,7 @@ HEALTH_DRAIN_FILE = env.text(
     "HEALTH_DRAIN_FILE",
     f"{gettempdir()}/backstagetest1-{os.getuid()}-{re.sub('[^0-9A-Za-z]+', '-', env.text('BIND', 'default'))}.drain",
 )
+HEALTH_READY_FILE = f"{HEALTH_DRAIN_FILE}.ready"  # made when the instance is ready for the first time
 
 # metrics/: who may read /metrics, the bounds of http_request_duration_seconds' buckets (seconds), what is computed at a
 # scrape, and by when it must be there (seconds).

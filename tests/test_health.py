@@ -5,15 +5,17 @@ import errno
 import os
 import re
 import runpy
+import secrets
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.cache import cache
 from django.core.files.storage import default_storage
 from django.core.management import CommandError, call_command
 from django.test import AsyncClient, Client, RequestFactory
@@ -21,7 +23,7 @@ from django.urls import reverse
 from django.utils.module_loading import import_string
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from health import checks, draining, runner, views
+from health import checks, draining, readiness, runner, views
 from health.middleware import PROBES
 from tests.servers import ROOT, ROOT_USER
 
@@ -45,6 +47,12 @@ class Stuck(checks.Check):
         self.go.wait(30)
 
 
+def new_server(settings: Settings, folder: Path) -> None:
+    """One that has not been ready yet."""
+    settings.HEALTH_READY_FILE = str(folder / "run" / secrets.token_hex(4))
+    readiness.standing.__init__()  # type: ignore[misc]
+
+
 @pytest.fixture(autouse=True)
 def quick(settings: Settings, tmp_path: Path) -> Iterator[None]:
     """Two checks that need no server, and a drain flag of the test's own."""
@@ -52,6 +60,7 @@ def quick(settings: Settings, tmp_path: Path) -> Iterator[None]:
     settings.HEALTH_READY = ["database"]
     settings.HEALTH_CACHE_SECONDS = 0
     settings.HEALTH_DRAIN_FILE = str(tmp_path / "run" / "drain")
+    new_server(settings, tmp_path)
     yield
     runner.stop()
 
@@ -64,8 +73,6 @@ def test_an_unhealthy_check_is_503_and_a_healthy_one_200(settings: Settings) -> 
     assert (response.status_code, response.json()["status"]) == (503, "unhealthy")
     assert response.json()["checks"] == {"database": "healthy", "cache": "unhealthy: refused"}
     assert Client().get("/health/ready/").status_code == 200, "readiness does not need the cache"
-    settings.HEALTH_CHECKS["database"] = f"{__name__}.Bad"
-    assert Client().get("/health/ready/").status_code == 503
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -209,6 +216,129 @@ def test_two_instances_on_one_machine_have_flags_of_their_own(monkeypatch: pytes
         found.add(runpy.run_path(str(ROOT / "settings" / "base.py"))["HEALTH_DRAIN_FILE"])
     assert len(found) == 3
     assert {os.path.dirname(path) for path in found} == {"/tmp"}
+
+
+# Once ready
+
+
+@pytest.fixture
+def away(settings: Settings) -> Callable[[bool], None]:
+    """Takes the database away from this instance, and gives it back."""
+
+    def take(gone: bool) -> None:
+        settings.HEALTH_CHECKS = {"database": f"{__name__}.{'Bad' if gone else 'Good'}", "cache": f"{__name__}.Good"}
+
+    return take
+
+
+def test_what_has_never_been_ready_does_not_get_it_without_its_database(away: Callable[[bool], None]) -> None:
+    """So a release that cannot reach it, or waits for its migrations, never gets traffic."""
+    away(True)
+    assert [ready() for _ in range(3)] == [(503, "unhealthy")] * 3
+    away(False)
+    assert ready() == (200, "healthy")
+
+
+def test_what_has_been_ready_stays_so_and_says_that_it_is_degraded(away: Callable[[bool], None]) -> None:
+    """Trap 35: all instances share the database; if all left, visitors would get no page at all."""
+    assert ready() == (200, "healthy")
+    away(True)
+    response = Client().get("/health/ready/")
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert response.json()["checks"] == {"database": "unhealthy: refused"}
+    assert Client().get("/health/").status_code == 503, "which is the truth, for whoever wants to know"
+    call_command("drain", verbosity=0)
+    assert ready() == (503, "draining")
+    call_command("drain", "--undo", verbosity=0)
+    away(False)
+    assert ready() == (200, "healthy")
+
+
+def test_a_worker_that_starts_during_the_outage_knows_that_the_server_was_ready(
+    away: Callable[[bool], None], settings: Settings
+) -> None:
+    assert ready() == (200, "healthy")
+    away(True)
+    readiness.standing.__init__()  # type: ignore[misc]
+    assert ready() == (200, "degraded")
+    os.utime(settings.HEALTH_READY_FILE, (draining.LOADED - 1, draining.LOADED - 1))
+    assert ready() == (503, "unhealthy"), "an earlier server was, in the same pod"
+
+
+def test_a_mark_that_cannot_be_written_is_remembered(away: Callable[[bool], None], settings: Settings) -> None:
+    settings.HEALTH_READY_FILE = "/proc/self/status/ready"
+    assert ready() == (200, "healthy")
+    away(True)
+    assert ready() == (200, "degraded")
+
+
+class Time:
+    """time.monotonic() for health.readiness: a step with each look."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Time:
+    found = Time()
+    settings.CACHES = {"default": {"BACKEND": "metrics.cache.LocMemCache", "LOCATION": secrets.token_hex(4)}}
+    monkeypatch.setattr(readiness, "time", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("peer", "expected"),
+    [
+        ("well", (503, "unhealthy")),
+        ("gone", (200, "degraded")),
+        ("well until a moment later", (200, "degraded")),
+        ("of another release", (200, "degraded")),
+        ("another worker here", (200, "degraded")),
+        ("without a cache", (200, "degraded")),
+    ],
+)
+def test_an_instance_leaves_only_if_it_alone_has_lost_its_database(
+    away: Callable[[bool], None], clock: Time, settings: Settings, peer: str, expected: tuple[int, str]
+) -> None:
+    assert ready() == (200, "healthy")
+    away(True)
+    told = set()
+    for turn in range(12):  # a minute of probes
+        if peer == "well" or (peer == "well until a moment later" and turn < 2):
+            cache.set(readiness.key(), f"peer {turn}", 60)
+        elif peer == "of another release":
+            cache.set(readiness.key() + "-next", f"peer {turn}", 60)
+        elif peer == "another worker here":
+            cache.set(readiness.key(), f"{readiness.INSTANCE} {turn}", 60)
+        elif peer == "without a cache":
+            settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+        told.add(ready())
+        if turn < 3:
+            assert told == {(200, "degraded")}, "nobody leaves at the first sign"
+        clock.now += 5
+    assert ready() == expected
+    assert told == {(200, "degraded"), expected}
+    away(False)
+    assert ready() == (200, "healthy")
+
+
+def test_who_is_well_signs_and_who_is_not_does_not(away: Callable[[bool], None], clock: Time) -> None:
+    ready()
+    first = cache.get(readiness.key())
+    ready()
+    assert first.startswith(readiness.INSTANCE) and cache.get(readiness.key()) == first
+    clock.now += 5
+    ready()
+    second = cache.get(readiness.key())
+    assert second != first
+    away(True)
+    clock.now += 5
+    ready()
+    assert cache.get(readiness.key()) == second
 
 
 # The checks of files

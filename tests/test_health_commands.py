@@ -25,6 +25,7 @@ from tests.servers import ROOT, free_port
 HEALTHY = b'{"status": "healthy", "version": "7", "checks": {"database": "healthy"}, "durations_ms": {"database": 1.5}}'
 UNHEALTHY = b'{"status": "unhealthy", "checks": {"database": "unhealthy: timeout", "cache": "healthy"}}'
 DRAINING = b'{"status": "draining", "version": "7"}'
+DEGRADED = b'{"status": "degraded", "checks": {"database": "unhealthy: refused"}}'  # readiness, with 200
 
 
 @contextmanager
@@ -87,6 +88,7 @@ def command(*arguments: str, **options: object) -> tuple[int, str]:
         (HEALTHY, 200, 0, "healthy; database=healthy\n"),
         (UNHEALTHY, 503, 1, "unhealthy; database=unhealthy: timeout; cache=healthy\n"),
         (DRAINING, 503, 1, "draining\n"),
+        (DEGRADED, 200, 0, "degraded; database=unhealthy: refused\n"),
     ],
 )
 def test_a_running_instance_is_asked_by_its_address(body: bytes, status: int, code: int, line: str) -> None:

@@ -106,8 +106,6 @@ def test_two_hundred_probes_of_a_frozen_server_are_told_in_time_by_one_connectio
             assert {status for status, _, _ in answers} == {503}
             assert {body["checks"][part] for _, body, _ in answers} == {"unhealthy: timeout"}
             assert times[-1] < DEADLINE + SLACK
-        status, body, took = ask(app, "/health/ready/")
-        assert (status, took < DEADLINE + SLACK) == (200 if part == "cache" else 503, True)
         pages = [ask(app, "/nowhere/", host="localhost") for _ in range(20)]
         assert {status for status, _, _ in pages} == {404}
         assert statistics.median(took for _, _, took in pages) < max(0.5, 5 * calm)
@@ -154,3 +152,46 @@ def test_every_worker_drains_at_once_and_so_does_a_new_one(app: Gunicorn) -> Non
     finally:
         drain("--undo")
     assert ready() == {200}
+
+
+@pytest.mark.parametrize("app", [FOUR], indirect=True)
+def test_without_its_database_what_was_ready_stays_ready_in_every_worker_and_a_new_one(
+    app: Gunicorn, own_postgres: Postgres
+) -> None:
+    """Trap 35."""
+
+    def ready(server: Gunicorn) -> set[tuple[int, str]]:
+        return {(status, body["status"]) for status, body, _ in (ask(server, "/health/ready/") for _ in range(20))}
+
+    assert ready(app) == {(200, "healthy")}
+    own_postgres.stop()
+    try:
+        assert eventually(lambda: ready(app) == {(200, "degraded")})  # a result is shared for a second
+        first = app.workers()[0]
+        os.kill(first, SIGKILL)
+        assert eventually(lambda: len(set(app.workers()) - {first}) == 2 and not Path(f"/proc/{first}").exists())
+        assert ready(app) == {(200, "degraded")}
+        assert {ask(app)[0] for _ in range(10)} == {503}
+        urls = {"DATABASE_URL": own_postgres.url, "REDIS_URL": app.env["REDIS_URL"]}
+        with Gunicorn(2, **urls) as new:
+            assert ready(new) == {(503, "unhealthy")}, "a release that has not reached it yet gets no traffic"
+    finally:
+        own_postgres.start()
+    assert eventually(lambda: ready(app) == {(200, "healthy")})
+
+
+@pytest.mark.parametrize("app", [FOUR], indirect=True)
+def test_a_frozen_database_does_not_hold_the_threads_that_other_pages_need(
+    app: Gunicorn, own_postgres: Postgres
+) -> None:
+    """Trap 3 for pages: what waits for the server is let go as soon as that is known to be silent."""
+    path = "/deployments/"  # which asks the database
+    assert ask(app, path, host="localhost")[0] != 503 and ask(app, "/health/ready/")[0] == 200
+    with frozen(own_postgres):
+        ask(app)
+        with ThreadPoolExecutor(40) as pool:  # five for each thread that there is
+            answers = list(pool.map(lambda _: ask(app, path, host="localhost"), range(40)))
+        assert {status for status, _, _ in answers} == {503}
+        status, body, took = ask(app, "/health/ready/")
+        assert (status, body["status"]) == (200, "degraded") and took < DEADLINE + SLACK
+        assert ask(app, "/health/live/")[0] == 200

@@ -23,6 +23,7 @@ from pytest_django import DjangoDbBlocker, Settings
 from health import checks, runner
 from tests.gate import Gate, Silent
 from tests.servers import Postgres, Redis, eventually, frozen
+from tests.test_health import new_server
 
 pytestmark = pytest.mark.slow
 
@@ -51,10 +52,11 @@ def migrated(own_postgres: Postgres) -> Postgres:
 
 @pytest.fixture(autouse=True)
 def pointed(
-    migrated: Postgres, own_redis: Redis, monkeypatch: pytest.MonkeyPatch, settings: Settings
+    migrated: Postgres, own_redis: Redis, monkeypatch: pytest.MonkeyPatch, settings: Settings, tmp_path: Path
 ) -> Iterator[dict[str, Pointer]]:
     """The checks look at the module's own servers; a test may point them at another port."""
     settings.HEALTH_CACHE_SECONDS = 0
+    new_server(settings, tmp_path)
     monkeypatch.setattr(checks, "GIVE_UP", 60.0)
     settings.HEALTH_DOWN_AFTER = 0  # what is late is down at once: test_health_runner.py has how long it may be late
     database: dict[str, Any] = connections.settings["default"]

@@ -403,6 +403,15 @@ def test_an_image_that_is_not_what_its_tag_says_is_told(cluster: Cluster) -> Non
     assert done.returncode == 0 and "it says of itself that it is version old, not 2" in done.stdout, done.stdout
 
 
+def test_a_pod_that_is_ready_and_degraded_is_not_well(cluster: Cluster) -> None:
+    """Readiness stays when the database goes."""
+    cluster.becomes[f"{REPO}:2"] = "sick"
+    cluster.closed = True
+    said = r"{\"status\": \"degraded\", \"checks\": {\"database\": \"unhealthy: timeout\"}}"  # for a shell
+    done = rollback(cluster, "2", PATH=f"{kubectl_whose_exec(cluster, said, 0)}:{os.environ['PATH']}")
+    assert done.returncode == 5 and '"degraded"' in done.stdout, done.stdout
+
+
 def test_a_cache_that_is_away_is_no_reason_to_stay(cluster: Cluster) -> None:
     cluster.becomes[f"{REPO}:2"] = "degraded"
     done = rollback(cluster, "2")

@@ -309,7 +309,7 @@ class Stack:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def ready(self) -> bool:
-        return self.client().get("/health/ready/").status == 200
+        return self.client().get("/health/").status == 200
 
     def serves(self, seconds: float = 60) -> float:
         """Waits until the home page is there, and returns after how many seconds it was."""

@@ -1,6 +1,7 @@
 """What goes wrong while people use the stack, and what they notice of it."""
 
 import http.client
+import itertools
 import subprocess
 import threading
 import time
@@ -34,14 +35,44 @@ def test_without_the_database_there_is_a_page_that_says_so_and_then_it_recovers_
         assert answer.status == 503 and answer.headers["retry-after"]
         assert "unavailable" in answer.text
         assert stack.direct().get("/health/live/").status == 200
-        assert stack.direct().get("/health/ready/").status == 503
-        assert stack.client().get("/health/").json()["checks"]["database"].startswith("unhealthy")
-        eventually(lambda: stack.inspect("web")["State"]["Health"]["Status"] == "unhealthy", every=0.5)
+        report = stack.client().get("/health/")
+        assert report.status == 503 and report.json()["checks"]["database"].startswith("unhealthy")
+        ready = stack.direct().get("/health/ready/")
+        assert (ready.status, ready.json()["status"]) == (200, "degraded")
+        assert stack.client().get("/status/").status == 200
+        time.sleep(20)  # three failures of its health check, every five seconds, would make it unhealthy
+        assert stack.inspect("web")["State"]["Health"]["Status"] == "healthy"
     finally:
         stack.compose("start", "db")
     began = time.monotonic()
     eventually(lambda: person.get("/accounts/profile/").status == 200, every=0.1)
     say(f"served again {time.monotonic() - began:.1f} s after the database's start")
+    assert stack.inspect("web")["RestartCount"] == 0
+
+
+def test_while_the_database_is_frozen_visitors_get_the_status_page_and_a_page_that_explains(
+    stack: Stack, person: Client
+) -> None:
+    """Trap 35. Each asks for a page that needs the database and then for the status page."""
+
+    def start(_: int) -> Callable[[], int]:
+        turns = itertools.cycle(("/deployments/", "/status/"))
+        return lambda: stack.client().get(next(turns)).status
+
+    assert stack.client().get("/status/").status == 200
+    stack.compose("pause", "db")
+    try:
+        eventually(lambda: stack.client().get("/deployments/").status == 503)
+        with Load(start) as load:
+            time.sleep(20)
+        say(f"database frozen: {load}")
+        assert set(load.outcomes) == {"200", "503"} and min(load.outcomes.values()) > 10
+        assert stack.direct().get("/health/ready/").json()["status"] == "degraded"
+        assert stack.client().get("/health/").json()["checks"]["database"] == "unhealthy: timeout"
+        assert stack.inspect("web")["State"]["Health"]["Status"] == "healthy"
+    finally:
+        stack.compose("unpause", "db")
+    eventually(lambda: person.get("/accounts/profile/").status == 200, every=0.1)
     assert stack.inspect("web")["RestartCount"] == 0
 
 

@@ -20,7 +20,7 @@ examples:
   manage.py health --url http://127.0.0.1:8000      ask a running instance (/health/ if no path is given)
   manage.py health --url https://staging.backstagetest1.com/health/ready/
 
-exit codes: 0 healthy; 1 unhealthy, or not to be reached; 2 wrong usage.
+exit codes: 0 healthy, or ready and degraded; 1 unhealthy, or not to be reached; 2 wrong usage.
 A container's health check is better off with `python -m health --url URL`: the same without loading Django.
 """
 
@@ -48,7 +48,7 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(found))
         else:
             self.show(found, options)
-        if found["status"] != "healthy":
+        if found["status"] not in ("healthy", "degraded"):
             sys.exit(1)
 
     def show(self, found: dict[str, Any], options: dict[str, Any]) -> None:
@@ -71,4 +71,4 @@ class Command(BaseCommand):
 
 
 def colour(state: str) -> str:
-    return {"healthy": "green", "draining": "yellow"}.get(state, "red")
+    return {"healthy": "green", "draining": "yellow", "degraded": "yellow"}.get(state, "red")
