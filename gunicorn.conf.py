@@ -6,14 +6,26 @@ https://gunicorn.org/reference/settings/ tells what every setting means.
 import math
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # gunicorn may be started from another folder
+from settings import env  # noqa: E402
+
+
+def text(name: str, default: str = "") -> str:
+    """The variable, read as the settings read theirs; a fault in it stops the process."""
+    try:
+        return env.text(name, default)
+    except env.Refused as reason:
+        raise SystemExit(str(reason)) from None
+
 
 def number(name: str, default: int) -> int:
     """A whole number from the environment, 0 or more; anything else stops the process."""
-    value = os.environ.get(name) or str(default)
+    value = text(name, str(default))
     if not value.isdecimal():
         raise SystemExit(f"{name} is malformed: expected a whole number, 0 or more. See .env.example.")
     return int(value)
@@ -36,7 +48,7 @@ def cpus() -> float:
     return allowed if quota in ("max", "-1") else min(allowed, int(quota) / int(period))
 
 
-bind = os.environ.get("BIND", "127.0.0.1:8000").split(",")
+bind = [word.strip() for word in text("BIND", "127.0.0.1:8000").split(",")]
 limit_request_line = 8190  # the most that it allows, and what nginx.conf lets through
 
 # Two at the least, so that one stuck or dying worker does not stop the service; one more than there are processors, as
@@ -81,7 +93,7 @@ def on_starting(server: Any) -> None:
     """
     from metrics import store
 
-    folder = os.environ.get("METRICS_DIR")
+    folder = text("METRICS_DIR")
     if not folder:
         folder = server.metrics_dir = tempfile.mkdtemp(prefix="metrics-", dir=worker_tmp_dir)
     store.start(folder)

@@ -143,8 +143,8 @@ if SITE_URL and not env.site(SITE_URL):
     raise env.malformed("SITE_URL", "the site's address without a path, such as https://example.com")
 
 # Mail
-DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.text("DEFAULT_FROM_EMAIL", "noreply@backstagetest1.com")
-EMAIL_HOST = env.text("EMAIL_HOST", "localhost")
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.sender("DEFAULT_FROM_EMAIL", "noreply@backstagetest1.com")
+EMAIL_HOST = env.host("EMAIL_HOST", "localhost")
 EMAIL_PORT = env.port("EMAIL_PORT", 587)
 EMAIL_HOST_USER = env.text("EMAIL_HOST_USER")
 EMAIL_HOST_PASSWORD = env.text("EMAIL_HOST_PASSWORD")
@@ -227,11 +227,7 @@ METRICS_COLLECTORS = [
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
 WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
 SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", True)
-COMPARE_URL = env.text("COMPARE_URL")  # where two commits are compared: an address with {old} and {new}, or nothing
-if COMPARE_URL and not (
-    COMPARE_URL.startswith(("https://", "http://")) and "{old}" in COMPARE_URL and "{new}" in COMPARE_URL
-):
-    raise env.malformed("COMPARE_URL", "an address with {old} and {new}, as in https://example.com/{old}...{new}")
+COMPARE_URL = env.comparison("COMPARE_URL")
 
 # The ledger that manage.py deploy and rollback record in: another instance's API, or the database of these settings.
 LEDGER_URL = env.text("LEDGER_URL").rstrip("/")

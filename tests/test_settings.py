@@ -66,6 +66,17 @@ def load(module: str, **variables: str) -> Any:
         ({"LEDGER_URL": "hunter2"}, "LEDGER_URL is malformed"),
         ({"LEDGER_URL": "http://hunter2.example.com"}, "LEDGER_URL is malformed: expected https://"),
         ({"LEDGER_URL": "http://127.0.0.1.hunter2.com"}, "LEDGER_URL is malformed: expected https://"),
+        ({"LEDGER_URL": "https://me:hunter2@example.com"}, "LEDGER_URL is malformed"),
+        ({"LEDGER_URL": "https://a.example,hunter2"}, "LEDGER_URL is malformed"),
+        ({"LEDGER_URL": "https://example.com:hunter2"}, "LEDGER_URL is malformed"),
+        ({"COMPARE_URL": "https://me:hunter2@example.com/{old}...{new}"}, "COMPARE_URL is malformed"),
+        ({"COMPARE_URL": "https://example.com/{old}...{new}/{hunter2}"}, "COMPARE_URL is malformed"),
+        ({"EMAIL_HOST": "smtp://hunter2"}, "EMAIL_HOST is malformed"),
+        ({"EMAIL_HOST": "me:hunter2@mail.example.com"}, "EMAIL_HOST is malformed"),
+        ({"EMAIL_HOST": "mail.example.com:587"}, "EMAIL_HOST is malformed"),
+        ({"DEFAULT_FROM_EMAIL": "hunter2"}, "DEFAULT_FROM_EMAIL is malformed"),
+        ({"DB_PASSWORD": "hunter2\r\nhunter2", "DATABASE_URL": ""}, "DB_PASSWORD contains a line break"),
+        ({"SECRET_KEY": "hunter2\x0c" + KEY}, "SECRET_KEY contains a line break or control character (U+000C)"),
         ({"ADMIN_URL": "/"}, "ADMIN_URL is malformed"),
         ({"ADMIN_URL": "<hunter2>/"}, "ADMIN_URL is malformed"),
         ({"EMAIL_VERIFICATION": "hunter2"}, "EMAIL_VERIFICATION is malformed"),
@@ -98,6 +109,114 @@ def test_a_refusal_ends_the_process_with_its_reason_and_nothing_else(command: tu
     assert all(line.startswith("{") for line in before), "gunicorn's log lines, and no stack trace"
     assert reason.startswith("SECRET_KEY is not set. It should look like this: SECRET_KEY=")
     assert reason.endswith("See .env.example.")
+
+
+DATABASE, CACHE = "postgresql://someone:hunter2@db.internal:5432/app", "redis://:hunter2@cache.internal:6379/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("DATABASE_URL", f"{DATABASE}?conn_max_age=600", "has no option conn_max_age; expected one of these options"),
+        ("DATABASE_URL", f"{DATABASE}?schema=public", "has no option schema"),
+        ("DATABASE_URL", f"{DATABASE}?currentSchema=x", "has no option currentSchema"),
+        ("DATABASE_URL", f"{DATABASE}?host=hunter2", "has no option host"),
+        ("DATABASE_URL", f"{DATABASE}?sslmode=hunter2", "the option sslmode is not valid"),
+        ("DATABASE_URL", f"{DATABASE}?connect_timeout=soon", "the option connect_timeout is not valid"),
+        ("DATABASE_URL", f"{DATABASE}?sslmode=require&sslmode=disable", "the option sslmode is there twice"),
+        ("DATABASE_URL", f"{DATABASE}#hunter2", "write : as %3A, / as %2F, ? as %3F, # as %23, @ as %40, and % as %25"),
+        ("DATABASE_URL", f"{DATABASE}/hunter2", "it names no database, or one with a slash"),
+        ("DATABASE_URL", "postgresql://someone:hun#ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun/ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun?ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun@ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun%ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:1234/hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:1234?hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:1234#hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hunter2@one,two/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hunter2@one:1,two:2/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hunter2@db.internal:99999/app", "the port is out of range"),
+        ("DATABASE_URL", "postgresql://some one:hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "sqlite:///a?hunter2=1", "begins with postgresql://, postgres://"),
+        ("REDIS_URL", f"{CACHE}?ssl_cert_reqs=none", "has no option ssl_cert_reqs"),
+        ("REDIS_URL", f"{CACHE.replace('redis', 'rediss')}?ssl_cert_reqs=none", "the option ssl_cert_reqs is not"),
+        (
+            "REDIS_URL",
+            f"{CACHE.replace('redis', 'rediss')}?ssl_check_hostname=false",
+            "ssl_check_hostname is not valid",
+        ),
+        ("REDIS_URL", f"{CACHE}?socket_timeout=60", "has no option socket_timeout"),
+        ("REDIS_URL", f"{CACHE}?db=2", "has no option db"),
+        ("REDIS_URL", "redis://:hunter2@cache.internal/cache", "it is not a number"),
+        ("REDIS_URL", "redis://:hunter2@cache.internal/1/2", "it is not a number"),
+        ("REDIS_URL", "redis://:hun#ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://:hun/ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://:hun@ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://:hun%ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://one,hunter2/1", "has another form"),
+        ("REDIS_URL", "redis://", "it names no host"),
+        ("REDIS_URL", "unix://hunter2/1", "there is no path of a socket"),
+    ],
+)
+def test_an_address_that_its_driver_would_not_know_is_refused_at_the_start(name: str, value: str, says: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        load("production", **GOOD | {name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} is malformed: ") and says in message and "expected" in message
+    assert not re.search("hun.?ter2", message), "it repeats a value that may be secret"
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("postgresql://u%3A%2F%3F%23%40%25:p%3A%2F%3F%23%40%25@h/app", {"USER": "u:/?#@%", "PASSWORD": "p:/?#@%"}),
+        ("postgresql://u:p!$&'()*+,;=~@h:1/a-b", {"PASSWORD": "p!$&'()*+,;=~", "NAME": "a-b", "PORT": 1}),
+        ("postgres://u:p@[2001:db8::1]:5433/app", {"HOST": "2001:db8::1", "PORT": 5433}),
+        ("postgresql://u@%2Fvar%2Frun%2Fpostgresql/app", {"HOST": "/var/run/postgresql"}),
+    ],
+)
+def test_what_is_written_as_asked_reads_as_it_was_meant(url: str, found: dict[str, Any]) -> None:
+    database = load("production", **GOOD | {"DATABASE_URL": url}).DATABASES["default"]
+    assert {name: database[name] for name in found} == found
+
+
+def test_options_that_the_driver_knows_reach_it_beside_ours() -> None:
+    from psycopg2.extensions import make_dsn, parse_dsn
+
+    samples = {
+        "sslmode": "verify-full",
+        "sslrootcert": "/etc/ssl/ca.pem",
+        "target_session_attrs": "read-write",
+        "channel_binding": "require",
+        "gssencmode": "disable",
+        "application_name": "app",
+        "options": "-c%20search_path%3Dapp",
+    }
+    given = {name: samples.get(name, "/a" if pattern == env.FILE else "1") for name, pattern in env.POSTGRESQL.items()}
+    query = "&".join(f"{name}={value}" for name, value in given.items())
+    options = load("production", **GOOD | {"DATABASE_URL": f"{DATABASE}?{query}"}).DATABASES["default"]["OPTIONS"]
+    assert parse_dsn(make_dsn(**options))["sslmode"] == "verify-full"  # libpq's own parser knows each
+    assert options["options"].startswith("-c statement_timeout=15s") and options["options"].endswith("search_path=app")
+
+
+def test_the_options_of_redis_are_those_that_its_driver_knows() -> None:
+    samples = {"ssl_check_hostname": "true", "ssl_cert_reqs": "required", "protocol": "3", "client_name": "app"}
+    for scheme, known in (("redis", env.REDIS), ("rediss", env.REDIS_TLS)):
+        given = {name: samples.get(name, "/a" if pattern == env.FILE else "7") for name, pattern in known.items()}
+        url = f"{scheme}://h/1?{'&'.join(f'{name}={value}' for name, value in given.items())}"
+        assert load("production", **GOOD, REDIS_URL=url).CACHES["default"]["LOCATION"] == url
+    assert load("production", **GOOD, REDIS_URL="unix:///run/redis.sock?db=2")
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", " \ufeff"])
+@pytest.mark.parametrize("after", ["", "\r", "\r\n", "\n\n", " \t"])
+def test_what_editors_and_secret_stores_add_to_a_value_does_not_count(before: str, after: str, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(f"{before}hunter2{after}".encode())
+    for variables in ({"DB_PASSWORD": f"{before}hunter2{after}"}, {"DB_PASSWORD_FILE": f"{path}{after}"}):
+        found = load("production", SECRET_KEY=f"{before}{KEY}{after}", **variables)
+        assert found.DATABASES["default"]["PASSWORD"] == "hunter2" and found.SECRET_KEY == KEY
 
 
 @pytest.mark.parametrize("module", ["staging", "production", "testing"])
@@ -150,24 +269,28 @@ def test_a_flag_is_true_or_false_or_stops(value: str) -> None:
     known = {word: True for word in env.TRUE} | {word: False for word in env.FALSE}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("A_FLAG", value)
-        if value == "":
+        word = env.tidy(value).lower()
+        if word == "":
             assert env.flag("A_FLAG", True) is True and env.flag("A_FLAG", False) is False
-        elif value.lower() in known:
-            assert env.flag("A_FLAG", False) is known[value.lower()]
+        elif word in known:
+            assert env.flag("A_FLAG", False) is known[word]
         else:
-            with pytest.raises(ImproperlyConfigured, match="A_FLAG is malformed"):
+            with pytest.raises(ImproperlyConfigured, match="A_FLAG (is malformed|contains a line break)"):
                 env.flag("A_FLAG", True)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
 def test_no_text_breaks_the_parsers(value: str) -> None:
+    def trimmed_words() -> None:
+        assert all(word == word.strip() != "" for word in env.words("SOME"))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOME", value)
         patch.setenv("DATABASE_URL", value)
         patch.setenv("SECRET_KEY", value)
         patch.setenv("ALLOWED_HOSTS", value)
-        assert all(word == word.strip() != "" for word in env.words("SOME"))
         for read in (
+            trimmed_words,
             lambda: env.number("SOME", 1),
             lambda: env.networks("SOME"),
             lambda: env.ascending("SOME", "1"),
@@ -179,11 +302,14 @@ def test_no_text_breaks_the_parsers(value: str) -> None:
             env.database,
             env.secret_key,
             lambda: env.site(value),
+            lambda: env.host("SOME", "localhost"),
+            lambda: env.comparison("SOME"),
+            lambda: env.sender("SOME", "a@example.com"),
         ):
             try:
                 read()
             except ImproperlyConfigured as error:
-                assert re.match(r"[A-Z_]+ is (malformed|not set)", str(error))
+                assert re.match(r"[A-Z_]+ (is (malformed|not set)|contains a line break)", str(error))
 
 
 @given(st.floats(allow_nan=False, min_value=0, max_value=1e12))
@@ -215,7 +341,7 @@ def variables_in_code() -> set[str]:
     ]
     source = "\n".join(path.read_text() for path in files)
     calls = re.findall(
-        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts|ascending|port|path)"
+        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts|host|sender|comparison|ascending|port|path)"
         r"\(\s*\"([A-Z][A-Z0-9_]*)\"",
         source,
     )
