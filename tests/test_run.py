@@ -18,6 +18,7 @@ from tests.servers import PATIENCE, ROOT
 PYTHON = """#!/bin/sh
 echo "$*" >>"$CALLS"
 case "$*" in
+*dotenv.py*) exec "$REAL" "$@" ;;
 --version) echo "Python 3.9.1" ;;
 *sys.version_info*) exit "${OLD:-0}" ;;
 *ensurepip*) exit "${BARE:-0}" ;;
@@ -32,6 +33,8 @@ def clone(tmp_path: Path) -> Path:
     """A folder with ./run, the locks, and a python3 that only says that it was called."""
     for name in ("run", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "dotenv.py", tmp_path / "scripts")
     python = tmp_path / "python3"
     python.write_text(PYTHON)
     python.chmod(0o755)
@@ -40,6 +43,7 @@ def clone(tmp_path: Path) -> Path:
 
 def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(folder / "calls"), "HOME": str(folder)}
+    environment["REAL"] = sys.executable
     return subprocess.run(
         ["./run", *words], cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=PATIENCE
     )
@@ -177,3 +181,98 @@ def test_an_audit_succeeds_only_if_everything_was_audited(
     done = run(clone, "audit", REPORT=report, **variables)
     assert done.returncode == (1 if says else 0), done.stderr
     assert says in done.stderr
+
+
+# What docker compose reads from .env (its documentation's "Env-file syntax"), with E=env and EMPTY= in the environment.
+# None is a variable that is not set; REFUSED is a file that is not read at all.
+REFUSED = "refused"
+DOTENV: dict[str, str | None] = {
+    "X=a": "a",
+    "X = a": "a",
+    "X: a": "a",
+    "export X=a": "a",
+    "X=a # comment": "a",
+    "X=a#b": "a#b",
+    "X=#b": "#b",
+    "X=": "",
+    "X": None,
+    "not a line": None,
+    "# X=a": None,
+    "X=  a b  ": "a b",
+    "X=a=b=c": "a=b=c",
+    "X='a # b'": "a # b",
+    'X="a # b" # comment': "a # b",
+    r"X='it\'s'": "it's",
+    r'X="a\"b"': 'a"b',
+    r'X="a\nb"': "a\nb",
+    r"X='a\nb'": r"a\nb",
+    r"X=a\nb": r"a\nb",
+    'X="a\nb"': "a\nb",
+    "X=$E": "env",
+    'X="${E}"': "env",
+    "X='$E'": "$E",
+    "X=$NO": "",
+    "X=${NO:-d}": "d",
+    "X=${EMPTY:-d}": "d",
+    "X=${EMPTY-d}": "",
+    "X=${NO:-${E}}": "env",
+    "X=${E:+y}": "y",
+    "X=${NO:+y}": "",
+    "X=${NO:?needed}": REFUSED,
+    "X=a$$b": "a$b",
+    "X=p$1": "p$1",
+    "X=`touch pwned`": "`touch pwned`",
+    "A=1\nX=${A}2": "12",
+    "E=mine\nX=$E": "env",
+    "\ufeffX=a": "a",
+    "X=a\r\nY=b\r\n": "a",
+    "X=a\r": "a",
+    'X="a': REFUSED,
+    "a.b=1\nX=a": "a",
+}
+# Prints X for each file of cases: one shell for the whole table.
+SHOW = """#!/usr/bin/env bash
+set -- help
+source ./run >/dev/null
+for file in cases/*; do
+  (cp "$file" .env && dotenv && printf '%s\\0' "${X-<unset>}") 2>>errors || printf 'refused\\0'
+done
+"""
+
+
+def test_dotenv_is_read_by_run_as_in_the_table(clone: Path) -> None:
+    (clone / "show").write_text(SHOW)
+    (clone / "cases").mkdir()
+    for number, text in enumerate(DOTENV):
+        (clone / "cases" / f"{number:03}").write_bytes(text.encode())
+    environment = {"PATH": f"{clone}:{os.environ['PATH']}", "CALLS": str(clone / "calls"), "HOME": str(clone)}
+    done = subprocess.run(
+        ["bash", "show"],
+        cwd=clone,
+        env=environment | {"REAL": sys.executable, "E": "env", "EMPTY": ""},
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.decode().split("\0")[:-1]
+    assert dict(zip(DOTENV, found, strict=True)) == {
+        text: "<unset>" if value is None else value for text, value in DOTENV.items()
+    }
+    errors = (clone / "errors").read_text().splitlines()
+    assert len(errors) == 2 and all(line.startswith(".env is not readable: line 1 ") for line in errors)
+    assert not (clone / "pwned").exists()
+
+
+def test_docker_compose_reads_dotenv_as_in_the_table(tmp_path: Path) -> None:
+    if not shutil.which("docker") or subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        return  # ./run's reader is tested against the same table without it
+    (tmp_path / "compose.yaml").write_text('services: {s: {image: i, environment: {X: "${X-<unset>}"}}}\n')
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "E": "env", "EMPTY": ""}
+    for text, expected in DOTENV.items():
+        (tmp_path / ".env").write_bytes(text.encode())
+        command = ["docker", "compose", "config", "--format", "json"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=PATIENCE)
+        assert (done.returncode != 0) == (expected == REFUSED), (text, done.stderr)
+        if expected != REFUSED:
+            found = json.loads(done.stdout)["services"]["s"]["environment"]["X"].replace("$$", "$")
+            assert found == ("<unset>" if expected is None else expected), text

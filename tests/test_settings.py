@@ -341,7 +341,7 @@ def variables_in_code() -> set[str]:
     ]
     source = "\n".join(path.read_text() for path in files)
     calls = re.findall(
-        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts|host|sender|comparison|ascending|port|path)"
+        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts?|sender|comparison|ascending|port|path)"
         r"\(\s*\"([A-Z][A-Z0-9_]*)\"",
         source,
     )
