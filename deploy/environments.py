@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -15,6 +14,9 @@ NAMES = ("development", "testing", "staging", "production")
 CHOICES = {"target": ("compose", "kubernetes"), "strategy": ("rolling", "blue-green")}
 # Kubernetes namespaces are DNS labels (RFC 1123); a repository is as the OCI distribution specification has it.
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+URL = re.compile(
+    r"https?://([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?(/[A-Za-z0-9._~/-]*)?"
+)
 REPOSITORY = re.compile(r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*")
 
 
@@ -79,8 +81,7 @@ def section(path: Path, name: str, values: Any) -> Place:
         if key == "image" and not REPOSITORY.fullmatch(value):
             raise ImproperlyConfigured(f'{where} = "{value}": expected a repository without tag, as in host/team/app.')
         if key == "url" and value:
-            parts = urlsplit(value)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-                raise ImproperlyConfigured(f'{where} = "{value}": expected an address, as in https://example.com.')
+            if not URL.fullmatch(value):  # which may hold a password, so it is not repeated
+                raise ImproperlyConfigured(f"{where}: expected an address, as in https://example.com, without user.")
     place = {**values, "url": values.get("url", "").rstrip("/")}
     return Place(name, **cast(dict[str, Any], place))
