@@ -145,7 +145,7 @@ def create(
     if hotfix and not reason.strip():
         raise Invalid("reason", "A hotfix needs a reason: say what cannot wait.")
     if hotfix and kind == Deployment.Kind.ROLLBACK:
-        raise Invalid("hotfix", "A rollback is no hotfix: leave one of them out.")
+        raise Invalid("hotfix", "A rollback cannot be a hotfix; choose one.")
     refuse_unfit_text(Deployment, reason=reason.strip(), actor=actor)
     with refused_by_the_database(), transaction.atomic():
         # Whoever comes second waits here for whoever came first, and then sees what the first one wrote.
@@ -179,7 +179,7 @@ def refuse_unfit(place: Environment, release: Release, kind: str, hotfix: bool, 
     """Raises Refused if `release` may not go to `place` in this way."""
     if kind == Deployment.Kind.ROLLBACK:
         if previous and previous.release_id == release.pk:
-            raise Refused("already-live", f"Release {release} is what runs in {place}: there is nothing to roll back.")
+            raise Refused("already-live", f"Release {release} is already live in {place}; nothing to roll back.")
         if not succeeded(release, place.pk):
             raise Refused(
                 "never-live",
@@ -312,7 +312,12 @@ def succeeded(release: Release, environment: int) -> bool:
 
 
 def live(environment: Environment) -> Deployment | None:
-    """What put there what runs in `environment` now: the last deployment that succeeded."""
+    """What put there what runs in `environment` now: the last deployment that succeeded.
+
+    An environment takes one deployment at a time, so the order in which they were created is the order in which their
+    releases became live. That holds for rollback_targets() and way_back() too: a release counts by its last deployment
+    there, and not by when it was built or first came.
+    """
     found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED)
     return found.newest_first().select_related("release").first()
 

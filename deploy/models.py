@@ -249,7 +249,7 @@ def read_cursor(cursor: str) -> tuple[datetime, int]:
             raise ValueError
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(created)), int(key)
     except (binascii.Error, ValueError, OverflowError):
-        raise ValueError("This is no cursor of this list: begin without one.") from None
+        raise ValueError("Invalid cursor; start without one.") from None
 
 
 class Deployment(models.Model):

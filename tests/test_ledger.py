@@ -404,6 +404,15 @@ def test_rollback_targets_were_live_before_what_is() -> None:
         ledger.finish(ledger.create("testing", target.release.version, "rolling", "ci", kind="rollback").pk, "failed")
 
 
+def test_the_history_is_what_was_live_and_not_what_was_built() -> None:
+    """1.0, 1.1, 1.0 again and 1.2."""
+    for number, version in enumerate(("1.0", "1.1", "1.0", "1.2")):
+        deployed("testing", version, at=START + number * HOUR)
+    testing = Environment.objects.get(name="testing")
+    assert [each.release.version for each in ledger.rollback_targets(testing)] == ["1.0", "1.1"]
+    assert ledger.way_back(testing) == "1.0"
+
+
 def versions(**filters: Any) -> list[str]:
     return [each.release.version for each in Deployment.objects.newest_first().matching(**filters)]
 
