@@ -246,7 +246,7 @@ def test_a_rollback_goes_to_what_was_live_there_and_is_not_now() -> None:
     deployed("staging", "1.2")
     with refused("never-live"):
         ledger.create("production", "1.2", "rolling", "ci", kind="rollback")
-    with pytest.raises(Invalid, match="rollback is no hotfix"):
+    with pytest.raises(Invalid, match="rollback cannot be a hotfix"):
         ledger.create("production", "1.0", "rolling", "ci", kind="rollback", hotfix=True, reason="x")
     assert deployed("production", "1.0", kind="rollback", at=START + 2 * HOUR).status == "succeeded"
 
