@@ -26,6 +26,7 @@ from accounts import forms as account_forms
 from accounts.models import ResetLink, User
 from deploy import api, ledger
 from deploy import forms as deploy_forms
+from deploy import status_models, status_views
 from deploy.models import ApiToken, Deployment, Release, Step
 from settings import text
 from tests.ledgers import begun, release
@@ -42,8 +43,6 @@ NOT_ENTERED = {
     "deploy.Environment.data": "rows of a migration, which nobody edits",
     "deploy.Environment.access": "rows of a migration, which nobody edits",
     "deploy.Environment.deployment": "rows of a migration, which nobody edits",
-    "deploy.Incident.title": "",
-    "deploy.IncidentUpdate.message": "",
     "deploy.IncidentUpdate.author": "an account's name or address, by their own rule",
     "deploy.Release.token": "the name of a token, by its own rule",
     "deploy.Deployment.token": "the name of a token, by its own rule",
@@ -88,7 +87,7 @@ def test_no_reason_is_left_for_a_text_that_is_gone() -> None:
 # allauth's forms that write nothing but hashes, and those that it has and we do not use.
 FORMS_OF_OURS = [
     each
-    for module in (account_forms, deploy_forms)
+    for module in (account_forms, deploy_forms, status_views)
     for _, each in inspect.getmembers(module, inspect.isclass)
     if issubclass(each, forms.BaseForm) and each.__module__ == module.__name__
 ]
@@ -100,6 +99,8 @@ GOES_TO: dict[tuple[str, str], tuple[type[models.Model], str]] = {
     ("ResetPasswordForm", "email"): (ResetLink, "address"),
     ("Filters", "search"): (Release, "version"),
     ("Filters", "actor"): (Deployment, "actor"),
+    ("NewIncident", "message"): (status_models.IncidentUpdate, "message"),
+    ("NewUpdate", "message"): (status_models.IncidentUpdate, "message"),
 }
 
 
