@@ -12,6 +12,8 @@ from deploy.environments import places
 from deploy.models import Deployment, Environment
 from deploy.watch import Reading, readings
 
+OVERDUE = 2  # times the median: what takes longer is overdue
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -27,18 +29,30 @@ class Progress:
 
     @property
     def late(self) -> bool:
-        return bool(self.typical and self.elapsed > self.typical)
+        """Whether it takes far longer than usual: half of all take longer than the median, so that alone says nothing."""
+        return bool(self.typical and self.elapsed > OVERDUE * self.typical)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How to get out of a release: `title` and `version` say what, `text` what to do or why nothing can be done now, and
+    `command` is what to type; empty where there is none.
+    """
+
+    title: str
+    version: str
+    text: str
+    command: str
 
 
 @dataclass(frozen=True)
 class Card:
-    """One environment as the board shows it. `back` is the version to go back to, and `command` how; or empty."""
+    """One environment as the board shows it."""
 
     environment: Environment
     reading: Reading
     progress: Progress | None
-    back: str
-    command: str
+    advice: Advice | None
 
     @property
     def drifted(self) -> bool:
@@ -58,11 +72,34 @@ def cards(now: datetime, *, commands: bool) -> list[Card]:
     heard = readings()
     found = []
     for row in rows:
-        back = ledger.way_back(row) if commands and row.current else None
-        found.append(
-            Card(row, heard[row.name], progress(row.in_flight, now), back or "", way(row.name, back) if back else "")
-        )
+        advice = None
+        if commands and row.in_flight:
+            advice = abort(row, row.in_flight, row.current)
+        elif commands and row.current:
+            advice = rollback(row, ledger.way_back(row))
+        found.append(Card(row, heard[row.name], progress(row.in_flight, now), advice))
     return found
+
+
+def rollback(environment: Environment, version: str | None) -> Advice | None:
+    """How to go back to `version` while nothing is in flight; None without one."""
+    return Advice("Roll back to", version, "", way(environment.name, version)) if version else None
+
+
+def abort(environment: Environment, flying: Deployment, current: Deployment | None) -> Advice:
+    """What fits while `flying` is in flight over `current`. Going back further than to `current` is what nobody wants
+    then, and both commands refuse it while the deployment holds the lock.
+    """
+    if flying.kind == Deployment.Kind.ROLLBACK:
+        return Advice("Rollback in progress to", flying.release.version, "Wait for it to finish.", "")
+    if flying.status == Deployment.Status.PENDING:
+        return Advice("Not started yet:", flying.release.version, "To stop it, cancel its pipeline run.", "")
+    if current is None:
+        text = "Nothing ran here before, so there is no version to stay on. To stop it, press Ctrl+C where it runs, or "
+        return Advice("Deploying", flying.release.version, f"{text}cancel its pipeline run.", "")
+    version = current.release.version
+    text = "Stop the deployment first: press Ctrl+C where it runs, or cancel its pipeline run. Then:"
+    return Advice("Abort and stay on", version, text, way(environment.name, version))
 
 
 def progress(deployment: Deployment | None, now: datetime) -> Progress | None:
