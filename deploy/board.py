@@ -29,14 +29,14 @@ class Progress:
 
     @property
     def late(self) -> bool:
-        """Whether it takes far longer than usual: half of all take longer than the median, so that alone says nothing."""
+        """Whether it takes far longer than usual; half of all take longer than the median, which says nothing."""
         return bool(self.typical and self.elapsed > OVERDUE * self.typical)
 
 
 @dataclass(frozen=True)
 class Advice:
-    """How to get out of a release: `title` and `version` say what, `text` what to do or why nothing can be done now, and
-    `command` is what to type; empty where there is none.
+    """How to get out of a release: `title` and `version` say what, `text` what to do or why nothing can be done now,
+    and `command` is what to type; empty where there is none.
     """
 
     title: str

@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from deploy import tokens
-from deploy.models import ApiToken, Deployment
+from deploy.models import ApiToken, Deployment, Environment
 from deploy.wording import age, took
 from tests.ledgers import START, begun, deployed, release
 from tests.servers import ROOT
@@ -50,6 +50,29 @@ def test_the_history_is_a_plain_table_where_there_is_no_terminal() -> None:
 def test_the_history_is_in_colour_when_told_so() -> None:
     deployed("testing", "1.0")
     assert "\x1b[32m" in run("deployments", "--force-color")[0]
+
+
+def plain(text: str) -> str:
+    """Without the codes for colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("width", [200, 80, 40])
+def test_a_narrow_terminal_cuts_no_version_and_no_status(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    deployed("staging", "1.18.0-rc.1")
+    deployed("production", "1.18.0-rc.1", "rolled_back")
+    tokens.make("deploy-to-production", Environment.objects.filter(name="production"))
+    out = plain(run("deployments", "--force-color")[0])
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= width and "…" not in out
+    if width > 40:
+        for part in ("production", "1.18.0-rc.1", "< rolled back", "+ succeeded"):
+            assert part in out, part
+    assert ("Not shown at this width: Commit" in out) == (width <= 80)
+    out = plain(run("api_token", "list", "--force-color")[0])
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= width and "…" not in out
+    if width > 40:
+        assert "deploy-to-production" in out and "never" in out
 
 
 def test_the_history_as_json_is_one_object_a_line() -> None:

@@ -9,11 +9,9 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import IntegrityError
 from django.utils import timezone
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from deploy import tokens
+from deploy import tables, tokens
 from deploy.management.base import readable
 from deploy.models import ApiToken, Environment
 
@@ -113,24 +111,21 @@ class Command(BaseCommand):
         if not rows:
             self.stdout.write("No tokens yet. Make one: manage.py api_token create NAME --environment staging")
             return
-        console = Console(
-            file=self.stdout,  # type: ignore[arg-type]
-            no_color=options["no_color"] or None,
-            force_terminal=options["force_color"] or None,
-            highlight=False,
-        )
-        if not console.is_terminal:
-            console.width = 200
-        table = Table("Name", "State", "Rights", "Made", "Expires", "Last used", box=None, pad_edge=False)
-        now = timezone.now()
+        now, cells = timezone.now(), []
         for row in rows:
             state = row.state(now)
-            times = (
-                f"{time:%Y-%m-%d %H:%M}Z" if time else "never" for time in (row.created, row.expires, row.last_used)
-            )
             style = {"active": "green", "expired": "yellow"}.get(state, "red")
-            table.add_row(Text(row.name), Text(state, style), Text(", ".join(rights_of(row))), *times)
-        console.print(table)
+            cells.append(
+                {
+                    "Name": Text(row.name),
+                    "State": Text(state, style),
+                    "Rights": Text(", ".join(rights_of(row))),
+                    "Created": Text(moment(row.created)),
+                    "Expires": Text(moment(row.expires)),
+                    "Last used": Text(moment(row.last_used)),
+                }
+            )
+        tables.show(self.stdout, options, cells, spare=("Created", "Last used"), right=())
 
     def revoke(self, options: dict[str, Any]) -> None:
         try:
@@ -140,6 +135,10 @@ class Command(BaseCommand):
                 f"There is no token {options['name']}. manage.py api_token list shows those that are."
             ) from None
         self.stdout.write(f"Token {options['name']} {'is revoked' if ended else 'was revoked already'}.")
+
+
+def moment(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M}Z" if at else "never"
 
 
 def ends(days: int | None) -> datetime | None:

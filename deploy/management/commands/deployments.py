@@ -6,10 +6,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from deploy import tables
 from deploy.management.base import readable
 from deploy.models import FINISHED, IN_FLIGHT, Deployment, Environment
 from deploy.wording import age, took
@@ -63,32 +62,24 @@ class Command(BaseCommand):
             )
 
     def show(self, rows: list[Deployment], options: dict[str, Any]) -> None:
-        """A table; colour on a terminal only, or as --no-color and --force-color say."""
-        console = Console(
-            file=self.stdout,  # type: ignore[arg-type]
-            no_color=options["no_color"] or None,
-            force_terminal=options["force_color"] or None,
-            highlight=False,
-        )
-        names = ("Id", "When", "Environment", "Version", "Commit", "Kind", "Status", "Took", "Actor")
-        table = Table(*names, box=None, pad_edge=False, header_style="bold")
-        table.columns[0].justify = table.columns[7].justify = "right"
         now = timezone.now()
+        cells = []
         for row in rows:
             kind = "hotfix" if row.hotfix else "rollback" if row.kind == Deployment.Kind.ROLLBACK else row.strategy
-            status = Text(f"{SIGNS[row.status]} {Deployment.Status(row.status).label}", COLOURS[row.status])
-            cells = (
-                str(row.pk),
-                age(now, row.created),
-                row.environment.name,
-                row.release.version,
-                row.release.short_commit,
-                kind,
+            cells.append(
+                {
+                    "Id": Text(str(row.pk)),
+                    "When": Text(age(now, row.created)),
+                    "Environment": Text(row.environment.name),
+                    "Version": Text(row.release.version),
+                    "Commit": Text(row.release.short_commit),
+                    "Kind": Text(kind),
+                    "Status": Text(f"{SIGNS[row.status]} {Deployment.Status(row.status).label}", COLOURS[row.status]),
+                    "Took": Text(took(row.duration)),
+                    "Actor": Text(row.actor),
+                }
             )
-            table.add_row(*(Text(cell) for cell in cells), status, Text(took(row.duration)), Text(row.actor))
-        if not console.is_terminal:
-            console.width = 200  # a pipe has no width to fit into
-        console.print(table)
+        tables.show(self.stdout, options, cells, spare=("Commit", "Took", "Kind", "Actor"), right=("Id", "Took"))
 
 
 def as_dict(row: Deployment) -> dict[str, Any]:
