@@ -1,7 +1,7 @@
 """The reader's time zone, in which pages show times and filter by days: what the browser names in a cookie, else UTC.
 
-static/pages.js sets the cookie. Without it, as without JavaScript, pages are in UTC and say so. APIs and feeds are always
-in UTC.
+static/pages.js sets the cookie. Without it, as without JavaScript, pages are in UTC and say so. APIs and feeds are in
+UTC always.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,7 @@ from django.db.models import prefetch_related_objects
 
 from deploy import ledger
 from deploy.environments import places
-from deploy.models import Deployment, Environment
+from deploy.models import IN_FLIGHT, Deployment, Environment
 from deploy.watch import Reading, readings
 
 OVERDUE = 2  # times the median: what takes longer is overdue
@@ -79,6 +79,21 @@ def cards(now: datetime, *, commands: bool) -> list[Card]:
             advice = rollback(row, ledger.way_back(row))
         found.append(Card(row, heard[row.name], progress(row.in_flight, now), advice))
     return found
+
+
+def advice(deployment: Deployment, current: Deployment | None) -> Advice | None:
+    """What fits on the page of `deployment`, while `current` is what runs in its environment. None if nothing does."""
+    environment = deployment.environment
+    here = Deployment.objects.filter(environment=environment, status__in=IN_FLIGHT)
+    if flying := here.select_related("release").first():
+        if flying == deployment:
+            return abort(environment, flying, current)
+        text = f"Deployment {flying.pk} to {environment} is in progress. Wait for it to finish, or abort it."
+        return Advice("In progress:", flying.release.version, text, "")
+    if deployment.status != Deployment.Status.SUCCEEDED or current is None:
+        return None
+    back = ledger.way_back(environment) if current == deployment else deployment.release.version
+    return rollback(environment, back) if back != current.release.version else None
 
 
 def rollback(environment: Environment, version: str | None) -> Advice | None:

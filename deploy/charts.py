@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 
 WIDTH, HEIGHT = 300, 100  # of the drawing; the page stretches it
 GAP = 0.25  # of a bar's room
@@ -12,7 +12,7 @@ GAP = 0.25  # of a bar's room
 class Bar:
     """`y` and `height` are in the drawing's units; `text` is the value in words."""
 
-    at: datetime
+    at: date
     text: str
     x: float
     y: float
@@ -46,7 +46,7 @@ def chart(
     value: str,
     meaning: str,
     tone: str,
-    values: Sequence[tuple[datetime, float | None]],
+    values: Sequence[tuple[date, float | None]],
     words: Callable[[float], str],
 ) -> Chart:
     """A chart of `values`, of which None is no bar at all; `words` words one of them."""

@@ -1,9 +1,10 @@
 """The filters of the list of deployments."""
 
-from datetime import UTC, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 from django import forms
+from django.utils.timezone import get_current_timezone
 
 from deploy.models import Deployment, Environment
 from settings import text
@@ -19,13 +20,13 @@ class DateInput(forms.DateInput):
 
 
 class Filters(forms.Form):
-    """What matching() takes, by GET. Days are UTC's."""
+    """What matching() takes, by GET. Days are those of the reader's zone, in which the list shows its times."""
 
     search = forms.CharField(label="Version, commit", max_length=64, required=False, validators=[text.one_line])
     environment = forms.ChoiceField(choices=[*ANY, *Environment.Name.choices], required=False)
     status = forms.ChoiceField(choices=[*ANY, *Deployment.Status.choices], required=False)
     strategy = forms.ChoiceField(choices=[*ANY, *Deployment.Strategy.choices], required=False)
-    actor = forms.CharField(label="By", max_length=100, required=False, validators=[text.one_line])
+    actor = forms.CharField(label="Actor", max_length=100, required=False, validators=[text.one_line])
     since = forms.DateField(label="From", required=False, widget=DateInput())
     until = forms.DateField(label="To", required=False, widget=DateInput())
 
@@ -43,7 +44,12 @@ class Filters(forms.Form):
         """The arguments of DeploymentQuerySet.matching()."""
         given = dict(self.cleaned_data)
         if since := given.pop("since"):
-            given["since"] = datetime.combine(since, time(), UTC)
+            given["since"] = midnight(since)
         if until := given.pop("until"):
-            given["until"] = datetime.combine(until + timedelta(days=1), time(), UTC)
+            given["until"] = midnight(until + timedelta(days=1))
         return given
+
+
+def midnight(day: date) -> datetime:
+    """When `day` begins for the reader."""
+    return datetime.combine(day, time(), get_current_timezone())

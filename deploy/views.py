@@ -1,7 +1,7 @@
 """The board, the deployments and the insights. What a stranger sees of them has no people's names and no commands."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from django.contrib.auth.views import redirect_to_login
@@ -123,12 +123,10 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
         "typical": Deployment.objects.typical_duration(found.environment, found.strategy),
         "compare": board.comparison(found),
     }
-    if request.user.is_authenticated and found.status == Deployment.Status.SUCCEEDED:
+    if request.user.is_authenticated:
         current = ledger.live(found.environment)
         context["live"] = current == found
-        context["back"] = ledger.way_back(found.environment) if current == found else found.release.version
-        if current and context["back"] and context["back"] != current.release.version:
-            context["command"] = board.way(found.environment.name, context["back"])
+        context["advice"] = board.advice(found, current)
     return pieces.answer(request, "deploy/deployment.html", context)
 
 
@@ -193,8 +191,10 @@ def show_insights(request: HttpRequest) -> HttpResponse:
 
 
 def charts(whole: insights.Measures, bars: list[tuple[datetime, insights.Measures]], days: int) -> list[Chart]:
-    def each(name: str) -> list[tuple[datetime, float | None]]:
-        return [(at, getattr(found, name)) for at, found in bars]
+    def each(name: str) -> list[tuple[date, float | None]]:
+        return [
+            (at.astimezone(UTC).date(), getattr(found, name)) for at, found in bars
+        ]  # days are UTC's, for everybody
 
     def number(value: float) -> str:
         return f"{value:g}"

@@ -62,6 +62,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "backstagetest1.zone.ZoneMiddleware",
 ]
 
 TEMPLATES: list[dict[str, Any]] = [

@@ -11,11 +11,32 @@ const page = performance.getEntriesByType("navigation")[0];
 let ahead = live ? Date.parse(live.dataset.now) - (performance.timeOrigin + (page ? page.responseStart : 0)) : 0;
 const now = () => Date.now() + ahead;
 
-const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
-const date = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+// The zone: the server shows and filters by the one that the cookie names, and UTC without it. At the first visit the
+// cookie is set, and what the server has written is put into the reader's zone. A zone that the server does not know,
+// or a cookie that the browser does not keep, leaves everything as the server has it, so that rows and filters agree.
+const root = document.documentElement, own = Intl.DateTimeFormat().resolvedOptions().timeZone;
+const cookie = `tz=${own}`, kept = () => document.cookie.split("; ").includes(cookie);
+let zone = root.dataset.zone;
+if (own && own !== zone && !kept()) {
+  document.cookie = `${cookie}; path=/; max-age=31536000; samesite=lax${location.protocol === "https:" ? "; secure" : ""}`;
+  if (kept()) zone = own;
+}
+for (const name of document.querySelectorAll("[data-zone-name]")) name.textContent = zone;
+const shape = new Intl.DateTimeFormat("en-US", {
+  timeZone: zone, hourCycle: "h23", timeZoneName: "short", year: "numeric", month: "2-digit", day: "2-digit",
+  hour: "2-digit", minute: "2-digit", second: "2-digit",
+});
+const parts = (at) => Object.fromEntries(shape.formatToParts(at).map((each) => [each.type, each.value]));
+
 const forms = {
-  clock: (at) => clock.format(at),
-  date: (at) => date.format(at),
+  clock: zone === root.dataset.zone ? null : (at) => {
+    const p = parts(at);
+    return `${p.hour}:${p.minute}:${p.second} ${p.timeZoneName}`;
+  },
+  date: zone === root.dataset.zone ? null : (at) => {
+    const p = parts(at);
+    return `${p.year}-${p.month}-${p.day} ${p.hour}:${p.minute} ${p.timeZoneName}`;
+  },
   age: (at) => age((now() - at) / 1000),
   elapsed: (at) => took((now() - at) / 1000),
 };
@@ -36,7 +57,9 @@ function took(seconds) {
 
 function tell(root) {
   for (const time of root.querySelectorAll("time[data-form]")) {
-    const text = forms[time.dataset.form](new Date(time.dateTime));
+    const form = forms[time.dataset.form];
+    if (!form) continue; // as the server has written it
+    const text = form(new Date(time.dateTime));
     if (time.textContent !== text && !selected(time)) time.textContent = text;
   }
   for (const each of root.querySelectorAll("[data-since]")) {

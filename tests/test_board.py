@@ -138,9 +138,91 @@ def test_a_running_deployment_shows_its_steps_and_how_far_it_is() -> None:
     text = text_of(Client(), "/")
     assert re.search(r'<progress max="100" value="5[01]"', text)
     assert "of about 1 min 0 s" in text and "migrate" in text and "smoke test" in text
-    assert "2.0 is on its way to testing." in text
+    assert "Deploying 2.0 to testing." in text
     late = board.progress(Deployment.objects.get(pk=key), now + HOUR)
     assert late and late.percent == 99 and late.late
+
+
+def test_what_is_overdue_says_so(member: Client) -> None:
+    now = timezone.now()
+    for number in range(3):
+        deployed("production", f"1.{number}", at=now - (9 - number) * HOUR, hotfix=True, reason="r")  # a minute each
+    release("2.0")
+    key = ledger.create("production", "2.0", "rolling", "ci", hotfix=True, reason="r", at=now - timedelta(minutes=3)).pk
+    ledger.start(key, at=now - timedelta(minutes=3))
+    text = text_of(member, "/")
+    assert "Deploying 2.0 to production, <strong>overdue</strong>." in text
+    assert "<span>Overdue:</span>" in text and 'class="flying late"' in text
+    assert "<strong>overdue</strong>" in text_of(member, f"/deployments/{key}/")
+
+
+def advice(environment: str = "production") -> tuple[str, str, str]:
+    """The title and version that the board advises, and the command."""
+    found = cards()[environment].advice
+    return (found.title, found.version, found.command) if found else ("", "", "")
+
+
+def test_in_flight_the_board_says_how_to_stay_and_never_how_to_go_further_back(member: Client) -> None:
+    for number, version in enumerate(("1.14.0", "1.17.0")):
+        live = deployed("production", version, at=START + number * HOUR, hotfix=True, reason="r")
+    script = "scripts/rollback.sh {} backstagetest1-production"
+    assert advice() == ("Roll back to", "1.14.0", script.format("1.14.0"))
+
+    flying = ledger.create("production", release("1.18.0").version, "blue-green", "ci", hotfix=True, reason="r")
+    pages = ["/", f"/deployments/{flying.pk}/", f"/deployments/{live.pk}/"]
+    assert advice() == ("Not started yet:", "1.18.0", "")
+    assert not any("rollback.sh" in text_of(member, page) for page in pages)
+
+    ledger.start(flying.pk)
+    assert advice() == ("Abort and stay on", "1.17.0", script.format("1.17.0"))
+    texts = [text_of(member, page) for page in pages]
+    assert all("rollback.sh 1.14.0" not in text for text in texts)
+    assert "press Ctrl+C where it runs" in texts[0] and script.format("1.17.0") in texts[1]
+    assert f"Deployment {flying.pk} to production is in progress" in texts[2] and "rollback.sh" not in texts[2]
+
+    ledger.finish(flying.pk, "succeeded")
+    assert advice() == ("Roll back to", "1.17.0", script.format("1.17.0"))
+    back = ledger.start(ledger.create("production", "1.17.0", "rolling", "ci", kind="rollback").pk)
+    assert advice() == ("Rollback in progress to", "1.17.0", "")
+    assert "Rolling production back to 1.17.0." in text_of(member, "/")
+    ledger.finish(back.pk, "succeeded")
+
+    first = begun("testing", "1.18.0")
+    assert advice("testing") == ("Deploying", "1.18.0", "")
+    assert "no version to stay on" in text_of(member, f"/deployments/{first.pk}/")
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "shown"),
+    [
+        ("", "2026-11-19", "2026-11-19 07:30 UTC"),
+        ("America/Los_Angeles", "2026-11-18", "2026-11-18 23:30 PST"),
+        ("Asia/Tokyo", "2026-11-19", "2026-11-19 16:30 JST"),
+        ("Mars/Olympus", "2026-11-19", "2026-11-19 07:30 UTC"),
+        ("../../etc/passwd", "2026-11-19", "2026-11-19 07:30 UTC"),
+    ],
+)
+def test_a_deployment_is_found_by_the_day_that_the_reader_sees_beside_it(zone: str, day: str, shown: str) -> None:
+    row = deployed("testing", "1.0", at=datetime(2026, 11, 19, 7, 30, tzinfo=UTC))
+    reader = Client()
+    if zone:
+        reader.cookies["tz"] = zone
+    at = datetime.fromisoformat(day)
+    for number in (-1, 0, 1):
+        other = (at + timedelta(days=number)).date()
+        text = text_of(reader, f"/deployments/?since={other}&until={other}")
+        assert (f">{shown}</time>" in text) == (number == 0), other
+        assert f"Times in <span data-zone-name>{shown.endswith('UTC') and 'UTC' or zone}</span>" in text
+    assert f">{shown}</time>" in text_of(reader, f"/deployments/{row.pk}/")
+    assert timezone.get_current_timezone_name() == "UTC", "the next request begins anew"
+
+
+def test_days_of_the_insights_are_the_same_for_every_reader() -> None:
+    deployed("production", "1.0", at=timezone.now() - HOUR, hotfix=True, reason="r")
+    reader = Client()
+    reader.cookies["tz"] = "America/Los_Angeles"
+    rows = re.compile(r"<tr><td>.*?</tr>")
+    assert rows.findall(text_of(reader, "/insights/")) == rows.findall(text_of(Client(), "/insights/"))
 
 
 def test_what_failed_last_is_named_with_its_step_however_long_ago() -> None:
@@ -239,9 +321,9 @@ def test_time_alone_changes_no_piece(client: Client, monkeypatch: pytest.MonkeyP
             monkeypatch.setattr("django.utils.timezone.now", lambda s=seconds: now + timedelta(seconds=s))
             assert text_of(client, url) != page, "it is right as it is loaded"
             assert changed(client, url, pieces(page)) == [], (url, seconds)
-        monkeypatch.setattr("django.utils.timezone.now", lambda: now + timedelta(seconds=61))
+        monkeypatch.setattr("django.utils.timezone.now", lambda: now + timedelta(seconds=121))
         found = changed(client, url, pieces(page))
-        assert found == {"/": ["flight-testing"], "/deployments/": []}.get(url, ["duration-figures"]), "now it is late"
+        assert found == {"/": ["news", "flight-testing"], "/deployments/": []}.get(url, ["duration-figures"]), "now it is late"
         monkeypatch.undo()
 
 
@@ -506,7 +588,7 @@ def test_no_page_takes_more_queries_or_more_room_when_there_are_more_rows(client
             "board": "/",
             "poll": "/?seen=x",
             "list": "/deployments/?environment=staging&status=succeeded&search=1.",
-            "detail": f"/deployments/{Deployment.objects.filter(status='succeeded').newest_first()[0].pk}/",
+            "detail": f"/deployments/{Deployment.objects.filter(status='succeeded', environment=4).newest_first()[0].pk}/",
             "insights": "/insights/?days=90",
         }
         cost = {}

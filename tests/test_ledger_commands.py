@@ -69,7 +69,7 @@ def test_a_narrow_terminal_cuts_no_version_and_no_status(monkeypatch: pytest.Mon
         for part in ("production", "1.18.0-rc.1", "< rolled back", "+ succeeded"):
             assert part in out, part
     assert ("Not shown at this width: Commit" in out) == (width <= 80)
-    out = plain(run("api_token", "list", "--force-color")[0])
+    out = plain(run("api_token", "--force-color", "list")[0])
     assert max(len(line.rstrip()) for line in out.splitlines()) <= width and "…" not in out
     if width > 40:
         assert "deploy-to-production" in out and "never" in out

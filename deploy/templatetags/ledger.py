@@ -49,16 +49,16 @@ def way(deployment: Deployment) -> str:
 
 @register.simple_tag
 def when(value: datetime, form: str = "age") -> SafeString:
-    """A <time>: its age, how long something has run since ("elapsed"), or the time as a clock or a date has it, in UTC.
-    static/pages.js keeps the former two right and puts the latter two into the reader's zone; the exact UTC is always
-    there on hover.
+    """A <time>: its age, how long something has run since ("elapsed"), or the time as a clock or a date has it, in the
+    reader's zone (backstagetest1.zone). static/pages.js keeps the former two right; the exact UTC is always there on
+    hover.
     """
-    exact, now = value.astimezone(UTC), timezone.now()
+    exact, local, now = value.astimezone(UTC), timezone.localtime(value), timezone.now()
     texts = {
         "age": lambda: wording.age(now, value) if (now - value).days < 7 else f"{(now - value).days} d ago",
         "elapsed": lambda: wording.took(max(now - value, timedelta())),
-        "clock": lambda: f"{exact:%H:%M:%S} UTC",
-        "date": lambda: f"{exact:%Y-%m-%d %H:%M} UTC",
+        "clock": lambda: f"{local:%H:%M:%S %Z}",
+        "date": lambda: f"{local:%Y-%m-%d %H:%M %Z}",
     }
     title = f"{exact:%Y-%m-%d %H:%M:%S} UTC"
     pattern = '<time datetime="{}" title="{}" data-form="{}">{}</time>'
