@@ -514,8 +514,15 @@ def test_times_are_in_the_readers_zone_and_in_utc_on_hover_and_a_page_prints(sit
         time = page.locator("dt:text('Requested') + dd time")
         exact = datetime.fromisoformat(time.get_attribute("datetime") or "")
         shown = exact.astimezone(timezone(timedelta(hours=9)))
-        assert f"{shown:%H:%M}" in time.inner_text() and f"{shown.day} " in time.inner_text()
+        assert time.inner_text() == f"{shown:%Y-%m-%d %H:%M} GMT+9", "at the first visit, by the browser"
+        assert page.locator("[data-zone-name]").inner_text() == "Asia/Tokyo"
         assert time.get_attribute("title") == f"{exact:%Y-%m-%d %H:%M:%S} UTC"
+        page.goto("/deployments/1/")
+        assert time.inner_text() == f"{shown:%Y-%m-%d %H:%M} JST", "from then on, by the server"
+        for day, there in ((shown.date(), True), (shown.date() + timedelta(days=1), False)):
+            page.goto(f"/deployments/?since={day}&until={day}")
+            assert bool(page.locator("#row-1").count()) == there
+        page.goto("/deployments/1/")
         page.emulate_media(media="print")
         assert page.get_by_role("heading", level=1).is_visible()
         assert page.get_by_role("navigation", name="Main").is_hidden()

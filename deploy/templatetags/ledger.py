@@ -24,7 +24,7 @@ LOOKS = {
     "healthy": ("ok", "ok", ""),
     "unhealthy": ("bad", "bad", ""),
     "unreachable": ("warn", "warn", ""),
-    "unknown": ("idle", "idle", "not watched"),
+    "unknown": ("idle", "idle", "not monitored"),
 }
 
 
