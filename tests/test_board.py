@@ -585,11 +585,12 @@ def test_no_page_takes_more_queries_or_more_room_when_there_are_more_rows(client
         fill(count)
         running = begun("testing", f"{count}.run")
         ledger.step(running.pk, "migrate", "running")
+        live = Deployment.objects.filter(status="succeeded", environment=4).newest_first()[0]
         urls = {
             "board": "/",
             "poll": "/?seen=x",
             "list": "/deployments/?environment=staging&status=succeeded&search=1.",
-            "detail": f"/deployments/{Deployment.objects.filter(status='succeeded', environment=4).newest_first()[0].pk}/",
+            "detail": f"/deployments/{live.pk}/",
             "insights": "/insights/?days=90",
         }
         cost = {}
