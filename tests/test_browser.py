@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import psycopg2
@@ -21,6 +22,7 @@ from playwright.sync_api import Browser, Page, Route
 
 from deploy.wording import age, took
 from tests.browser import MailServer, Window, chromium
+from tests.test_pages import MEMBERS_PAGES, STRANGERS_PAGES
 from tests.servers import PATIENCE, ROOT, Gunicorn, Redis
 
 pytestmark = pytest.mark.browser
@@ -253,10 +255,10 @@ def polls(page: Page, count: int) -> None:
     page.evaluate("new Promise(requestAnimationFrame)")
 
 
-def begin(site: Site, environment: str, version: str) -> str:
+def begin(site: Site, environment: str, version: str, actor: str = "ci", message: str = "A change") -> str:
     """The address of a deployment that runs, of a release that is new."""
-    site.api("releases", version=version, commit="4f2a9c1", built_at="2026-01-02T03:04:05Z", message="A change")
-    key = site.api("deployments", environment=environment, release=version, strategy="rolling", actor="ci")["id"]
+    site.api("releases", version=version, commit="4f2a9c1", built_at="2026-01-02T03:04:05Z", message=message)
+    key = site.api("deployments", environment=environment, release=version, strategy="rolling", actor=actor)["id"]
     site.api(f"deployments/{key}/start", **{"at": datetime.now(UTC).isoformat()})
     return f"deployments/{key}/"
 
@@ -317,9 +319,9 @@ def test_what_has_changed_below_a_selection_waits_until_it_is_cleared(site: Site
 
 def test_a_deployments_page_and_the_list_follow_a_deployment(site: Site, staff: Window, window: Window) -> None:
     page, rows = staff.page, window.page
-    deployment = begin(site, "testing", "7.3")
+    deployment = begin(site, "development", "7.3")
     page.goto(f"/{deployment}")
-    rows.goto("/deployments/?environment=testing")
+    rows.goto("/deployments/?environment=development")
     row = rows.locator("tr", has_text="7.3")
     row.get_by_text("Running").wait_for()
     page.get_by_text("Running for").first.wait_for()
@@ -338,7 +340,7 @@ def test_a_deployments_page_and_the_list_follow_a_deployment(site: Site, staff: 
     site.api(f"{deployment}finish", result="succeeded")
     page.get_by_text("Succeeded after").wait_for()
     row.get_by_text("Succeeded").wait_for()
-    newer = begin(site, "testing", "7.4")
+    newer = begin(site, "development", "7.4")
     rows.locator("tr", has_text="7.4").wait_for()
     site.api(f"{newer}finish", result="failed")
 
@@ -406,7 +408,7 @@ def test_deployments_are_found_paged_and_read(site: Site, staff: Window, window:
     assert page.locator("tbody tr").count() == 1
     page.locator("tbody tr").get_by_role("link").click()
     staff.at("1.11.0 to production")
-    staff.main.get_by_text("back to the version before").wait_for()
+    staff.main.get_by_text("go back", exact=True).wait_for()
     page.go_back()
     page.get_by_label("Status", exact=True).wait_for()
     assert page.get_by_label("Status", exact=True).input_value() == "rolled_back", "Back leads to what was asked"
@@ -417,7 +419,7 @@ def test_deployments_are_found_paged_and_read(site: Site, staff: Window, window:
     staff.troubles = [trouble for trouble in staff.troubles if "400" not in trouble]  # as it should be
     staff.inspect()
     staff.go("/deployments/?search=nothing", "Deployments")
-    newest = site.api("deployments?limit=1")["items"][0]
+    newest = site.api("deployments?environment=production&limit=1")["items"][0]
     window.go(f"/deployments/{newest['id']}/", "1.18.0 to production")
 
 
@@ -532,6 +534,63 @@ def test_the_admin_keeps_to_the_content_security_policy(staff: Window) -> None:
     for path in ("/admin/", "/admin/accounts/user/", "/admin/accounts/user/1/change/", "/admin/accounts/user/add/"):
         staff.page.goto(path)
         staff.page.get_by_role("link", name="backstagetest1 · testing").wait_for()
+
+
+LONG = "x" * 100  # what somebody may enter without a space in it
+
+
+def test_no_page_scrolls_sideways_on_the_narrowest_phone(site: Site, staff: Window, window: Window) -> None:
+    """At 320 px (WCAG 1.4.10), with the longest words that fit. The insights and the API's page did."""
+    deployment = begin(site, "development", f"8.{LONG[:50]}", actor=LONG, message=LONG)
+    site.api(f"{deployment}steps", name=LONG, outcome="running")
+    everybody = ["/", "/deployments/", f"/{deployment}", "/insights/", "/api/docs/", "/status/", "/no/such/page/"]
+    lists = [f"/admin/{name}/" for name in ("deploy/deployment", "deploy/apitoken", "accounts/user")]
+    staff.page.goto("/status/incidents/new/")
+    staff.fill(title=LONG, message=LONG)
+    staff.press("Publish incident")
+    staff.page.get_by_role("heading", level=1, name=LONG).wait_for()
+    everybody += ["/deployments/?search=nothing", "/deployments/?status=nonsense", urlsplit(staff.page.url).path]
+    for each, paths in (
+        (window, [*everybody, *STRANGERS_PAGES]),
+        (staff, [*everybody, *MEMBERS_PAGES, "/status/incidents/new/", "/admin/", *lists]),
+    ):
+        each.page.set_viewport_size({"width": 320, "height": 600})
+        for path in paths:
+            each.page.goto(path)
+            wide = each.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert wide <= 0, f"{path}: {wide} px"
+    site.api(f"{deployment}finish", result="failed")
+    staff.page.goto(everybody[-1])
+    staff.page.get_by_label("Status").select_option("resolved")
+    staff.fill(message="Over")
+    staff.press("Publish update")
+    staff.page.get_by_text("Over").wait_for()
+
+
+def test_the_admin_shows_no_as_a_dash_and_not_as_an_error(staff: Window) -> None:
+    page = staff.page
+    page.goto("/admin/deploy/deployment/")
+    cells = page.locator("td.field-hotfix")
+    assert cells.count() > 10 and cells.locator("img[alt=False]").count() > 10
+    for path in ("/admin/deploy/deployment/", "/admin/deploy/deployment/1/change/"):
+        page.goto(path)
+        crosses = page.locator("img[alt=False]")
+        assert all(not cross.is_visible() for cross in crosses.all()), path
+        assert crosses.first.evaluate("cross => getComputedStyle(cross.parentElement, '::before').content[1]") == "–"
+
+
+def test_no_button_of_the_filters_is_alone_in_a_row(staff: Window, window: Window) -> None:
+    for each, path in ((window, "/deployments/"), (staff, "/deployments/"), (staff, "/deployments/?search=1.")):
+        for width in (360, 800, 1024, 1280):
+            each.page.set_viewport_size({"width": width, "height": 800})
+            each.page.goto(path)
+            beside = each.page.evaluate("""() => {
+                const cells = [...document.querySelector(".filters").children];
+                const boxes = cells.map((cell) => cell.getBoundingClientRect());
+                const last = boxes.at(-1);
+                return boxes.filter((box) => box.bottom > last.top && box.top < last.bottom).length;
+            }""")
+            assert beside > 1, f"{path}, {width} px"
 
 
 def test_the_error_pages_are_sound(window: Window) -> None:
