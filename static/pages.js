@@ -8,7 +8,8 @@ const live = document.getElementById("live");
 // Time: the server's, as a reader's clock may be minutes off.
 
 const page = performance.getEntriesByType("navigation")[0];
-let ahead = live ? Date.parse(live.dataset.now) - (performance.timeOrigin + (page ? page.responseStart : 0)) : 0;
+const sent = Date.now() - (performance.now() - (page ? page.responseStart : 0));
+let ahead = live ? Date.parse(live.dataset.now) - sent : 0;
 const now = () => Date.now() + ahead;
 
 // The zone: the server shows and filters by the one that the cookie names, and UTC without it. At the first visit the
