@@ -182,7 +182,7 @@ address, host, paths = sys.argv[1], sys.argv[2], sys.argv[3:]
 hosts = [name.strip().lstrip(".") for name in os.environ.get("ALLOWED_HOSTS", "").split(",") if name.strip()]
 token, path = os.environ.get("METRICS_TOKEN", ""), os.environ.get("METRICS_TOKEN_FILE", "")
 if path:
-    token = open(path).read().strip()
+    token = open(path, encoding="utf-8-sig").read().strip()
 ways = [address] if address.startswith("/") else ["127.0.0.1"]
 try:
     ways += [] if address.startswith("/") else [socket.gethostbyname(socket.gethostname())]
