@@ -155,6 +155,11 @@ def test_what_was_counted_while_redis_was_down_counts_when_it_is_back(settings: 
     cache: Any = caches["default"]
     cache.breaker.retry_at = 0.0  # its two seconds are over
     assert tries(client, 2) == [200, 429]
-    with own_redis.client() as direct:
-        direct.flushall()
-    assert tries(client, 1) == [200], "counted in Redis again, and only there"
+
+    def counted_in_redis_only() -> bool:
+        cache.breaker.retry_at = 0.0  # a busy machine's Redis may be late again
+        with own_redis.client() as direct:
+            direct.flushall()
+        return tries(client, 1) == [200]
+
+    assert eventually(counted_in_redis_only)

@@ -130,6 +130,7 @@ def test_the_middleware_stands_before_all_that_refuses_or_redirects(settings: Se
 def test_liveness_asks_nothing(settings: Settings, django_assert_num_queries: DjangoAssertNumQueries, db: None) -> None:
     """Trap 4."""
     settings.HEALTH_CHECKS = {"database": f"{__name__}.Bad"}
+    runner.stop()
     with django_assert_num_queries(0):
         assert Client().get("/health/live/").status_code == 200
     assert not runner._watches
