@@ -10,7 +10,7 @@ from django.test import Client
 from pytest_django import Settings
 
 from accounts.models import User
-from tests.servers import Redis, frozen
+from tests.servers import Redis, eventually, frozen
 
 pytestmark = pytest.mark.django_db
 
