@@ -1,6 +1,5 @@
 """The rate limits: they count by the client's address, in Redis, or in each process while Redis is down."""
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ from django.core.cache import caches
 from django.test import Client
 from pytest_django import Settings
 
+import metrics.cache
 from accounts.models import User
 from tests.servers import Redis, eventually, frozen
 
@@ -20,15 +20,17 @@ SIGN_IN = "/accounts/login/"
 
 FEW = {"login": "3/m/ip"}
 
-databases = itertools.count()
-
 
 @pytest.fixture(autouse=True)
 def limits(settings: Settings, own_redis: Redis) -> Iterator[None]:
-    """A database of Redis that no other test has cleared, filled or found away."""
+    """A Redis that is empty, and of which the process remembers nothing."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-    location = f"redis://127.0.0.1:{own_redis.port}/{next(databases)}"
-    settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": location}}
+    with own_redis.client() as direct:
+        direct.flushall()
+    metrics.cache._breakers.clear()
+    for counted in metrics.cache._counted_here.values():
+        counted.clear()
+    settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": own_redis.url}}
     yield
     if not own_redis.process:
         own_redis.start()
