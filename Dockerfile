@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && /opt/venv/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM libraries AS app
-ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONTZPATH=/usr/share/zoneinfo
 WORKDIR /app
 COPY . .
 # The settings refuse to be loaded without secrets, so they get throw-away ones, made here and gone with this command.
