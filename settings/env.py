@@ -299,8 +299,7 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
 
     PostgreSQL gets time-outs, and connections that persist for a minute and are checked before their first use
     in a request, so that a restarted database costs no failed request, and none is kept to one that refuses writes
-    (backstagetest1/postgresql). No pool: a worker has few threads, and
-    each keeps one connection.
+    (backstagetest1/postgresql). No pool: a worker has few threads, and each keeps one connection.
     """
     example = "postgresql://USER:PASSWORD@HOST:5432/NAME"
     url = text("DATABASE_URL")
@@ -318,7 +317,7 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
     if not given.name or "/" in given.name:
         raise malformed("DATABASE_URL", example, "it names no database, or one with a slash")
     parsed: dict[str, Any] = dict(dj_database_url.parse(url))
-    parsed |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
+    parsed |= {"ENGINE": "backstagetest1.postgresql", "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
     limits = "-c statement_timeout=15s -c idle_in_transaction_session_timeout=60s"
     parsed["OPTIONS"] = {
         "connect_timeout": 3,

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -73,8 +73,17 @@ def pointed(
         monkeypatch.setitem(database, key, value)
     database_at(migrated.port)
     cache_at(own_redis.port)
+    forget_the_cache()
     yield {"database": database_at, "cache": cache_at}
     runner.stop()
+    forget_the_cache()
+
+
+def forget_the_cache() -> None:
+    """The next who asks for this thread's cache gets one at the address of then."""
+    caches.close_all()
+    with suppress(AttributeError):  # nobody has asked for it
+        del caches["default"]
 
 
 @pytest.fixture(params=["database", "cache"])

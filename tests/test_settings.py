@@ -259,6 +259,7 @@ def test_a_mounted_secret_is_read_from_its_file(tmp_path: Path) -> None:
 
 def test_connections_to_postgresql_have_time_outs_and_are_checked() -> None:
     database = load("production", **GOOD).DATABASES["default"]
+    assert database["ENGINE"] == "backstagetest1.postgresql"
     assert database["CONN_MAX_AGE"] == 60 and database["CONN_HEALTH_CHECKS"] is True
     assert database["OPTIONS"]["connect_timeout"] == 3
     assert "statement_timeout=15s" in database["OPTIONS"]["options"]
