@@ -8,7 +8,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-PIPE = 200  # columns where there is no terminal to fit into
+PIPE = 200  # columns, where the output is not a terminal
 
 
 def show(
