@@ -71,6 +71,7 @@ ARG APP_CREATED=
 ENV APP_VERSION=$APP_VERSION APP_COMMIT=$APP_COMMIT
 LABEL org.opencontainers.image.title="backstagetest1" \
       org.opencontainers.image.description="A Django web app with its operations built in." \
+      org.opencontainers.image.licenses=MIT \
       org.opencontainers.image.version=$APP_VERSION \
       org.opencontainers.image.revision=$APP_COMMIT \
       org.opencontainers.image.created=$APP_CREATED

@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_every_document_that_is_named_is_there_and_every_one_is_named_in_the_rea
     assert {each for each in named if not (ROOT / each).is_file()} == set()
     linked = {target for path in TEXTS for target in re.findall(r"([a-z-]+\.md)\b", path.read_text())}
     assert {path.name for path in ROOT.glob("docs/*.md")} <= linked
+
+
+def test_the_license_that_pyproject_names_is_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "MIT"
+    assert [(ROOT / file).read_text().splitlines()[0] for file in project["license-files"]] == ["MIT License"]
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
