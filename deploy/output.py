@@ -20,6 +20,7 @@ class Output:
 
     def __init__(self, stream: OutputWrapper, *, as_json: bool, no_color: bool, force_color: bool) -> None:
         self.stream, self.as_json = stream, as_json
+        stream.ending = ""  # Django would put a line end after each control sequence of rich's, too
         self.console = Console(
             file=stream,  # type: ignore[arg-type]
             no_color=no_color or None,
@@ -34,7 +35,7 @@ class Output:
     def event(self, kind: str, **fields: Any) -> None:
         if self.as_json:
             said = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
-            self.stream.write(json.dumps(said))
+            self.stream.write(json.dumps(said) + "\n")
             self.stream.flush()
 
     def line(self, text: str, style: str = "") -> None:
