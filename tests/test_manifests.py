@@ -597,7 +597,7 @@ def test_nothing_is_printed_if_the_cluster_does_not_answer() -> None:
         pass
     done = live(cluster, "staging")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "could not be asked" in done.stderr
+    assert "Cannot read what the cluster runs" in done.stderr
 
 
 # The Job

@@ -33,8 +33,7 @@ def clone(tmp_path: Path) -> Path:
     """A folder with ./run, the locks, and a python3 that only says that it was called."""
     for name in ("run", "requirements.txt", "requirements-dev.txt"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "dotenv.py", tmp_path / "scripts")
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     python = tmp_path / "python3"
     python.write_text(PYTHON)
     python.chmod(0o755)
@@ -64,15 +63,15 @@ def test_the_help_lists_every_command_and_nothing_else() -> None:
 def test_an_unknown_command_is_refused_with_the_help(word: str) -> None:
     done = run(ROOT, word)
     assert done.returncode == 2
-    assert f'There is no command "{word}".' in done.stderr and "serve" in done.stderr
+    assert f'Unknown command "{word}".' in done.stderr and "serve" in done.stderr
 
 
 @pytest.mark.parametrize("port", ["http", "0", "65536", "-1", "80 80", "08"])
-def test_a_port_that_is_none_is_refused(port: str, clone: Path) -> None:
+def test_an_invalid_port_is_refused(port: str, clone: Path) -> None:
     done = run(clone, "serve", PORT=port)
     assert (done.returncode, done.stderr) == (
         2,
-        f"PORT={port} is no port: give a number from 1 to 65535, as in PORT=8080 ./run serve\n",
+        f"PORT={port} is not a valid port; expected 1 to 65535, as in PORT=8080 ./run serve\n",
     )
 
 
@@ -84,18 +83,17 @@ def test_a_port_that_is_taken_is_said_with_another_to_try() -> None:
         done = run(ROOT, "serve", PORT=str(port))
     assert done.returncode == 1
     assert done.stderr == (
-        f"Cannot listen on 127.0.0.1:{port} (Address already in use). "
-        f"Choose another: PORT={port % 65535 + 1} ./run serve\n"
+        f"Cannot listen on 127.0.0.1:{port} (Address already in use); try PORT={port % 65535 + 1} ./run serve\n"
     )
 
 
 @pytest.mark.parametrize(
     ("amiss", "code", "says"),
     [
-        ({"OLD": "1"}, 2, "Python 3.9.1 is too old: this needs 3.11 or newer."),
-        ({"BARE": "1"}, 2, "python3 has no venv module: install it (Debian, Ubuntu: apt install python3-venv)"),
-        ({"PYTHON": "python9"}, 2, "python9 is not here: install Python 3.11 or newer"),
-        ({"OFFLINE": "1"}, 1, "requirements-dev.txt could not be installed. Is the network there?"),
+        ({"OLD": "1"}, 2, "Python 3.9.1 is too old; requires 3.11 or newer."),
+        ({"BARE": "1"}, 2, "python3 has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"),
+        ({"PYTHON": "python9"}, 2, "python9 not found; install Python 3.11 or newer"),
+        ({"OFFLINE": "1"}, 1, "Cannot install requirements-dev.txt. Check the network;"),
     ],
 )
 def test_what_is_missing_is_one_clear_line(amiss: dict[str, str], code: int, says: str, clone: Path) -> None:
@@ -107,7 +105,7 @@ def test_what_is_missing_is_one_clear_line(amiss: dict[str, str], code: int, say
 @pytest.mark.parametrize("words", ["up", "down", "logs", "backup", "restore .", "switch image:1", "e2e"])
 @pytest.mark.parametrize(
     ("fails", "code", "says"),
-    [("compose", 2, "docker has no compose plugin: install it"), ("info", 1, "The Docker engine does not answer")],
+    [("compose", 2, "docker compose not found; install the plugin"), ("info", 1, "Cannot reach the Docker engine")],
 )
 def test_a_command_of_the_stack_that_docker_cannot_do_says_why(
     words: str, fails: str, code: int, says: str, clone: Path
@@ -138,8 +136,8 @@ def test_an_install_that_failed_is_tried_again(clone: Path) -> None:
 
 def test_dotenv_is_read_as_compose_reads_it_and_the_environment_goes_before(clone: Path) -> None:
     (clone / ".env").write_text('# a comment\nPORT="http"\nHOST=$(touch pwned)\nnot a line\n')
-    assert "PORT=http is no port" in run(clone, "serve").stderr
-    assert "PORT=0 is no port" in run(clone, "serve", PORT="0").stderr
+    assert "PORT=http is not a valid port" in run(clone, "serve").stderr
+    assert "PORT=0 is not a valid port" in run(clone, "serve", PORT="0").stderr
     assert not (clone / "pwned").exists()
 
 
@@ -159,8 +157,8 @@ HOLE = {"name": "pillow", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_ver
         (2, [SOUND, SOUND], {}, ""),
         (2, [SOUND, HOLE], {"FOUND": "1"}, "pillow 1.0: PYSEC-1; fixed in 1.1"),
         (2, [SOUND, SOUND], {"SKIPPED": "django"}, "django could not be audited"),  # offline: every library is
-        (2, [SOUND], {}, "1 libraries were audited, 2 are pinned"),
-        (0, [], {}, "0 libraries were audited, 0 are pinned"),
+        (2, [SOUND], {}, "1 of 2 pinned libraries were audited"),
+        (0, [], {}, "0 of 0 pinned libraries were audited"),
         (2, None, {}, "nothing was audited"),
     ],
 )

@@ -214,6 +214,13 @@ def test_a_hotfix_by_a_tag_has_its_commit_s_first_line_as_its_reason(tmp_path: P
     assert "--reason\nLet people sign in again\n" in done.stdout, done.stderr
 
 
+def copy_run(folder: Path) -> None:
+    """Copies ./run and what it needs to build an image into `folder`."""
+    (folder / "scripts").mkdir()
+    for name in ("run", "scripts/stack.sh", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+
+
 def test_the_image_goes_out_once_and_its_digest_is_what_comes_back(tmp_path: Path) -> None:
     doubled(
         tmp_path,
@@ -222,11 +229,11 @@ def test_the_image_goes_out_once_and_its_digest_is_what_comes_back(tmp_path: Pat
         case "$*" in
           login*) cat >password ;;
           'buildx inspect'*) exit 1 ;;
+          'buildx bake'*) echo "$NAME" >name ;;&
           *--metadata-file*) printf '{\n "containerimage.digest": "%s"\n}\n' "$DIGEST" >"${*: -2:1}"; echo noise >&2 ;;
         esac""",
     )
-    for name in ("run", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / name)
+    copy_run(tmp_path)
     output = tmp_path / "output"
     env = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
@@ -242,20 +249,40 @@ def test_the_image_goes_out_once_and_its_digest_is_what_comes_back(tmp_path: Pat
     assert output.read_text() == f"image={IMAGE}\n"
     calls = (tmp_path / "calls").read_text()
     assert (tmp_path / "password").read_text() == "s3cret\n" and "s3cret" not in calls
-    build = next(line for line in calls.splitlines() if line.startswith("buildx build"))
-    assert f"--tag registry.example/team/app:{SHA}" in build and "--push" in build
-    assert "--sbom=true --provenance=mode=max" in build
+    (build,) = [line for line in calls.splitlines() if line.startswith("buildx bake")]
+    assert build.endswith(" release") and (tmp_path / "name").read_text() == f"registry.example/team/app:{SHA}\n"
 
 
 def test_an_image_that_is_not_pushed_hands_on_nothing(tmp_path: Path) -> None:
     """A registry that refuses the image must end the job: without a digest there is nothing to deploy."""
-    doubled(tmp_path, "docker", """case "$*" in *--push*) echo denied >&2; exit 1 ;; esac""")
-    for name in ("run", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / name)
+    doubled(tmp_path, "docker", """case "$*" in *' release') echo denied >&2; exit 1 ;; esac""")
+    copy_run(tmp_path)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "GITHUB_SHA": SHA, "GITHUB_ACTOR": "ann"}
     env |= {"GITHUB_OUTPUT": str(tmp_path / "output"), "REPOSITORY": "registry.example/a", "REGISTRY_TOKEN": "s"}
     done = run(step("build.yml", "Build the image and push it to the registry")["run"], tmp_path, **env)
     assert done.returncode != 0 and "denied" in done.stderr and not (tmp_path / "output").exists()
+
+
+def test_a_release_image_goes_to_the_registry_with_its_sbom_and_provenance() -> None:
+    if not shutil.which("docker") or subprocess.run(["docker", "buildx", "version"], capture_output=True).returncode:
+        stop = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        stop("docker buildx not found; install it")
+    env = {
+        "PATH": os.environ["PATH"],
+        "NAME": "registry.example:5000/team/app:1",
+        "APP_VERSION": "1",
+        "APP_COMMIT": SHA,
+    }
+    words = ["docker", "buildx", "bake", "--file", "docker-bake.hcl", "--print", "release"]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    release = json.loads(done.stdout)["target"]["release"]
+    assert release["tags"] == [env["NAME"]]
+    assert release["args"] == {"APP_VERSION": "1", "APP_COMMIT": SHA, "APP_CREATED": ""}
+    assert release["attest"] == ["type=sbom", "type=provenance,mode=max"]
+    assert release["output"] == ["type=registry"]
+    assert release["cache-from"] == ["type=registry,ref=registry.example:5000/team/app:cache"]
+    assert release["cache-to"] == ["type=registry,ref=registry.example:5000/team/app:cache,mode=max"]
 
 
 @pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl is not here")
