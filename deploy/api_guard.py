@@ -64,7 +64,7 @@ def network(address: str) -> str:
 def limit(kind: str, who: str, most: int) -> None:
     """Counts a request of `who`. Raises Problem (429) beyond `most` in a minute.
 
-    While Redis is down, each process counts for itself (metrics.cache).
+    While Redis is down, each process counts for itself (backstagetest1.cache).
     """
     now = time()
     key = f"api-limit:{kind}:{who.replace('/', '-')}:{int(now // WINDOW)}"

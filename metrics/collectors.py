@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from pathlib import Path
 from queue import SimpleQueue
 from time import monotonic, perf_counter
 from typing import Any
@@ -25,7 +24,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.http import HttpRequest
 from django.utils.module_loading import import_string
 from prometheus_client import CollectorRegistry, Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
 from metrics import store
 from metrics.registry import CACHE_HITS, CACHE_MISSES, COLLECTOR_ERRORS, DATABASE_QUERY_DURATION
@@ -157,86 +156,6 @@ def database_connections() -> Iterable[Metric]:
     return [GaugeMetricFamily("database_connections_active", "Connections open to the database.", count)]
 
 
-def process() -> Iterable[Metric]:
-    """process_*: gunicorn's master and its workers as one, from /proc (Linux; elsewhere there are none).
-
-    CPU time includes that of workers that have ended, so that it never goes back. Of file descriptors the process
-    with the most is told, for the limit holds for each.
-    https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics
-    https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
-    """
-    if not Path("/proc/self/stat").exists():
-        return []
-    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    pids = _process_group()
-    stats = {pid: stat for pid in pids if (stat := _stat(pid))}
-    cpu = sum(stat[UTIME] + stat[STIME] for stat in stats.values()) + sum(stats[pids[0]][CUTIME : CSTIME + 1])
-    boot = next(int(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line[:6] == "btime ")
-    limit = next(
-        line for line in Path("/proc/self/limits").read_text().splitlines() if line.startswith("Max open file")
-    )
-    soft = limit.split()[3]
-    return [
-        CounterMetricFamily("process_cpu_seconds", "CPU time of the master and all its workers.", cpu / ticks),
-        GaugeMetricFamily(
-            "process_resident_memory_bytes",
-            "Memory of the master and its workers; pages that they share count for each.",
-            sum(stat[RSS] for stat in stats.values()) * page,
-        ),
-        GaugeMetricFamily(
-            "process_virtual_memory_bytes",
-            "Virtual memory of the master and its workers.",
-            sum(stat[VSIZE] for stat in stats.values()),
-        ),
-        GaugeMetricFamily(
-            "process_start_time_seconds",
-            "When the master started, in seconds since the epoch.",
-            boot + stats[pids[0]][STARTTIME] / ticks,
-        ),
-        GaugeMetricFamily("process_open_fds", "Open file descriptors of the process with the most.", _most_fds(pids)),
-        GaugeMetricFamily(
-            "process_max_fds",
-            "File descriptors that one process may have open.",
-            float("inf") if soft == "unlimited" else int(soft),
-        ),
-        GaugeMetricFamily("process_workers", "Worker processes.", max(1, len(stats) - 1)),
-    ]
-
-
-# Fields of /proc/PID/stat after the program's name
-UTIME, STIME, CUTIME, CSTIME, STARTTIME, VSIZE, RSS = 11, 12, 13, 14, 19, 20, 21
-
-
-def _stat(pid: int) -> list[int]:
-    """The numbers of /proc/PID/stat after the program's name and state; none if it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return []
-    return [0, *(int(word) for word in text.rpartition(")")[2].split()[1:])]
-
-
-def _process_group() -> list[int]:
-    """gunicorn's master and its workers, the master first; without gunicorn this process alone."""
-    me, parent = os.getpid(), os.getppid()
-    try:
-        forked = Path(f"/proc/{parent}/cmdline").read_bytes() == Path("/proc/self/cmdline").read_bytes()
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    except OSError:
-        return [me]
-    return [parent, *(int(pid) for pid in children)] if forked else [me]
-
-
-def _most_fds(pids: list[int]) -> int:
-    most = 0
-    for pid in pids:
-        try:
-            most = max(most, len(os.listdir(f"/proc/{pid}/fd")))
-        except OSError:  # ended meanwhile
-            continue
-    return most
-
-
 # What the collectors read is noted here while requests are served.
 
 _noted: set[Any] = set()
@@ -264,7 +183,7 @@ def note_user(request: HttpRequest) -> Callable[[], None] | None:
 
 
 def _cache() -> Any:
-    """The default cache: one of metrics.cache, which have remember() and recent()."""
+    """Returns the default cache, whose backend has remember() and recent(): see metrics.cache."""
     return caches[DEFAULT_CACHE_ALIAS]
 
 

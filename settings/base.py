@@ -220,7 +220,7 @@ METRICS_COLLECTORS = [
     "metrics.collectors.active_users",
     "metrics.collectors.cache_hit_ratio",
     "metrics.collectors.database_connections",
-    "metrics.collectors.process",
+    "metrics.process.process",
     "health.collector.health_check_up",
 ]
 
@@ -253,7 +253,7 @@ def redis_cache(default_url: str) -> dict[str, Any]:
     """CACHES for Redis. It fails open: with Redis away a read is a miss, a write is lost, and nothing raises."""
     return {
         "default": {
-            "BACKEND": "metrics.cache.RedisCache",
+            "BACKEND": "backstagetest1.cache.RedisCache",
             "LOCATION": env.redis_url(default_url),
             "OPTIONS": {
                 # By name: redis-py's own defaults have been "for ever" and then five seconds.

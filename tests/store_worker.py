@@ -9,9 +9,10 @@ from textwrap import dedent
 from typing import Literal
 
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from metrics.store import Exposition, Store
+from metrics.store.internals import set_value_class
 from tests.servers import PATIENCE, ROOT
 
 MODES: tuple[Literal["livesum", "max", "livemin", "mostrecent", "livemostrecent"], ...] = (
@@ -47,11 +48,11 @@ class Worker:
     @contextmanager
     def playing(self) -> Iterator[None]:
         """Metrics and children that are made in the block belong to this process."""
-        before, values.ValueClass = values.ValueClass, self.store.value
+        before = set_value_class(self.store.value)
         try:
             yield
         finally:
-            values.ValueClass = before
+            set_value_class(before)
 
     def count(self, kind: str, amount: float = 1) -> None:
         with self.playing():

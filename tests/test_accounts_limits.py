@@ -8,7 +8,7 @@ from django.core.cache import caches
 from django.test import Client
 from pytest_django import Settings
 
-import metrics.cache
+import backstagetest1.cache
 from accounts.models import User
 from tests.servers import Redis, eventually, frozen
 
@@ -27,8 +27,8 @@ def limits(settings: Settings, own_redis: Redis) -> Iterator[None]:
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     with own_redis.client() as direct:
         direct.flushall()
-    metrics.cache._breakers.clear()
-    for counted in metrics.cache._counted_here.values():
+    backstagetest1.cache._breakers.clear()
+    for counted in backstagetest1.cache._local_counts.values():
         counted.clear()
     settings.CACHES = {"default": settings.CACHES["default"] | {"LOCATION": own_redis.url}}
     yield

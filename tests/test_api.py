@@ -383,7 +383,7 @@ def test_without_a_cache_a_process_counts_for_itself(settings: Settings, monkeyp
     settings.API_RATE_PER_TOKEN, settings.API_RATE_PER_ADDRESS = 3, 5
     settings.CACHES = {
         "default": {
-            "BACKEND": "metrics.cache.RedisCache",
+            "BACKEND": "backstagetest1.cache.RedisCache",
             "LOCATION": f"redis://127.0.0.1:1/{uuid.uuid4().int % 1_000_000}",
             "OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 0.1},
         }

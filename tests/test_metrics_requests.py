@@ -24,6 +24,7 @@ from metrics import middleware
 from metrics.middleware import MetricsMiddleware, endpoint, exception_type
 from metrics.registry import REGISTRY, REQUESTS
 from metrics.store import Exposition
+from metrics.store.internals import value_of
 from tests.servers import PATIENCE
 
 pytestmark = pytest.mark.django_db  # a response that is closed looks after the thread's connections
@@ -284,7 +285,7 @@ def test_no_request_line_makes_a_new_label_value_or_a_server_error(
 def counted() -> dict[tuple[str, ...], float]:
     """http_requests_total by method, endpoint and status."""
     children: Any = REQUESTS._metrics
-    return {labels: float(child._value.get()) for labels, child in children.items()}
+    return {labels: value_of(child).get() for labels, child in children.items()}
 
 
 def wsgi(text: str) -> str:

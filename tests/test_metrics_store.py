@@ -19,9 +19,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from metrics import store, store_slots
+from metrics import store
 from metrics.store import Exposition, Store, StoreError
-from metrics.store_slots import HEADER, RECORD
+from metrics.store.format import HEADER, MAGIC, RECORD
+from metrics.store.internals import value_of
+from metrics.store.slots import INITIAL_SIZE
 from tests.store_worker import Worker, run_script
 
 generate_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
@@ -138,7 +140,7 @@ def test_what_was_counted_before_start_is_carried_into_the_slot(tmp_path: Path) 
 def test_a_process_that_only_looks_takes_no_slot(worker: Callable[[], Worker], tmp_path: Path) -> None:
     looking = worker()
     assert looking.scrape()["livesum_gauge"] == 0
-    assert looking.gauges["livesum"]._value.get() == 0
+    assert value_of(looking.gauges["livesum"]).get() == 0
     assert slots(tmp_path) == []
 
 
@@ -189,7 +191,7 @@ def test_values_made_while_the_file_grows_keep_what_they_had(worker: Callable[[]
         one.count(f"kind number {number}")
         add(1)
     grown = (tmp_path / "slot-00.db").stat()
-    assert grown.st_size > store_slots.INITIAL_SIZE
+    assert grown.st_size > INITIAL_SIZE
     assert (
         grown.st_blocks * 512 >= grown.st_size
     ), "a hole in the file would be filled when it is written, or not (SIGBUS)"
@@ -419,7 +421,7 @@ def test_a_metric_whose_type_changed_between_versions_shows_as_this_process_know
     assert b"# TYPE changing histogram" in new.exposition.text()
     assert b"changing 5" not in new.exposition.text()
     assert [record.message for record in caplog.records] == [
-        "changing is stored with another type or mode than this histogram: those values are left out"
+        "changing is stored with another type or mode than this histogram: those values are skipped"
     ]
 
 
@@ -458,7 +460,7 @@ def test_start_empties_the_folder_of_slots_and_of_nothing_else(
     master.stop()
     assert slots(tmp_path) == sorted([*others, "slot-01.db.corrupt"])
     assert [record.message.partition(" is ")[2] for record in caplog.records] == [
-        "corrupt (not a slot of this version): set aside as slot-01.db.corrupt, without its totals"
+        "corrupt (not a slot of this version): renamed to slot-01.db.corrupt; its totals are lost"
     ]
 
 
@@ -472,7 +474,7 @@ def test_start_beside_a_live_server_carries_its_totals_on(
     upgraded = Worker(None)
     upgraded.store.start(str(tmp_path))
     assert upgraded.scrape()[JOBS] == 5
-    assert "is in use by a live process: its totals are carried on" in caplog.text
+    assert "is in use by a live process: keeping its totals" in caplog.text
     upgraded.die()
 
 
@@ -490,14 +492,14 @@ def test_start_makes_the_folder_for_its_user_alone(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used_is_refused_by_the_variables_name(tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").touch()
     path = str(tmp_path / folder) if folder else ""
-    with pytest.raises(StoreError, match=r"^METRICS_DIR.* Expected: a folder.* See \.env\.example\.$"):
+    with pytest.raises(StoreError, match=r"^METRICS_DIR.* Expected a folder.* See \.env\.example\.$"):
         Store().start(path)
 
 
 def test_a_second_start_is_refused(tmp_path: Path) -> None:
     one = Store()
     one.start(str(tmp_path))
-    with pytest.raises(StoreError, match="has been started already"):
+    with pytest.raises(StoreError, match="is already started"):
         one.start(str(tmp_path))
 
 
@@ -510,7 +512,7 @@ def record_bytes(payload: bytes, size: int | None = None) -> bytes:
 
 def slot_bytes(*records: bytes, end: int | None = None) -> bytes:
     body = b"".join(records)
-    head = struct.pack("=QQ", store_slots.MAGIC, HEADER + len(body) if end is None else end)
+    head = struct.pack("=QQ", MAGIC, HEADER + len(body) if end is None else end)
     return head.ljust(HEADER, b"\0") + body
 
 
@@ -560,7 +562,7 @@ def test_a_corrupt_file_is_set_aside_at_a_scrape_with_one_line_and_a_count(
     assert slots(tmp_path) == ["slot-00.db", "slot-01.db.corrupt"]
     assert (tmp_path / "slot-01.db.corrupt").read_bytes() == BAD_FILES[bad]
     (line,) = (record.message for record in caplog.records)
-    assert line.startswith(f"{tmp_path}/slot-01.db is corrupt (") and "set aside as slot-01.db.corrupt" in line
+    assert line.startswith(f"{tmp_path}/slot-01.db is corrupt (") and "renamed to slot-01.db.corrupt" in line
     assert one.scrape()['metrics_store_errors_total{reason="corrupt"}'] == 1
 
 
@@ -607,7 +609,7 @@ def test_what_is_no_regular_file_is_set_aside(
     assert one.scrape()[JOBS] == 1
     assert other.read_bytes() == b"precious"
     assert [record.message.partition(" is ")[2] for record in caplog.records] == [
-        "corrupt (not a regular file): set aside as slot-00.db.corrupt, without its totals"
+        "corrupt (not a regular file): renamed to slot-00.db.corrupt; its totals are lost"
     ]
 
 
@@ -622,7 +624,7 @@ def test_a_file_that_is_broken_while_a_process_uses_it_is_left_out_with_one_line
     for _ in range(3):
         assert one.scrape()[JOBS] == 1
     assert [record.message.partition(" is ")[2] for record in caplog.records] == [
-        "corrupt (not a slot of this version) while a process uses it: it is left out"
+        "corrupt (not a slot of this version) and in use by a live process: skipped"
     ]
     two.die()
     assert one.scrape()[JOBS] == 1
@@ -772,7 +774,8 @@ def work():
 for _ in range(3): child(work)
 for _ in range(3): os.read(ready[0], 1)
 found = scrape()
-print(len(os.listdir(sys.argv[1])), A._value.get(), found['jobs_total{kind="a"}'], found['jobs_total{kind="b"}'])
+own = store.internals.value_of(A).get()
+print(len(os.listdir(sys.argv[1])), own, found['jobs_total{kind="a"}'], found['jobs_total{kind="b"}'])
 """,
         tmp_path,
     )
@@ -829,7 +832,7 @@ os.waitpid(child(lambda: (right(scrape()), sys.stdout.flush())), 0)
     assert shown.count("1.0\n") == 3
     logged = [line for line in shown.splitlines() if line.startswith("LOG")]
     assert len(logged) == 1
-    assert "File too large" in logged[0] and "New values stay in process" in logged[0]
+    assert "File too large" in logged[0] and "Until there is room" in logged[0]
 
 
 def test_a_disk_without_room_for_a_single_slot_is_survived(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from metrics.store.internals import value_of
 from tests.store_worker import BUCKETS, Worker
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,7 @@ class Server(RuleBasedStateMachine):
     def set_most_recent(self, worker: Worker, number: float) -> None:
         self.clock += 10
         for mode in ("mostrecent", "livemostrecent"):
-            worker.gauges[mode]._value.set(number, self.clock)
+            value_of(worker.gauges[mode]).set(number, self.clock)
         self.lease(worker)
         self.recent[worker] = (self.clock, number)
         self.most_recent = number
