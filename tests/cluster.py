@@ -332,6 +332,8 @@ class Cluster:
             self.reconcile()
             if found := discovery(path):
                 return 200, found
+            if path == f"/api/v1/namespaces/{self.namespace}":  # kubectl looks for it when an object is not found
+                return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
             if "/proxy/" in path:
                 return self.proxy(path)
             match = re.fullmatch(r"/(?:api/v1|apis/[^/]+/v1)/namespaces/([^/]+)/(\w+)(?:/([^/]+))?(?:/(\w+))?", path)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from deploy.management import base
 from deploy.models import Deployment
 from deploy.targets import Answer, Failed, kubernetes
 from tests.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
+from tests.kubectl import Kubectl
 from tests.ledgers import begun, deployed
 from tests.servers import ROOT
 
@@ -95,7 +97,27 @@ class Apps:
 
 
 @pytest.fixture
-def apps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Iterator[Callable[[Cluster], Apps]]:
+def real_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deployer calls the real kubectl. What it would run in a pod runs here, and asks the pods' server: this
+    cluster does not speak the protocol of kubectl exec.
+    """
+    wrapper = tmp_path / "kubectl"
+    wrapper.write_text(f"""#!/bin/sh
+case " $* " in *" exec "*) ;; *) exec {shutil.which("kubectl")} "$@" ;; esac
+while [ "$1" != exec ]; do shift; done
+pod=$3 words="$2 $4 $5 $6 $7 $8 $9"
+[ "$words" = "--stdin --container {APP} -- python - 8000" ] || exit 99
+shift 9
+exec env ALLOWED_HOSTS="$pod" {sys.executable} -IS - "$PODS_PORT" "$@"
+""")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def apps(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> Iterator[Callable[[Cluster], Apps]]:
     """Puts pods into a cluster, and the two into the place of staging and production."""
     servers = []
 
@@ -125,21 +147,10 @@ def apps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings) ->
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         servers.append(server)
-        # kubectl exec speaks a protocol that this cluster does not: its program runs here, and asks the pods' server.
-        wrapper = tmp_path / "kubectl"
-        wrapper.write_text(f"""#!{sys.executable} -IS
-import os, sys
-words = sys.argv[1:]
-if "exec" not in words:
-    os.execv({shutil.which("kubectl")!r}, ["kubectl", *words])
-asked = words[words.index("exec") + 1 :]
-pod = asked[1]
-assert asked[0] == "--stdin" and asked[2:8] == ["--container", "{APP}", "--", "python", "-", "8000"], asked
-os.environ["ALLOWED_HOSTS"] = pod
-os.execv(sys.executable, [sys.executable, "-IS", "-", "{server.server_port}", *asked[8:]])
-""")
-        wrapper.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        if "real_kubectl" in request.fixturenames:
+            monkeypatch.setenv("PODS_PORT", str(server.server_port))
+        else:
+            monkeypatch.setattr(subprocess, "run", Kubectl(cluster, found.answer))
         monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
         file = tmp_path / "environments.toml"
         section = f'url = "http://127.0.0.1:{server.server_port}"\ntarget = "kubernetes"\nnamespace = "{NAMESPACE}"\n'
@@ -241,6 +252,7 @@ def when(cluster: Cluster, method: str, path: str, act: Callable[[], None]) -> N
 # Good releases
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_a_good_release_replaces_the_pods_one_after_the_other(rolling: Apps) -> None:
     cluster = rolling.cluster
     during: set[str] = set()
@@ -266,6 +278,7 @@ def test_a_good_release_replaces_the_pods_one_after_the_other(rolling: Apps) -> 
     assert code == 0 and events[-1]["result"] == "unchanged", said
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> None:
     cluster = colours.cluster
     active: list[str] = []
@@ -510,6 +523,7 @@ def test_where_nobody_serves_a_release_is_not_tried_first(rolling: Apps) -> None
     assert not any(TRIAL in body for _, _, body in rolling.cluster.writes)
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_migrations_that_fail_leave_everything_as_it_was(rolling: Apps) -> None:
     rolling.cluster.becomes[f"migrate {REPO}:3"] = "fail"
     code, events, said = deploy("3")
@@ -585,6 +599,7 @@ def test_whose_lock_is_broken_touches_nothing_more(rolling: Apps, monkeypatch: p
     assert lease(cluster)["spec"]["holderIdentity"] == "bob@laptop", "theirs is left alone"
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_of_two_that_come_at_once_one_gets_the_lock(rolling: Apps) -> None:
     held(rolling.cluster, "", purpose="over")
     when(rolling.cluster, "PUT", f"/leases/{LEASE}", lambda: held(rolling.cluster, "bob@laptop"))
@@ -708,6 +723,7 @@ def test_production_takes_what_succeeded_in_staging_or_a_hotfix(rolling: Apps) -
     assert code == 0 and (row().hotfix, row().reason) == (True, "Nobody can sign in"), said
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_a_cluster_that_is_away_is_said(rolling: Apps) -> None:
     rolling.cluster.server.shutdown()
     rolling.cluster.server.server_close()
@@ -715,6 +731,7 @@ def test_a_cluster_that_is_away_is_said(rolling: Apps) -> None:
     assert code == 4 and "The cluster is unreachable" in said
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_a_cluster_that_refuses_a_write_is_gone_back_from(rolling: Apps) -> None:
     def denied() -> None:
         raise Refusal(403, "Forbidden", "admission webhook denied the request")
