@@ -19,7 +19,7 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import transaction
 from PIL import Image, ImageChops, ImageOps
 
-from accounts.images import NotAPicture, inspect
+from accounts.images import InvalidImage, load
 from accounts.models import User
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,6 @@ NAME = r"[0-9a-f]{32}\.webp"
 CONTENT_TYPE = "image/webp"
 
 MAX_BYTES = 5_000_000
-# A picture of this size takes up to 200 MB of memory to decode. They differ in what a pixel takes.
-MAX_PIXELS = {"PNG": 16_777_216, "WEBP": 12_500_000, "JPEG": 32_000_000}
 ACCEPTED_TYPES = ("image/png", "image/jpeg", "image/webp")
 ACCEPTED = "Accepted are still pictures as PNG, JPEG or WebP, of up to 5 MB."
 
@@ -56,36 +54,23 @@ def make(upload: "UploadedFile[bytes]") -> bytes:
         raise refusal("By its name this file is not a PNG, JPEG or WebP picture.", "type")
     data = upload.read()
     try:
-        kind, (width, height) = inspect(data)
-    except NotAPicture as error:
-        raise refusal(str(error), "content") from error
-    if width * height > MAX_PIXELS[kind]:
-        raise refusal(
-            f"This picture has {width:,} x {height:,} pixels, and a {kind} may have {MAX_PIXELS[kind]:,} in all.",
-            "too_many_pixels",
-        )
-    try:
         # The filters of warnings are the whole process's, so they too are changed under the lock.
         with _decoding, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of broken metadata, which are dropped anyhow
-            return draw(data, kind, (width, height))
+            warnings.simplefilter("ignore")  # about broken metadata, which are dropped anyhow
+            return draw(load(data, 2 * SIDE), data)
+    except InvalidImage as error:
+        raise refusal(str(error), "content") from error
     except Exception as error:  # the decoders raise nearly every kind
         logger.info("An avatar could not be decoded: %r", error)
-        raise refusal("This picture is broken: it cannot be decoded.", "broken") from error
+        raise refusal("This image is broken or incomplete.", "broken") from error
 
 
 def refusal(reason: str, code: str) -> ValidationError:
     return ValidationError(f"{reason} {ACCEPTED}", code=code)
 
 
-def draw(data: bytes, kind: str, size: tuple[int, int]) -> bytes:
-    """`data`, decoded and drawn anew as an avatar. Raises whatever the decoder raises."""
-    with Image.open(io.BytesIO(data), formats=[kind]) as source:
-        if source.size != size:
-            raise ValueError(f"the header says {size}, the decoder {source.size}")
-        source.draft(None, (2 * SIDE, 2 * SIDE))
-        source.load()
-    picture: Image.Image = source
+def draw(picture: Image.Image, data: bytes) -> bytes:
+    """Returns the decoded `picture`, whose file is `data`, drawn anew as an avatar. Raises whatever Pillow raises."""
     see_through(picture, data)
     if picture.mode.startswith("I"):  # 16 bits a pixel, which a conversion would cut off and not scale
         clear = picture.info.get("transparency")

@@ -1,194 +1,115 @@
-"""What an image file holds, told from its bytes alone, before any decoder is let near them.
+"""Decodes an image that anybody may have sent, with Pillow, within bounds of time and memory.
 
-Formats: PNG (https://www.w3.org/TR/png-3/), JPEG (https://www.w3.org/Graphics/JPEG/itu-t81.pdf) and WebP (RFC 9649).
-A file is walked from its first byte to its last. It has to be one still picture and nothing besides, so that no other
-program could take it for something else: a ZIP archive put after it, a page or a script put into its metadata.
+A file has to be one still image and nothing besides, so that no other program could take it for something else: a ZIP
+archive appended to it, a page or a script in its metadata.
 """
 
 import io
 import re
 import zipfile
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
 
-# More than any encoder writes. Each of thousands of scans would cost a pass over the whole picture.
-MAX_JPEG_SCANS = 32
-MAX_PARTS = 20_000  # chunks, segments
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-# Within a JPEG's compressed data 0xFF is followed by 0x00 (a stuffed byte) or a restart marker.
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-RUNS = {byte: re.compile(byte + b"*") for byte in (b"\0", b"\xff")}
-JPEG_WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
-JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Decoding an image of this size takes up to 200 MB of memory; the formats differ in bytes per pixel, and Pillow's own
+# MAX_IMAGE_PIXELS is one for all.
+MAX_PIXELS = {"PNG": 16_777_216, "WEBP": 12_500_000, "JPEG": 32_000_000}
+# A PNG's compressed texts, in bytes: Pillow allows 64 MB by default, which a file of 60 kB can hold.
+PngImagePlugin.MAX_TEXT_MEMORY = 5_000_000
+# Pillow has no cap on chunks and segments, but reads a few times for each. No encoder writes as many as this; without a
+# cap a file of 5 MB takes seconds.
+MAX_READS = 80_000
+# Nor does it cap the scans of a JPEG, each of which is a pass over the whole image. libjpeg takes a start of scan only
+# with a length that fits its 1 to 4 components, and 0xFF is escaped in compressed data, so this finds every scan.
+MAX_SCANS = 32
+SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
-# How files of other kinds begin. Cameras and editors write nothing like it into a picture's metadata.
+# What an image ends with; Pillow stops before it. A WebP has its length in its header.
+MARKS = {"PNG": b"\0\0\0\0IEND\xae\x42\x60\x82", "JPEG": b"\xff\xd9"}
+# How files of other kinds begin. Cameras and editors write nothing like it into an image's metadata.
 FOREIGN = re.compile(rb"PK\x03\x04|%PDF-|<script|<html|<!doctype|<svg|<iframe|<\?php", re.IGNORECASE)
 
 
-class NotAPicture(ValueError):
-    """The file is refused; the text says what was wrong, for whoever sent it."""
+class InvalidImage(ValueError):
+    """The file is refused; the text says what is wrong with it, for whoever sent it."""
 
 
-@dataclass
-class Walk:
-    """What was met on the way through a file."""
+class Source(io.BytesIO):
+    """The file as Pillow reads it: the reads are counted, and `header` is the offset up to which it has read."""
 
-    size: tuple[int, int] = (0, 0)  # width and height in pixels
-    end: int = 0  # the offset after the picture's last byte
-    metadata: list[bytes] = field(default_factory=list)
-    parts: int = 0
+    reads = header = 0
 
-    def step(self) -> None:
-        """Counts a part of the file; to be called for each."""
-        self.parts += 1
-        if self.parts > MAX_PARTS:
-            raise NotAPicture("This picture is broken: it has more parts than a picture has.")
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Raises InvalidImage at more than MAX_READS reads."""
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise InvalidImage("This image is broken: it has too many parts.")
+        found = super().read(size)
+        self.header = max(self.header, self.tell())
+        return found
 
 
-def inspect(data: bytes) -> tuple[str, tuple[int, int]]:
-    """The format ("PNG", "JPEG" or "WEBP") and the size (width and height in pixels) of the picture in `data`.
+def load(data: bytes, side: int) -> ImageFile.ImageFile:
+    """Returns the decoded image; a JPEG may be scaled down while it is decoded, to no less than `side` pixels a side.
 
-    Raises NotAPicture if it is of another format, animated, incomplete, or more than a picture.
+    Raises InvalidImage if `data` is not a single PNG, JPEG or WebP image or exceeds a limit, and whatever else Pillow
+    raises if it is broken or incomplete.
     """
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        name, walk = "PNG", png
-    elif data.startswith(b"\xff\xd8\xff"):
-        name, walk = "JPEG", jpeg
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        name, walk = "WEBP", webp
-    else:
-        raise NotAPicture("This file is not a PNG, JPEG or WebP picture.")
+    source = Source(data)
     try:
-        found = walk(data)
-    except IndexError:
-        raise NotAPicture("This picture is incomplete: the file ends too early.") from None
-    if data[found.end :].strip(b"\0"):
-        raise NotAPicture("This file has something else after the end of the picture.")
+        image = Image.open(source, formats=list(MAX_PIXELS))  # reads the header only
+    except UnidentifiedImageError:
+        raise InvalidImage("This file is not a valid PNG, JPEG or WebP image.") from None
+    except Image.DecompressionBombError:
+        raise InvalidImage("This image has too many pixels.") from None
+    # A JPEG with more images appended is of the format MPO; the first one counts.
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    if kind != "JPEG" and getattr(image, "is_animated", False):
+        raise InvalidImage("This image is animated.")
+    width, height = image.size
+    if width * height > MAX_PIXELS[kind]:
+        raise InvalidImage(
+            f"This image has {width:,} x {height:,} pixels; the limit for {kind} is {MAX_PIXELS[kind]:,}."
+        )
+    if kind == "JPEG" and len(SCAN.findall(data)) > MAX_SCANS:
+        raise InvalidImage("This image is broken: it has too many scans.")
+    if kind == "PNG" and data.count(b"\0\0\0\rIHDR") > 1:
+        raise InvalidImage("This image is broken: it has a second header.")
+    rest = data[end(data, kind, source.header) :].strip(b"\0")
+    if rest and not (kind == "JPEG" and appended_by_camera(rest, "mp" in image.info)):
+        raise InvalidImage("This file has something else after the end of the image.")
     if zipfile.is_zipfile(io.BytesIO(data)):
-        raise NotAPicture("This file is a ZIP archive as well as a picture.")
-    if any(FOREIGN.search(part) for part in found.metadata):
-        raise NotAPicture("This file has a page, a script or another file inside the picture.")
-    if not all(found.size):
-        raise NotAPicture("This picture is broken: it has no size.")
-    return name, found.size
+        raise InvalidImage("This file is a ZIP archive as well as an image.")
+    image.draft(None, (side, side))
+    image.load()
+    if any(FOREIGN.search(part) for part in (rest, *metadata(image))):
+        raise InvalidImage("This file has a page, a script or another file inside the image.")
+    return image
 
 
-def png(data: bytes) -> Walk:
-    """Walks the chunks: length, kind, content, checksum."""
-    walk, position, kind = Walk(), 8, b""
-    while kind != b"IEND":
-        walk.step()
-        start = position + 8
-        kind, end = data[position + 4 : start], start + number(data[position : position + 4])
-        content, position = cut(data, start, end), end + 4
-        cut(data, end, position)
-        if (kind == b"IHDR") != (start == 16):
-            raise NotAPicture("This picture is broken: it has no PNG header at its start, or a second one.")
-        if kind == b"IHDR":
-            walk.size = number(content[:4]), number(content[4:8])
-        elif kind == b"acTL":
-            raise NotAPicture("This picture is animated.")
-        elif kind not in (b"PLTE", b"tRNS", b"IDAT"):
-            walk.metadata.append(content)
-    walk.end = position
-    return walk
+def end(data: bytes, kind: str, header: int) -> int:
+    """Returns the offset after the image's last byte. Raises EOFError if the file ends before it."""
+    if kind == "WEBP":
+        found = 8 + int.from_bytes(data[4:8], "little")
+    else:
+        start = data.find(MARKS[kind], header)
+        found = start + len(MARKS[kind]) if start >= 0 else len(data) + 1
+    if found > len(data):
+        raise EOFError("the file ends too early")
+    return found
 
 
-def jpeg(data: bytes) -> Walk:
-    """Walks the segments (marker, length, content) and steps over the compressed data."""
-    walk = Walk()
-    jpeg_picture(data, walk)
-    size = walk.size
-    # Phones put a second picture (depth, brightness) after the first and announce it: CIPA DC-007, Multi-Picture.
-    if any(part.startswith(b"MPF\0") for part in walk.metadata):
-        while data.startswith(b"\xff\xd8\xff", after(b"\0", data, walk.end)):
-            walk.end = after(b"\0", data, walk.end)
-            jpeg_picture(data, walk)
-    # Samsung's cameras end the file with a directory: https://exiftool.org/TagNames/Samsung.html#Trailer
-    rest = data[walk.end :]
-    if rest.endswith(b"SEFT") and rest[-8 - number(rest[-8:-4], "little") :][:4] == b"SEFH":
-        walk.metadata.append(rest)
-        walk.end = len(data)
-    walk.size = size
-    return walk
+def appended_by_camera(rest: bytes, announced: bool) -> bool:
+    """Returns whether `rest` is what cameras append to a JPEG: further images that its header has announced (depth,
+    brightness: CIPA DC-007), or Samsung's directory (https://exiftool.org/TagNames/Samsung.html#Trailer).
+    """
+    images = announced and rest.startswith(b"\xff\xd8\xff") and rest.endswith(MARKS["JPEG"])
+    return images or b"SEFH" in rest and rest.endswith(b"SEFT")
 
 
-def jpeg_picture(data: bytes, walk: Walk) -> None:
-    """Walks one picture, which begins at `walk.end`, to its end marker."""
-    position, scans, frames = walk.end + 2, 0, 0
-    while True:
-        walk.step()
-        if data[position] != 0xFF:
-            raise NotAPicture("This picture is broken: its JPEG segments do not follow one another.")
-        position = after(b"\xff", data, position)
-        marker = data[position]
-        position += 1
-        if marker == 0xD9:
-            walk.end = position
-            return
-        if marker in JPEG_WITHOUT_LENGTH:
-            continue
-        end = position + number(cut(data, position, position + 2))
-        content, position = cut(data, position + 2, end), end
-        if marker in JPEG_FRAMES:
-            walk.size, frames = (number(content[3:5]), number(content[1:3])), frames + 1
-        elif marker == 0xDA:
-            scans += 1
-            found = JPEG_MARKER.search(data, position)
-            if not found:
-                raise IndexError
-            position = found.start()
-        elif marker >= 0xE0:
-            walk.metadata.append(content)
-        if frames > 1 or scans > MAX_JPEG_SCANS:
-            raise NotAPicture("This picture is broken: it has more JPEG frames or scans than a picture has.")
-
-
-def webp(data: bytes) -> Walk:
-    """Walks the chunks: kind, length, content, padded to an even length."""
-    walk = Walk(end=8 + number(cut(data, 4, 8), "little"))
-    cut(data, 0, walk.end)
-    position = 12
-    while position < walk.end:
-        walk.step()
-        kind, start = data[position : position + 4], position + 8
-        end = start + number(cut(data, position + 4, start), "little")
-        content, position = cut(data, start, end), end + end % 2
-        if kind in (b"ANIM", b"ANMF"):
-            raise NotAPicture("This picture is animated.")
-        if kind == b"VP8X":
-            walk.size = bigger(walk.size, (number(content[4:7], "little") + 1, number(content[7:10], "little") + 1))
-        elif kind == b"VP8 ":
-            walk.size = bigger(
-                walk.size, (number(content[6:8], "little") & 0x3FFF, number(content[8:10], "little") & 0x3FFF)
-            )
-        elif kind == b"VP8L":
-            bits = number(content[1:5], "little")
-            walk.size = bigger(walk.size, ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1))
-        elif kind != b"ALPH":
-            walk.metadata.append(content)
-    if position > walk.end:
-        raise IndexError
-    return walk
-
-
-def number(data: bytes, order: Literal["big", "little"] = "big") -> int:
-    return int.from_bytes(data, order)
-
-
-def bigger(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """The size that holds both: what a decoder will take is not to be guessed."""
-    return max(one[0], other[0]), max(one[1], other[1])
-
-
-def cut(data: bytes, start: int, end: int) -> bytes:
-    """`data[start:end]`; raises IndexError if that is not all there."""
-    if not start <= end <= len(data):
-        raise IndexError
-    return data[start:end]
-
-
-def after(byte: bytes, data: bytes, position: int) -> int:
-    """The first offset from `position` on where there is another byte than `byte`."""
-    match = RUNS[byte].match(data, position)
-    return match.end() if match else position
+def metadata(image: ImageFile.ImageFile) -> Iterator[bytes]:
+    """Yields what the file has beside pixels, as far as Pillow keeps it: text, comments, EXIF, XMP, unknown chunks."""
+    parts = [*image.info.values(), *getattr(image, "applist", ()), *getattr(image, "private_chunks", ())]
+    for part in parts:
+        for each in part if isinstance(part, tuple) else (part,):
+            yield each if isinstance(each, bytes) else str(each).encode("latin-1", "replace")
