@@ -10,11 +10,12 @@ from django.views.decorators.http import require_http_methods
 from backstagetest1 import assets
 
 urlpatterns: list[URLPattern | URLResolver] = [
-    path("", include("deploy.urls")),
+    path("", include("board.urls")),
+    path("status/", include("statuspage.urls")),
     path("", include("accounts.urls")),
     path("health/", include("health.urls")),
     path("metrics", include("metrics.urls")),
-    path("api/", include("deploy.api_urls")),
+    path("api/", include("ledger.api.urls")),
     path("static/<path:name>", assets.of_another_release),
     path(settings.ADMIN_URL, admin.site.urls),
 ]

@@ -12,7 +12,7 @@ from statistics import median
 
 from bench.measure import Client, Options, Site, goal, load, ms, present, say, table
 from bench.probes import THEIRS, path
-from tests.servers import Postgres, Redis, frozen
+from tests.support.servers import Postgres, Redis, frozen
 
 PAGE = "/route7/1/"
 PROBES = 200

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.measure import Options, goal, say, table
-from tests.servers import ROOT
+from tests.support.servers import ROOT
 
 BASE = "python:3.11-slim"
 NAME = f"bt1-bench-{secrets.token_hex(4)}"

@@ -14,17 +14,17 @@ from contextlib import ExitStack, closing
 from statistics import median, quantiles
 
 from bench.measure import Options, clean, cpu, goal, ms, say, table
-from tests.servers import ROOT, Gunicorn, Postgres, Redis
+from tests.support.servers import ROOT, Gunicorn, Postgres, Redis
 
 MOST = 0.05  # seconds: the board's goal
 WARM = 10  # requests that are not counted
 # The rules of the ledger have no part in how fast it is read, and would take hours to fill it.
 FILL = """
 SET session_replication_role = replica;
-INSERT INTO deploy_release (id, version, commit, message, built_at, image)
+INSERT INTO ledger_release (id, version, commit, message, built_at, image)
   SELECT n, '1.' || n, md5(n::text), 'Change ' || n, now() - (%(releases)s - n + 1) * %(every)s::interval, ''
   FROM generate_series(1, %(releases)s) AS n;
-INSERT INTO deploy_deployment (id, environment_id, release_id, kind, strategy, hotfix, reason, status, actor,
+INSERT INTO ledger_deployment (id, environment_id, release_id, kind, strategy, hotfix, reason, status, actor,
     previous_id, created, started, finished, run_url)
   SELECT 4 * (n - 1) + e, e, n, 'deploy', CASE e WHEN 4 THEN 'blue-green' ELSE 'rolling' END, false, '',
     CASE WHEN n %% 12 <> 5 THEN 'succeeded' WHEN n %% 5 = 0 THEN 'rolled_back' ELSE 'failed' END,
@@ -32,13 +32,13 @@ INSERT INTO deploy_deployment (id, environment_id, release_id, kind, strategy, h
   FROM generate_series(1, %(releases)s) AS n, generate_series(1, 4) AS e,
     LATERAL (SELECT now() - (%(releases)s - n + 1) * %(every)s::interval + e * interval '2 minutes' AS at) AS time
   ORDER BY n, e;
-INSERT INTO deploy_step (deployment_id, position, name, outcome, started, finished)
+INSERT INTO ledger_step (deployment_id, position, name, outcome, started, finished)
   SELECT id, p, (ARRAY['migrate', 'update', 'smoke test'])[p], 'succeeded', started, finished
-  FROM deploy_deployment, generate_series(1, 3) AS p;
-INSERT INTO deploy_deployment (id, environment_id, release_id, kind, strategy, hotfix, reason, status, actor,
+  FROM ledger_deployment, generate_series(1, 3) AS p;
+INSERT INTO ledger_deployment (id, environment_id, release_id, kind, strategy, hotfix, reason, status, actor,
     previous_id, created, started, run_url)
   SELECT id + 9, environment_id, release_id, kind, strategy, false, '', 'running', actor, id, now(), now(), ''
-  FROM deploy_deployment WHERE environment_id = 4 ORDER BY created DESC LIMIT 1;
+  FROM ledger_deployment WHERE environment_id = 4 ORDER BY created DESC LIMIT 1;
 SET session_replication_role = DEFAULT;
 VACUUM ANALYZE;
 """
@@ -49,7 +49,7 @@ from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_K
 from django.contrib.sessions.backends.cached_db import SessionStore
 from django.conf import settings
 from accounts.models import User
-from deploy.models import Deployment, write_cursor
+from ledger.models import Deployment, write_cursor
 user = User.objects.create(email="bench@example.com", password="!")
 session = SessionStore()
 session[SESSION_KEY], session[HASH_SESSION_KEY] = str(user.pk), user.get_session_auth_hash()

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
-from tests.servers import ROOT, Gunicorn
+from tests.support.servers import ROOT, Gunicorn
 
 T = TypeVar("T")
 

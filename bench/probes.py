@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from statistics import median
 
 from bench.measure import Options, Site, goal, in_turns, load, ms, present, ratio, say, table, us
-from tests.servers import Postgres, Redis
+from tests.support.servers import Postgres, Redis
 
 UNSHARED = "ours, each call checks anew"
 SHARED = "ours, results shared for 1 s"

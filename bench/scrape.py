@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from statistics import median
 
 from bench.measure import Child, Options, goal, in_turns, ms, present, say, shared_values, table
-from tests.servers import Postgres, Redis
+from tests.support.servers import Postgres, Redis
 
 PEER = "prometheus_client"
 COLLECTED = "ours, with the app's collectors"

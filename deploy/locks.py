@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.targets import Busy, Failed, last_line
+from deploy.targets.base import Busy, Failed, last_line
 
 SECONDS = 60  # after which a Lease that is not renewed is nobody's
 RENEWED = 15.0  # seconds between two renewals

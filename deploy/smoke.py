@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from deploy.targets import Answer, Failed
+from deploy.targets.base import Answer, Failed
 from health.client import doubtful
 
 HEALTH = (

@@ -1,145 +1,148 @@
-"""How each environment is: the answer of its /health/, asked for over HTTP and shared by all processes in the cache.
+"""Whether a release that has the traffic bears it: its containers, its own metrics, and what the probe traffic sees.
 
-Nobody waits long for it. A reading that has grown old is asked for anew beside the request that wanted it, which gets
-the old one; only where there is none at all does a request wait, and not beyond DEADLINE. An environment that hangs
-holds one thread of each process and nothing else.
+Errors and latency are taken from /metrics of every instance, over a window that slides along: what a Prometheus would
+be asked for, without needing one. Histograms: https://prometheus.io/docs/practices/histograms/
 """
 
-import logging
-import threading
+import math
 import time
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from django.conf import settings
-from django.core.cache import cache
+from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.environments import NAMES, places
-from health.client import Late, Unreachable, ask, doubtful
-from health.runner import Report, report
+from deploy import smoke
+from deploy.probe_traffic import Traffic
+from deploy.targets.base import Failed, Lost, Target, Tell
+from health.checks import SERVING
 
-logger = logging.getLogger(__name__)
-
-FRESH = 10.0  # seconds for which nobody asks again
-KEPT = 60.0  # seconds after which a reading says nothing about now
-DEADLINE = 1.0  # seconds that readings() waits for what is not known at all
-TIMEOUT = 3.0  # seconds that an environment has for an answer
-CERTAIN = 4.0  # seconds for which one that is late, or whose checks are, is asked again before that is believed
-AGAIN = 1.0  # seconds between two such questions
-KEY = "watch:1:{}"  # the number goes up when Reading changes: two releases share one cache
+EVERY = 1.0  # seconds between two looks
+WINDOW = 10.0  # seconds that a verdict is about
+ERRORS, FEWEST = 0.05, 5  # share of answers that are 5xx, and how many there must be: one bad answer is no bad release
+SLOW, SLOWER = 1.0, 3.0  # the 95th percentile in seconds, and how many times that of the release before
+ENOUGH = 20  # answers in the window, for a percentile to mean anything
+STRIKES = 2  # looks in a row in which a page of the smoke test must fail; if all that it does is to be late,
+LATE = 5.0  # seconds on end
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What an environment said of itself, and when. `unknown`: nobody asks it, or nobody has an answer yet.
+@dataclass
+class Sample:
+    """Counters of one or more instances, added up. `buckets` are cumulative, by their upper bound in seconds."""
 
-    `checks` has "healthy" or "unhealthy: reason" for each name; `latency_ms` is the time that the answer took.
-    """
+    requests: float = 0
+    errors: float = 0
+    buckets: dict[float, float] = field(default_factory=dict)
 
-    environment: str
-    state: Literal["healthy", "unhealthy", "unreachable", "unknown"] = "unknown"
-    version: str = ""
-    checks: dict[str, str] = field(default_factory=dict)
-    latency_ms: float | None = None
-    at: datetime | None = None
+    def add(self, text: str) -> None:
+        """Adds what one instance's /metrics says."""
+        for family in text_string_to_metric_families(text):
+            for name, labels, value, *_ in family.samples:
+                if name == "http_requests_total":
+                    self.requests += value
+                    self.errors += value if labels.get("status", "").startswith("5") else 0
+                elif name == "http_request_duration_seconds_bucket":
+                    bound = float(labels["le"])
+                    self.buckets[bound] = self.buckets.get(bound, 0) + value
+
+    def since(self, before: "Sample") -> "Sample":
+        """What came after `before`. An instance that began anew counts from zero: never less than nothing."""
+        buckets = {bound: max(0.0, value - before.buckets.get(bound, 0)) for bound, value in self.buckets.items()}
+        return Sample(max(0.0, self.requests - before.requests), max(0.0, self.errors - before.errors), buckets)
 
     @property
-    def age(self) -> float:
-        """In seconds; infinite if it was never taken."""
-        return (datetime.now(UTC) - self.at).total_seconds() if self.at else float("inf")
+    def answers(self) -> float:
+        """How many the buckets are about."""
+        return max(self.buckets.values(), default=0.0)
+
+    def quantile(self, share: float) -> float:
+        """Seconds within which that share was answered, as histogram_quantile() has it; NaN without answers."""
+        bounds = sorted(self.buckets)
+        total = self.buckets[bounds[-1]] if bounds else 0
+        if not total:
+            return math.nan
+        below, lower = 0.0, 0.0
+        for bound in bounds:
+            count = self.buckets[bound]
+            if count >= share * total:
+                if math.isinf(bound):
+                    return lower
+                return lower + (bound - lower) * (share * total - below) / max(count - below, 1e-9)
+            below, lower = count, bound
+        return lower
 
 
-latest: dict[str, Reading] = {}  # of this process, for when the cache is away
-asking: dict[str, threading.Thread] = {}
-lock = threading.Lock()
+def verdict(recent: Sample, baseline: float, failed: int = 0, tried: int = 0, median: float = 0.0) -> str:
+    """What speaks against the release, empty if nothing does.
 
-
-def readings(*, sure: bool = False) -> dict[str, Reading]:
-    """Of every environment, by name. It waits DEADLINE seconds at most, and raises nothing but ImproperlyConfigured.
-
-    `sure` is for who writes it down: it waits until CERTAIN and TIMEOUT are over, and who has not answered by then is
-    unreachable.
+    `recent` is what it did in the window, `baseline` the 95th percentile of the release before in seconds (NaN:
+    unknown). Of the probe traffic in the window `failed` of `tried` requests failed, and `median` seconds were usual:
+    what a visitor sees, also of what the app does not know of.
     """
-    watched = {name: place.url for name, place in places().items() if settings.WATCH_ENVIRONMENTS and place.url}
-    watched.pop(settings.ENVIRONMENT, None)
-    known = recall(list(watched))
-    threads = {name: begin(name, url) for name, url in watched.items() if known[name].age > FRESH}
-    until = time.monotonic() + (CERTAIN + TIMEOUT + 0.5 if sure else DEADLINE)
-    for name, thread in threads.items():
-        if sure or known[name].age > KEPT:
-            thread.join(max(0.0, until - time.monotonic()))
-            known[name] = latest.get(name, known[name])
-        if sure and thread.is_alive():  # also one that sends a byte now and then, which no time-out of a socket ends
-            known[name] = Reading(name, "unreachable", at=datetime.now(UTC))
-    found = {name: known.get(name, Reading(name)) for name in NAMES}
-    found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
-    return found | {settings.ENVIRONMENT: itself(sure=sure)}
+    if recent.errors >= FEWEST and recent.errors >= ERRORS * recent.requests:
+        return f"{recent.errors:.0f} of {recent.requests:.0f} answers of the last {WINDOW:.0f} s were errors (5xx)"
+    if failed >= FEWEST and failed >= ERRORS * tried:
+        return f"{failed} of {tried} probe requests of the last {WINDOW:.0f} s failed"
+    limit = max(SLOW, 0.0 if math.isnan(baseline) else SLOWER * baseline)
+    usual = recent.quantile(0.95)
+    if recent.answers >= ENOUGH and usual > limit:
+        return f"1 of 20 answers of the last {WINDOW:.0f} s took more than {usual:.1f} s; {limit:.1f} s is allowed"
+    if tried >= FEWEST and median > limit:
+        return (
+            f"half of the probe requests of the last {WINDOW:.0f} s took over {median:.1f} s; {limit:.1f} s is allowed"
+        )
+    return ""
 
 
-def itself(*, sure: bool = False) -> Reading:
-    """This instance's own environment, which needs no network. `unknown` while checks have had no answer at all yet;
-    if `sure`, that is waited for."""
-    said = report()
-    until = time.monotonic() + CERTAIN
-    while unsettled(said) and sure and time.monotonic() < until:
-        time.sleep(AGAIN)
-        said = report()
-    checks = {name: str(result) for name, result in said.checks.items() if not result.late}
-    state: Literal["healthy", "unhealthy", "unknown"] = "healthy" if said.healthy else "unhealthy"
-    return Reading(
-        settings.ENVIRONMENT, "unknown" if unsettled(said) else state, settings.VERSION, checks, None, said.timestamp
-    )
-
-
-def unsettled(said: Report) -> bool:
-    """Whether nothing is wrong but that answers are late."""
-    wrong = [result for result in said.checks.values() if not result.healthy]
-    return bool(wrong) and all(result.late for result in wrong)
-
-
-def recall(names: list[str]) -> dict[str, Reading]:
-    """The newest reading that this process or any other has taken."""
-    shared = cache.get_many([KEY.format(name) for name in names]) if names else {}
-    found = {}
-    for name in names:
-        kept = shared.get(KEY.format(name))
-        both = [latest.get(name, Reading(name)), Reading(**kept) if kept else Reading(name)]
-        found[name] = min(both, key=lambda each: each.age)
+def sample(target: Target, instances: list[str]) -> Sample:
+    """The metrics of all these, added up. Raises Failed."""
+    found = Sample()
+    for instance in instances:
+        for answer in target.ask(instance, ["/metrics"]):
+            if answer.status == 200:
+                found.add(answer.body)
     return found
 
 
-def begin(name: str, url: str) -> threading.Thread:
-    """The thread that asks `name`: the one under way, or a new one."""
-    with lock:
-        thread = asking.get(name)
-        if thread is None or not thread.is_alive():
-            thread = asking[name] = threading.Thread(target=take, args=(name, url), name=f"watch-{name}", daemon=True)
-            thread.start()
-        return thread
-
-
-def take(name: str, url: str) -> None:
-    """Asks, and writes the reading down where all can see it."""
-    found = latest[name] = asked(name, url)
-    cache.set(KEY.format(name), asdict(found), KEPT)
-
-
-def asked(name: str, url: str) -> Reading:
-    """What `url` says of itself. What was only late is asked again for CERTAIN seconds before it is believed."""
-    until = time.monotonic() + CERTAIN
+def watch(
+    target: Target, seconds: float, baseline: float, traffic: Traffic, held: Callable[[], bool], tell: Tell
+) -> str:
+    """Watches for so long; returns a note. Raises Failed as soon as something speaks against the release."""
+    began = time.monotonic()
+    looks: deque[tuple[float, Sample]] = deque()
+    strikes, slowest, well = 0, 0.0, began
     while True:
-        started = time.monotonic()
-        try:
-            said: dict[str, Any] = ask(url, TIMEOUT)
-            if not doubtful(said) or started + AGAIN > until:
-                break
-        except (Unreachable, ValueError) as error:
-            if not isinstance(error, Late) or time.monotonic() + AGAIN > until:
-                logger.info("%s is unreachable: %s", name, error)
-                return Reading(name, "unreachable", at=datetime.now(UTC))
-        time.sleep(AGAIN)
-    state: Literal["healthy", "unhealthy"] = "healthy" if said["status"] == "healthy" else "unhealthy"
-    took = round(1000 * (time.monotonic() - started), 1)
-    version = str(said.get("version", ""))[:64]
-    return Reading(name, state, version, said["checks"], took, datetime.now(UTC))
+        now = time.monotonic()
+        if said := target.trouble():
+            raise Failed(f"{said}.", target.logs())
+        found, wrong, late = Sample(), "", True
+        for instance in target.instances():
+            try:
+                for answer in target.ask(instance, smoke.PAGES):
+                    if said := smoke.wrong(answer, SERVING):
+                        wrong, late = said, late and smoke.late(answer)
+                    elif answer.path == "/metrics":
+                        found.add(answer.body)
+            except Failed as error:
+                wrong, late = str(error), False
+        strikes = strikes + 1 if wrong else 0
+        well = well if wrong else now
+        if strikes >= STRIKES and (not late or now - well >= LATE):
+            raise Failed(f"{wrong}, {strikes} times in a row.", target.logs())
+        if not wrong:
+            looks.append((now, found))
+            while len(looks) > 2 and looks[1][0] <= now - WINDOW:
+                looks.popleft()
+            recent = found.since(looks[0][1])
+            if against := verdict(recent, baseline, *traffic.lately(min(WINDOW, now - began))):
+                raise Failed(f"{against}.", target.logs())
+            usual = recent.quantile(0.95)
+            slowest = slowest if math.isnan(usual) else max(slowest, usual)
+        left = began + seconds - time.monotonic()
+        if left <= 0 and not strikes:  # else once more: one bad answer proves nothing, and is not overlooked either
+            count = found.since(looks[0][1]).requests if looks else 0
+            return f"{count:.0f} answers in the last {WINDOW:.0f} s, 95 % of them within {slowest:.2f} s all the time"
+        if not held():
+            raise Lost("Somebody has broken the lock, so nothing more is done, and nobody watches.")
+        tell(f"{max(0.0, left):.0f} s to go")
+        time.sleep(min(EVERY, left) if left > 0 else EVERY)

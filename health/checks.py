@@ -30,6 +30,9 @@ from psycopg2.extensions import POLL_OK, POLL_READ
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+# The checks without which an instance cannot serve, by name. The cache is none of them: without it the app is slow.
+SERVING = ("database", "migrations")
+
 # Seconds after which a check's own connection is given up and the next run makes a new one. Far above the deadline:
 # a frozen server answers on the same connection as soon as it thaws, and is not met by a new one at every probe.
 GIVE_UP = 5.0

@@ -12,7 +12,7 @@ readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revi
 readonly DONE=0 USAGE=2 LOCKED=3 REFUSED=4 WENT_BACK=5 NEEDS_A_PERSON=6 INTERRUPTED=130
 readonly POLL=1 # seconds between two looks
 readonly TEXT=500 # characters of a reason that the ledger takes
-# The rule for versions is that of deploy/versions.py; a test compares the two.
+# The rule for versions is that of ledger/versions.py; a test compares the two.
 readonly VERSION='[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}'
 # What kubectl prints is read by fields. Anybody's text comes as a Go string, {{printf "%q"}}, which holds no control
 # character; so this one separates fields, and a line break separates records.

@@ -28,9 +28,13 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 INSTALLED_APPS = [
     "accounts",
+    "board",
     "deploy",
     "health",
+    "ledger",
     "metrics",
+    "pages",
+    "statuspage",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -48,7 +52,7 @@ MIDDLEWARE = [
     "backstagetest1.edge.EdgeMiddleware",  # request id, client address, scheme, headers: no answer of its own
     "health.middleware.ProbeMiddleware",  # before the Host check and the TLS redirect
     "metrics.middleware.MetricsMiddleware",
-    "deploy.problems.ProblemMiddleware",  # sees the errors of all below, and words those of /api/ for machines
+    "ledger.api.problems.ProblemMiddleware",  # sees the errors of all below, and words those of /api/ for machines
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "django_permissions_policy.PermissionsPolicyMiddleware",
@@ -75,7 +79,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                "deploy.context_processors.instance",
+                "backstagetest1.context_processors.instance",
             ],
         },
     },
@@ -246,7 +250,7 @@ API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
 
 # What `manage.py demo_data` loads besides people: functions that take the profile's name and return a line to print,
 # or None. By path, as accounts knows no other app.
-DEMO_DATA = ["deploy.demo.load", "deploy.status_demo.load"]
+DEMO_DATA = ["ledger.demo.load", "statuspage.demo.load"]
 
 
 def redis_cache(default_url: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 /* What the pages of the ledger do in a browser, beyond what they are without it: times in the reader's zone, durations
    that tick, a button that copies a command, and an open page that is brought up to date while somebody looks.
-   deploy/pieces.py says how. */
+   pages/fragments.py says how. */
 "use strict";
 
 const live = document.getElementById("live");
@@ -42,7 +42,7 @@ const forms = {
   elapsed: (at) => took((now() - at) / 1000),
 };
 
-// The words for a number of seconds are those of deploy/wording.py.
+// The words for a number of seconds are those of ledger/humanize.py.
 function age(seconds) {
   if (seconds < 60) return "just now";
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;

@@ -9,7 +9,7 @@ from django.db import connections
 from hypothesis import settings as hypothesis_settings
 from whitenoise import WhiteNoise
 
-from tests.servers import PATIENCE
+from tests.support.servers import PATIENCE
 
 # kubectl, as requirements-dev.txt has it
 os.environ["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"]))

@@ -5,25 +5,22 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import Error
+from django.core.management.base import BaseCommand, CommandParser
 
-from deploy import strategies
-from deploy.environments import NAMES, Place, places
+from deploy import rollout
+from deploy.console import Output
 from deploy.locks import holder
-from deploy.output import Output
-from deploy.record import Record, Request, book
-from deploy.targets import Busy, Failed, Misused, Refused, Target, call
+from deploy.recorder import Record, Request, book
+from deploy.targets.base import Busy, Failed, Misused, Refused, Target, call
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes import Kubernetes
+from ledger.environments import NAMES, Place, places
 from settings.text import clean
 
 TEXT = 500  # characters of a reason or a lock's purpose
@@ -33,18 +30,6 @@ CODES = """\
 exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
   5 it failed, and the release before serves again; 6 it failed, or was interrupted, and needs a person.
 """
-
-
-@contextmanager
-def readable() -> Iterator[None]:
-    """Turns an error of the ledger's database into one line. It names no host: that is in the log and the settings."""
-    try:
-        yield
-    except Error as error:
-        raise CommandError(
-            f"The ledger's database does not answer as expected ({type(error).__name__}). Is it up (manage.py health), "
-            "and is it migrated (manage.py migrate)?"
-        ) from None
 
 
 class Operation(BaseCommand):
@@ -95,13 +80,13 @@ class Operation(BaseCommand):
             options["reason"] = self.fitted("reason", options["reason"])
             code = self.operate(self.place(options), options)
         except KeyboardInterrupt:
-            code = self.fail(strategies.REFUSED, "Interrupted; nothing was changed.")
+            code = self.fail(rollout.REFUSED, "Interrupted; nothing was changed.")
         except Misused as error:
-            code = self.fail(strategies.USAGE, str(error))
+            code = self.fail(rollout.USAGE, str(error))
         except Busy as error:
-            code = self.fail(strategies.LOCKED, str(error))
+            code = self.fail(rollout.LOCKED, str(error))
         except (Refused, Failed) as error:  # Failed: a look at what is there failed, before anything was begun
-            code = self.fail(strategies.REFUSED, str(error))
+            code = self.fail(rollout.REFUSED, str(error))
         if code:
             sys.exit(code)
 
@@ -153,7 +138,7 @@ class Operation(BaseCommand):
         )
         record = Record(book(), request, UNRECORDED, self.output.note)
         commit, built_at = origin(target, version, options["commit"])
-        plan = strategies.Options(
+        plan = rollout.Options(
             version=version,
             strategy=place.strategy,
             purpose=f"{kind} of {version} to {place.name}",
@@ -166,9 +151,9 @@ class Operation(BaseCommand):
         )
         if options["dry_run"]:
             return self.dry_run(target, record, plan)
-        return strategies.Run(target, record, self.output, plan).run()
+        return rollout.Run(target, record, self.output, plan).run()
 
-    def dry_run(self, target: Target, record: Record, plan: strategies.Options) -> int:
+    def dry_run(self, target: Target, record: Record, plan: rollout.Options) -> int:
         self.output.note(f"Dry run: {plan.purpose}, {plan.strategy}. Serving: {target.running() or 'nobody'}.")
         self.output.note(f"  {'promotion rule':<15} {record.refuse_unproven()}")
         target.lock.refuse_taken()
@@ -179,13 +164,13 @@ class Operation(BaseCommand):
             return done[0]
         if target.settled():
             self.output.note(f"{plan.version} is already live and verified; nothing to do.")
-            return strategies.DONE
+            return rollout.DONE
         for name, what in target.plan():
             if name != "migrations" or plan.migrate:
                 self.output.note(f"  {name:<15} {what}")
         if plan.watch:
             self.output.note(f"  {'watch':<15} {plan.watch:g} s: containers, errors, latency, probe traffic")
-        return strategies.DONE
+        return rollout.DONE
 
 
 def seconds(text: str) -> float:

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from deploy.environments import Place
 from deploy.locks import FileLock
-from deploy.targets import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
-from deploy.versions import fault
+from deploy.targets.base import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+from ledger.environments import Place
+from ledger.versions import fault
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
 POLL = 0.5  # seconds between two looks at a container that starts

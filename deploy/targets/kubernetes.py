@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy.environments import Place
 from deploy.locks import LeaseLock
-from deploy.targets import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
-from deploy.versions import fault
+from deploy.targets.base import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+from ledger.environments import Place
+from ledger.versions import fault
 from settings.text import clean
 
 APP = "backstagetest1"

@@ -26,7 +26,7 @@ from typing import Any, Self
 import pytest
 from PIL import Image
 
-from tests.servers import PATIENCE, ROOT, eventually, free_port
+from tests.support.servers import PATIENCE, ROOT, eventually, free_port
 
 PASSWORD = "correct horse battery staple"
 LABEL = f"bt1-e2e-{os.getpid()}"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.stack import LABEL, Client, Load, Stack, clone, closing, docker, say
 from tests.e2e.test_switch import keep_alive
-from tests.servers import PATIENCE, eventually
+from tests.support.servers import PATIENCE, eventually
 
 ENVIRONMENT = ("-e", "development")
 FAIL = 'raise RuntimeError("broken on purpose")'

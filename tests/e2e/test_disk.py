@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import PASSWORD, Stack, closing, picture, say
-from tests.servers import eventually
+from tests.support.servers import eventually
 
 # The same stack on volumes that can be filled. They are gone when no container has them: nothing here is restarted.
 SMALL = """

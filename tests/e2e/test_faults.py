@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.stack import Client, Load, Stack, docker, say
-from tests.servers import PATIENCE, eventually
+from tests.support.servers import PATIENCE, eventually
 
 SEEN = 50  # requests at least, for a load to have seen what went wrong: a tenth of what it sends in five seconds
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import build, clone, docker, say
-from tests.servers import PATIENCE
+from tests.support.servers import PATIENCE
 
 BASE = "python:3.11-slim"
 

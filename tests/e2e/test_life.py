@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import Client, Stack, build, clone, closing, docker, picture, say
-from tests.servers import PATIENCE
+from tests.support.servers import PATIENCE
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import LABEL, Client, Load, Stack, build, clone, closing, docker, say
-from tests.servers import PATIENCE, eventually
+from tests.support.servers import PATIENCE, eventually
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.stack import Client, Stack, docker, picture, say
-from tests.servers import PATIENCE, eventually
+from tests.support.servers import PATIENCE, eventually
 
 
 def page(answer_text: str) -> str:
@@ -307,9 +307,9 @@ def test_each_service_has_its_own_secrets_and_the_app_cannot_switch_the_ledgers_
 import django; django.setup()
 from django.db import connection, ProgrammingError, OperationalError
 for statement in (
-    "ALTER TABLE deploy_deployment DISABLE TRIGGER ALL", "TRUNCATE deploy_step", "DROP TABLE deploy_step CASCADE",
+    "ALTER TABLE ledger_deployment DISABLE TRIGGER ALL", "TRUNCATE ledger_step", "DROP TABLE ledger_step CASCADE",
     "SET session_replication_role = replica", "SET ROLE backstagetest1_owner", "CREATE TEMPORARY TABLE mine (id int)",
-    "UPDATE deploy_environment SET gate_id = NULL", "DELETE FROM django_migrations",
+    "UPDATE ledger_environment SET promotes_from_id = NULL", "DELETE FROM django_migrations",
 ):
     try:
         connection.cursor().execute(statement)

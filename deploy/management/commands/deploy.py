@@ -6,9 +6,9 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deploy.environments import REPOSITORY, Place
 from deploy.management.base import Operation
-from deploy.targets import Misused
+from deploy.targets.base import Misused
+from ledger.environments import REPOSITORY, Place
 
 WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
 WATCH_ELSEWHERE = 60.0

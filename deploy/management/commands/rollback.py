@@ -4,9 +4,9 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
-from deploy.environments import Place
 from deploy.management.base import Operation
-from deploy.targets import Refused
+from deploy.targets.base import Refused
+from ledger.environments import Place
 
 
 class Command(Operation):

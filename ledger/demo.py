@@ -1,0 +1,197 @@
+"""A made-up history for development: 90 days of a small team's deployments, written by the ledger's own rules.
+
+Nobody in it is real: its people are demo accounts and its pipelines are called so. Dates are relative to today.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from ledger import rules, steps
+from ledger.models import Deployment, Environment, Step
+
+DAYS = 90
+PEOPLE = ("demo@example.com", "demo-admin@example.com")
+PIPELINE = "demo-pipeline"
+CHANGES = (
+    "Show the display name in the header",
+    "Answer 304 for avatars that have not changed",
+    "Add the language to the profile",
+    "Update Django",
+    "Make the sign-up form shorter",
+    "Fix the order of the member list",
+    "Log slow queries",
+    "Paginate the member list",
+    "Update the base image",
+    "Cache the home page for anonymous visitors",
+    "Speed up password hashing in tests",
+    "Add a search to the member list",
+    "Remove an index that nothing used",
+)
+URGENT = "Fix sign-in after a password reset"
+# What becomes of the releases that do not simply go live, by number: where or how each fails, or is taken back.
+FATES = {4: "testing", 7: "failed", 11: "rolled_back", 13: "withdrawn", 15: "staging", 16: "failed"}
+REGISTRY = "registry.example.com"
+# How long the steps take that the mock deployment under way has still before it, in seconds.
+SECONDS = {steps.SMOKE_TEST: 40, steps.SWITCH: 6, steps.WATCH: 60, steps.KEEP: 3}
+
+
+def load(profile: str) -> str | None:
+    """Writes the history, if `profile` is mock and the ledger is empty. Returns a line for whoever asked."""
+    if profile != "mock" or Deployment.objects.exists():
+        return None
+    with transaction.atomic():
+        History(timezone.now(), random.Random(4)).write()
+    return f"A history of {Deployment.objects.count()} deployments. manage.py deployments lists them."
+
+
+def simulate(wait: Callable[[timedelta], bool]) -> int:
+    """Carries the mock deployments that are under way on to their end, in the time that real ones take. Returns how
+    many have ended.
+
+    `wait` waits that long, and returns whether to go on. Of one that was left lying the steps have ended in the past.
+    """
+    mock = Deployment.objects.filter(
+        status=Deployment.Status.RUNNING, actor__in=PEOPLE, release__image__startswith=f"{REGISTRY}/"
+    )
+    ended = 0
+    for deployment in mock:
+        step = deployment.steps.filter(outcome=Step.Outcome.RUNNING).first()
+        if step is None or step.name not in SECONDS:
+            continue
+        at, names = step.started, list(SECONDS)
+        for name in names[names.index(step.name) :]:
+            rules.step(deployment.pk, name, "running", at=at)
+            at += timedelta(seconds=SECONDS[name])
+            if at > timezone.now() and not wait(at - timezone.now()):
+                return ended
+            rules.step(deployment.pk, name, "succeeded", at=at)
+        rules.finish(deployment.pk, "succeeded", failed_requests=0, at=at)
+        ended += 1
+    return ended
+
+
+class History:
+    """Releases on their way, one after the other."""
+
+    def __init__(self, now: datetime, chance: random.Random) -> None:
+        self.now = now
+        self.chance = chance
+
+    def write(self) -> None:
+        count, at = 18, self.now - timedelta(days=DAYS)
+        for number in range(count):
+            at = self.now - timedelta(days=DAYS * (1 - number / (count - 0.2)), hours=self.chance.uniform(0, 9))
+            fate = FATES.get(number, "production")
+            self.travel(self.release(f"1.{number}.0", CHANGES[number % len(CHANGES)], at), at, fate)
+            if number == 12:
+                self.hotfix("1.12.1", at + timedelta(hours=20))
+        last = self.release(f"1.{count}.0", "Draw the deployments as a time line", self.now - timedelta(minutes=50))
+        self.deploy(last, "testing", self.now - timedelta(minutes=42))
+        self.deploy(last, "staging", self.now - timedelta(minutes=25))
+        key, at, names = self.begin(
+            last, "production", self.now - timedelta(seconds=95), strategy="blue-green", actor=PEOPLE[0]
+        )
+        for name in names[:2]:
+            rules.step(key, name, "running", at=at)
+            at += timedelta(seconds=self.chance.uniform(15, 40))
+            rules.step(key, name, "succeeded", at=at)
+        rules.step(key, names[2], "running", at=at)
+
+    def release(self, version: str, message: str, at: datetime) -> str:
+        commit = hashlib.sha1(version.encode(), usedforsecurity=False).hexdigest()
+        image = f"{REGISTRY}/backstagetest1:{commit}"
+        rules.register(version, commit, at, message, image, at=at)
+        return version
+
+    def travel(self, version: str, at: datetime, fate: str) -> None:
+        """The guide's way: testing, staging, then production once somebody has said yes."""
+        if self.chance.random() < 0.3:
+            at = self.deploy(version, "development", at + timedelta(minutes=5), actor=self.chance.choice(PEOPLE))
+        at = self.deploy(version, "testing", at + timedelta(minutes=8), "failed" if fate == "testing" else "succeeded")
+        if fate == "testing":
+            return
+        at = self.deploy(version, "staging", at + timedelta(minutes=3), "failed" if fate == "staging" else "succeeded")
+        if fate == "staging":
+            return
+        at += timedelta(hours=self.chance.uniform(1, 20))
+        strategy = "blue-green" if self.chance.random() < 0.6 else "rolling"
+        person = self.chance.choice(PEOPLE)
+        result = fate if fate in ("failed", "rolled_back") else "succeeded"
+        at = self.deploy(version, "production", at, result, strategy=strategy, actor=person)
+        if fate == "withdrawn":
+            target = rules.rollback_targets(Environment.objects.get(name="production"))[0].release.version
+            self.deploy(
+                target,
+                "production",
+                at + timedelta(minutes=37),
+                strategy=strategy,
+                actor=person,
+                kind="rollback",
+                reason="Members could not change their picture",
+            )
+
+    def hotfix(self, version: str, at: datetime) -> None:
+        self.release(version, URGENT, at)
+        actor, reason = PEOPLE[1], "Nobody who had reset a password could sign in"
+        at = self.deploy(version, "development", at + timedelta(minutes=6), actor=actor)
+        self.deploy(version, "production", at + timedelta(minutes=4), actor=actor, hotfix=True, reason=reason)
+
+    def begin(
+        self,
+        version: str,
+        environment: str,
+        at: datetime,
+        *,
+        strategy: str = "rolling",
+        actor: str = PIPELINE,
+        kind: str = "deploy",
+        hotfix: bool = False,
+        reason: str = "",
+    ) -> tuple[int, datetime, tuple[str, ...]]:
+        """A running deployment with its first step under way; also when that began, and what all its steps are."""
+        row = rules.create(
+            environment, version, strategy, actor, kind=kind, hotfix=hotfix, reason=reason, run_url="", at=at
+        )
+        at += timedelta(seconds=self.chance.uniform(1, 6))
+        rules.start(row.pk, at=at)
+        names = steps.DEPLOY if kind == "deploy" else steps.ROLLBACK
+        rules.step(row.pk, names[0], "running", at=at)
+        return row.pk, at, names
+
+    def deploy(
+        self,
+        version: str,
+        environment: str,
+        at: datetime,
+        result: str = "succeeded",
+        *,
+        strategy: str = "rolling",
+        actor: str = PIPELINE,
+        kind: str = "deploy",
+        hotfix: bool = False,
+        reason: str = "",
+    ) -> datetime:
+        """A deployment from its beginning to its end. What failed did so in its smoke test, and what was rolled back
+        while it was watched. Returns when it ended."""
+        key, at, names = self.begin(
+            version, environment, at, strategy=strategy, actor=actor, kind=kind, hotfix=hotfix, reason=reason
+        )
+        fails = {"failed": steps.SMOKE_TEST, "rolled_back": steps.WATCH}.get(result)
+        for name in names:
+            rules.step(key, name, "running", at=at)
+            at += timedelta(seconds=self.chance.uniform(8, 90))
+            if name == fails:
+                rules.step(key, name, "failed", at=at)
+                break
+            rules.step(key, name, "succeeded", at=at)
+        if fails:
+            rules.step(key, steps.GO_BACK, "running", at=at)
+            at += timedelta(seconds=self.chance.uniform(10, 40))
+            rules.step(key, steps.GO_BACK, "succeeded", at=at)
+        rules.finish(key, result, at=at)
+        return at

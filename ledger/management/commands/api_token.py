@@ -1,0 +1,155 @@
+"""manage.py api_token: make, list, rotate and revoke the tokens with which pipelines write to the ledger."""
+
+import argparse
+import sys
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import IntegrityError
+from django.utils import timezone
+from rich.text import Text
+
+from ledger import tokens
+from ledger.management import tables
+from ledger.management.base import readable
+from ledger.models import ApiToken, Environment
+
+EXAMPLES = """\
+examples:
+  manage.py api_token create build --register
+  manage.py api_token create deploy-staging --environment testing --environment staging
+  manage.py api_token create deploy-production --environment production --days 90
+  manage.py api_token create ci --environment testing | gh secret set LEDGER_TOKEN
+  manage.py api_token create rescue --environment production --take-over --days 1
+  manage.py api_token list
+  manage.py api_token rotate deploy-staging
+  manage.py api_token revoke deploy-staging
+
+The token alone goes to standard output, once; it is kept nowhere, only its SHA-256 is.
+exit codes: 0 done; 1 no such token, or the name is taken; 2 wrong usage.
+"""
+
+
+class Command(BaseCommand):
+    help = "Make, list, rotate and revoke API tokens."
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        create = actions.add_parser("create", help="make a token and show it, once")
+        create.add_argument("name", help="which pipeline it is for; deployments without an actor show it")
+        create.add_argument(
+            "--environment",
+            action="append",
+            default=[],
+            choices=Environment.Name.values,
+            help="where it may create deployments and continue them; may be given several times",
+        )
+        create.add_argument("--register", action="store_true", help="it may register releases")
+        create.add_argument(
+            "--take-over",
+            action="store_true",
+            help="in its environments it may also continue and finish deployments that others created",
+        )
+        create.add_argument("--days", type=int, help="for how long it is valid (default: until it is revoked)")
+        actions.add_parser("list", help="show all tokens: their rights, and when they were last used")
+        rotate = actions.add_parser(
+            "rotate", help="replace a token's secret: it keeps its name, its rights and its deployments"
+        )
+        rotate.add_argument("name")
+        rotate.add_argument("--days", type=int, help="for how long it is valid from now on (default: as before)")
+        revoke = actions.add_parser("revoke", help="end a token; its name stays taken, so that the history is clear")
+        revoke.add_argument("name")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        with readable():
+            getattr(self, options["action"])(options)
+
+    def create(self, options: dict[str, Any]) -> None:
+        name = options["name"].strip()
+        try:
+            ApiToken(name=name).clean_fields(exclude={each.name for each in ApiToken._meta.fields} - {"name"})
+        except ValidationError as error:
+            detail = f"The name {name!r} is not valid. {error.messages[0]} Expected a name such as deploy-staging."
+            raise CommandError(detail, returncode=2) from None
+        if not options["environment"] and not options["register"]:
+            raise CommandError("A token needs --environment, --register or both.", returncode=2)
+        if options["take_over"] and not options["environment"]:
+            raise CommandError("--take-over requires --environment: it says where.", returncode=2)
+        places = Environment.objects.filter(name__in=options["environment"])
+        rights = {"may_register": options["register"], "may_take_over": options["take_over"]}
+        try:
+            self.show(*tokens.make(name, places, ends(options["days"]), **rights))
+        except IntegrityError:
+            raise CommandError(f"A token named {name} already exists. Choose another name.") from None
+
+    def rotate(self, options: dict[str, Any]) -> None:
+        name = options["name"]
+        try:
+            self.show(*tokens.rotate(name, ends(options["days"])))
+        except ApiToken.DoesNotExist:
+            raise CommandError(
+                f"There is no active token {name}. manage.py api_token list shows those that there are; an expired one "
+                "is renewed with --days."
+            ) from None
+
+    def show(self, row: ApiToken, token: str) -> None:
+        """Says what the token may do, and prints it alone on standard output."""
+        until = f"until {row.expires:%Y-%m-%d %H:%M}Z" if row.expires else "until it is revoked"
+        self.stderr.write(
+            f"Token {row}: {', '.join(rights_of(row))}; valid {until}. It is shown only now:",
+            self.style.SUCCESS if sys.stderr.isatty() else str,  # NOTICE is red, as errors are
+        )
+        self.stdout.write(token)
+
+    def list(self, options: dict[str, Any]) -> None:
+        rows = list(ApiToken.objects.prefetch_related("environments"))
+        if not rows:
+            self.stdout.write("No tokens yet. Make one: manage.py api_token create NAME --environment staging")
+            return
+        now, cells = timezone.now(), []
+        for row in rows:
+            state = row.state(now)
+            style = {"active": "green", "expired": "yellow"}.get(state, "red")
+            cells.append(
+                {
+                    "Name": Text(row.name),
+                    "State": Text(state, style),
+                    "Rights": Text(", ".join(rights_of(row))),
+                    "Created": Text(moment(row.created)),
+                    "Expires": Text(moment(row.expires)),
+                    "Last used": Text(moment(row.last_used)),
+                }
+            )
+        tables.show(self.stdout, options, cells, spare=("Created", "Last used"), right=())
+
+    def revoke(self, options: dict[str, Any]) -> None:
+        try:
+            ended = tokens.revoke(options["name"])
+        except ApiToken.DoesNotExist:
+            raise CommandError(
+                f"There is no token {options['name']}. manage.py api_token list shows those that are."
+            ) from None
+        self.stdout.write(f"Token {options['name']} {'is revoked' if ended else 'was revoked already'}.")
+
+
+def moment(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M}Z" if at else "never"
+
+
+def ends(days: int | None) -> datetime | None:
+    """So many days from now; None for None. Raises CommandError."""
+    if days is not None and not 1 <= days <= 3650:
+        raise CommandError("--days is a number from 1 to 3650.", returncode=2)
+    return timezone.now() + timedelta(days=days) if days else None
+
+
+def rights_of(row: ApiToken) -> list[str]:
+    """What the token may do, in words."""
+    rights = [place.name for place in row.environments.all()]
+    return rights + ["register"] * row.may_register + ["take over"] * row.may_take_over

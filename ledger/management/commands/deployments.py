@@ -1,0 +1,109 @@
+"""manage.py deployments: the history, for people and for scripts."""
+
+import argparse
+import json
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from rich.text import Text
+
+from ledger.humanize import age, took
+from ledger.management import tables
+from ledger.management.base import readable
+from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment
+
+EXAMPLES = """\
+examples:
+  manage.py deployments                                          the last 20, of all environments
+  manage.py deployments --environment production --limit 5
+  manage.py deployments --status failed --json | jq .release     one JSON object a line
+
+exit codes: 0 done, also when there is nothing to show; 1 the ledger cannot be read; 2 wrong usage.
+"""
+COLOURS = {"succeeded": "green", "failed": "red", "rolled_back": "yellow", "running": "cyan", "pending": "dim"}
+SIGNS = {"succeeded": "+", "failed": "x", "rolled_back": "<", "running": ">", "pending": "."}  # without colour, too
+
+
+class Command(BaseCommand):
+    help = "List deployments, the newest first."
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("-e", "--environment", choices=Environment.Name.values, help="of this environment only")
+        parser.add_argument("--status", choices=(*IN_FLIGHT, *FINISHED), help="in this state only")
+        parser.add_argument("--limit", type=int, default=20, help="at most so many (default 20)")
+        parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["limit"] < 1:
+            raise CommandError("--limit is 1 or more.", returncode=2)
+        found = Deployment.objects.select_related("environment", "release", "previous__release").newest_first()
+        with readable():
+            rows = list(
+                found.matching(environment=options["environment"], status=options["status"])[: options["limit"]]
+            )
+        if options["json"]:
+            for row in rows:
+                self.stdout.write(json.dumps(as_dict(row)))
+        elif rows:
+            self.show(rows, options)
+        elif options["environment"] or options["status"]:
+            self.stdout.write("No deployment fits. Leave --environment or --status out to see all.")
+        else:
+            self.stdout.write(
+                "No deployments yet. A pipeline reports them to /api/ (docs/api.md): make it a token with\n"
+                "  manage.py api_token create NAME --environment staging\n"
+                "or load made-up ones for development with\n"
+                "  manage.py demo_data --profile mock"
+            )
+
+    def show(self, rows: list[Deployment], options: dict[str, Any]) -> None:
+        now = timezone.now()
+        cells = []
+        for row in rows:
+            kind = "hotfix" if row.hotfix else "rollback" if row.kind == Deployment.Kind.ROLLBACK else row.strategy
+            cells.append(
+                {
+                    "Id": Text(str(row.pk)),
+                    "When": Text(age(now, row.created)),
+                    "Environment": Text(row.environment.name),
+                    "Version": Text(row.release.version),
+                    "Commit": Text(row.release.short_commit),
+                    "Kind": Text(kind),
+                    "Status": Text(f"{SIGNS[row.status]} {Deployment.Status(row.status).label}", COLOURS[row.status]),
+                    "Took": Text(took(row.duration)),
+                    "Actor": Text(row.actor),
+                }
+            )
+        tables.show(self.stdout, options, cells, spare=("Commit", "Took", "Kind", "Actor"), right=("Id", "Took"))
+
+
+def as_dict(row: Deployment) -> dict[str, Any]:
+    times = {
+        name: value and value.isoformat()
+        for name in ("created", "started", "finished")
+        for value in [getattr(row, name)]
+    }
+    return {
+        "id": row.pk,
+        "environment": row.environment.name,
+        "release": row.release.version,
+        "commit": row.release.commit,
+        "kind": row.kind,
+        "strategy": row.strategy,
+        "hotfix": row.hotfix,
+        "reason": row.reason,
+        "status": row.status,
+        "actor": row.actor,
+        "token": row.token,
+        "finished_token": row.finished_token,
+        "previous": row.previous.release.version if row.previous else None,
+        **times,
+        "duration_seconds": None if row.duration is None else row.duration.total_seconds(),
+        "failed_requests": row.failed_requests,
+        "run_url": row.run_url,
+    }

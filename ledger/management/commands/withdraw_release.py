@@ -1,0 +1,44 @@
+"""manage.py withdraw_release: undo the registration of a release that was never deployed."""
+
+import argparse
+import logging
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from ledger import rules
+from ledger.management.base import readable
+from ledger.models import Release
+
+EXAMPLES = """\
+examples:
+  manage.py withdraw_release 1.4.0     another build was registered as 1.4.0, and the real one gets 409
+
+The version is free again. A release that was deployed stays: give the other build a version of its own.
+exit codes: 0 done; 1 no such release, or it was deployed; 2 wrong usage.
+"""
+log = logging.getLogger(__name__)
+
+
+class Command(BaseCommand):
+    help = "Undo the registration of a release that was never deployed."
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        return super().create_parser(prog_name, subcommand, **kwargs)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("version")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        version = options["version"]
+        try:
+            with readable():
+                release = rules.withdraw(version)
+        except Release.DoesNotExist:
+            raise CommandError(f"Release {version} is not registered.") from None
+        except rules.Refused as error:
+            raise CommandError(str(error)) from None
+        what = f"Release {release}, commit {release.short_commit}, registered{rules.registration(release)}"
+        log.warning("%s, was withdrawn", what)
+        self.stdout.write(f"{what}, was withdrawn. Its version can be registered again.")

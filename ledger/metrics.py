@@ -1,0 +1,45 @@
+"""What is counted of deployments, by the instance that took the report of their end. docs/metrics.md describes it."""
+
+from prometheus_client import Counter, Histogram
+
+from ledger.models import FINISHED, Deployment, Environment
+from metrics.registry import REGISTRY
+
+DEPLOYMENTS = Counter(
+    "deployments_total",
+    "Deployments that have ended, rollbacks included.",
+    ["environment", "strategy", "result"],
+    registry=REGISTRY,
+)
+DURATION = Histogram(
+    "deployment_duration_seconds",
+    "Time from a deployment's start to its end, whatever the result.",
+    ["environment", "strategy"],
+    buckets=(10, 30, 60, 120, 300, 600, 1_200, 1_800, 3_600),
+    registry=REGISTRY,
+)
+LEAD_TIME = Histogram(
+    "deployment_lead_time_seconds",
+    "Time from a release's build until it was live in the environment for the first time.",
+    ["environment"],
+    buckets=(600, 1_800, 3_600, 14_400, 43_200, 86_400, 259_200, 604_800, 2_592_000),
+    registry=REGISTRY,
+)
+
+# A series that appears only with its first event hides that event from rate() and increase().
+for environment in Environment.Name.values:
+    LEAD_TIME.labels(environment)
+    for strategy in Deployment.Strategy.values:
+        DURATION.labels(environment, strategy)
+        for result in FINISHED:
+            DEPLOYMENTS.labels(environment, strategy, result)
+
+
+def count(deployment: Deployment, first: bool) -> None:
+    """Counts one that has just finished; `first` says whether its release is live there for the first time."""
+    environment = deployment.environment.name
+    DEPLOYMENTS.labels(environment, deployment.strategy, deployment.status).inc()
+    if deployment.duration is not None:
+        DURATION.labels(environment, deployment.strategy).observe(deployment.duration.total_seconds())
+    if first and deployment.finished:
+        LEAD_TIME.labels(environment).observe((deployment.finished - deployment.release.built_at).total_seconds())

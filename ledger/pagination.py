@@ -1,0 +1,73 @@
+"""Pages of rows by cursor: a page costs the same wherever it is, and new rows neither repeat nor hide any.
+
+https://use-the-index-luke.com/no-offset explains why an offset cannot do that.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, Protocol, TypeVar
+
+from django.db.models import Q, QuerySet
+
+
+class Dated(Protocol):
+    pk: Any
+    created: datetime
+
+
+Row = TypeVar("Row", bound=Any)
+
+
+@dataclass(frozen=True)
+class Page(Generic[Row]):
+    """Some rows, newest first, and the cursors of the pages after (older) and before (newer).
+
+    A cursor is None where there is no such page; `previous` also on the first page, which is asked for without one.
+    """
+
+    rows: list[Row]
+    next: str | None
+    previous: str | None = None
+
+
+def paginate(found: QuerySet[Row], limit: int, cursor: str | None = None, *, newer: bool = False) -> Page[Row]:
+    """Returns the newest `limit` rows, or those that follow `cursor` (with `newer`, those before it).
+
+    The model has the fields `created` and `pk`. A cursor names a row, not a count. Raises ValueError if `cursor` is
+    none that paginate() has given.
+    """
+    if cursor and newer:
+        created, key = read_cursor(cursor)
+        after = found.filter(Q(created__gt=created) | Q(created=created, pk__gt=key), created__gte=created)
+        rows = list(after.order_by("created", "pk")[: limit + 1])
+        more, rows = len(rows) > limit, rows[:limit][::-1]
+        if not more:
+            return paginate(found, limit)  # the newest page, and full
+        return Page(rows, write_cursor(rows[-1]), write_cursor(rows[0]))
+    found = found.order_by("-created", "-pk")
+    if cursor:
+        created, key = read_cursor(cursor)
+        found = found.filter(Q(created__lt=created) | Q(created=created, pk__lt=key), created__lte=created)
+    rows = list(found[: limit + 1])
+    more, rows = len(rows) > limit, rows[:limit]
+    return Page(rows, write_cursor(rows[-1]) if more else None, write_cursor(rows[0]) if cursor and rows else None)
+
+
+def write_cursor(row: Dated) -> str:
+    """Returns the cursor of the rows after `row`: its time in microseconds and its key, in URL-safe base64."""
+    words = f"{int(row.created.timestamp() * 1_000_000)}.{row.pk}"
+    return base64.urlsafe_b64encode(words.encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> tuple[datetime, int]:
+    """Returns the time and the key that `cursor` holds. Raises ValueError if it is not a valid cursor."""
+    try:
+        words = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
+        created, _, key = words.partition(".")
+        if not (created.isascii() and created.isdigit() and key.isascii() and key.isdigit()):
+            raise ValueError
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(created)), int(key)
+    except (binascii.Error, ValueError, OverflowError):
+        raise ValueError("Invalid cursor; start without one.") from None

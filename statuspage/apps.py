@@ -1,0 +1,13 @@
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.signals import request_started
+
+
+class StatusPageConfig(AppConfig):
+    name = "statuspage"
+
+    def ready(self) -> None:
+        from statuspage.uptime import start_with_the_first_request
+
+        if settings.SAMPLE_UPTIME:
+            request_started.connect(start_with_the_first_request, dispatch_uid="statuspage.uptime")

@@ -1,0 +1,109 @@
+"""tests/support/kubectl.py answers as the real kubectl does, to all that manage.py deploy says to it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.cluster import APP, Cluster
+from tests.support.kubectl import EVENTS, Kubectl
+
+NAMESPACE = "backstagetest1-staging"
+REPO = "registry.example/team/app"
+LEASE = f"lease {APP}-deploy"
+MIGRATE = f"job {APP}-migrate-3"
+
+
+def job() -> dict[str, Any]:
+    containers = [{"name": APP, "image": f"{REPO}:3"}]
+    spec = {"template": {"metadata": {"labels": {"app": f"{APP}-migrate"}}, "spec": {"containers": containers}}}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": f"{APP}-migrate-3"}, "spec": spec}
+
+
+def lease(holder: str, **meta: str) -> dict[str, Any]:
+    meta = {"name": f"{APP}-deploy"} | meta
+    spec = {"holderIdentity": holder}
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": meta, "spec": spec}
+
+
+FREE = json.dumps(
+    [
+        {"op": "test", "path": "/spec/holderIdentity", "value": "me"},
+        {"op": "replace", "path": "/spec/holderIdentity", "value": ""},
+    ]
+)
+GREEN = json.dumps({"spec": {"selector": {"colour": "green"}}})
+NOTES = json.dumps({"metadata": {"annotations": {"gone": None, "note": "a"}}})
+IMAGE = json.dumps({"spec": {"template": {"spec": {"containers": [{"name": APP, "image": f"{REPO}:4"}]}}}})
+CREATE, REPLACE = "create --validate=false --filename -", "replace --validate=false --filename -"
+WARNINGS = "get events --field-selector involvedObject.name={pod},type=Warning --output"
+# What is said, a last word that holds spaces, and what is given.
+SAID: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("get deployments --output name", "", None),
+    ("get deployments,services,pods --output json", "", None),
+    (f"get {MIGRATE} --output json --ignore-not-found", "", None),
+    (f"get {MIGRATE} --output json", "", None),
+    (CREATE, "", job()),
+    (CREATE, "", job()),
+    (f"get {MIGRATE} --output json --ignore-not-found", "", None),
+    (f"logs {MIGRATE.replace(' ', '/')} --tail 1", "", None),
+    (f"logs job/{APP}-none --tail 1", "", None),
+    (CREATE, "", lease("me")),
+    (f"get {LEASE} --output json --ignore-not-found", "", None),
+    (REPLACE, "", lease("me")),
+    (REPLACE, "", lease("you", resourceVersion="1")),
+    (f"patch {LEASE} --type json --patch", FREE, None),
+    (f"patch {LEASE} --type json --patch", FREE, None),
+    (f"patch deployment {APP} --type strategic --patch", NOTES, None),
+    (f"patch service {APP} --type merge --patch", GREEN, None),
+    (f"patch service {APP}-preview --type merge --patch", GREEN, None),
+    (f"annotate deployment/{APP} --overwrite {APP}/before=2 note=b", "", None),
+    (f"annotate deployment/{APP}-none --overwrite note=b", "", None),
+    (f"set image cronjobs --selector app={APP}-tasks {APP}={REPO}:3", "", None),
+    ("logs {pod} --container " + APP + " --tail 20 --previous", "", None),
+    ("logs {pod} --container " + APP + " --tail 20 --previous=false", "", None),
+    (WARNINGS, EVENTS, None),
+    (f"scale deployment/{APP} --replicas=0", "", None),
+    (f"patch deployment {APP} --type strategic --patch", IMAGE, None),
+    (f"get deployment {APP} --output json --ignore-not-found", "", None),
+    (f"delete {MIGRATE} --cascade=foreground --wait=true", "", None),
+    (f"delete {MIGRATE} --wait=true", "", None),
+    (f"delete {MIGRATE} --ignore-not-found --wait=false", "", None),
+    (f"delete {LEASE} --ignore-not-found", "", None),
+]
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT[\d:]+Z|\d{9,}\.\d+|[0-9a-f]{10}-\d+")  # times, and names of pods
+
+
+def answers(quick: bool) -> list[tuple[str, int, str, str]]:
+    with Cluster(NAMESPACE) as cluster:
+        cluster.service()
+        cluster.becomes |= {f"{REPO}:2": "crash", f"migrate {REPO}:3": "hang"}
+        cluster.deploy(APP, f"{REPO}:2", replicas=1)
+        (pod,) = cluster.all("pods")
+        run: Callable[..., Any] = Kubectl(cluster, lambda *_: (0, "")) if quick else subprocess.run
+        found = []
+        for said, last, given in SAID:
+            words = ["kubectl", "--namespace", NAMESPACE, *said.format(pod=pod["metadata"]["name"]).split()]
+            done = run(
+                words + [last] * bool(last),
+                input=json.dumps(given) if given else "",
+                env=os.environ | {"KUBECONFIG": cluster.kubeconfig},
+                capture_output=True,
+                text=True,
+            )
+            out, err = done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
+            if out.startswith("{"):
+                out = json.dumps(json.loads(out), sort_keys=True)
+            found.append((f"{said} {last}", done.returncode, *(MOMENT.sub("*", each) for each in (out, err))))
+        return found
+
+
+@pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl is not here")
+def test_the_quick_kubectl_answers_as_the_real_one() -> None:
+    for quick, real in zip(answers(True), answers(False), strict=True):
+        assert quick == real

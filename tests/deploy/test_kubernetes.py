@@ -1,0 +1,755 @@
+"""manage.py deploy and rollback on a cluster: the real commands, kubectl and rollback.sh, with as much of a cluster as
+they meet (tests/support/cluster.py) and pods that answer as the app does.
+"""
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+from pytest_django import Settings
+
+from deploy import locks, probe_traffic, rollout, smoke, watch
+from deploy.management import base
+from deploy.targets import kubernetes
+from deploy.targets.base import Answer, Failed
+from ledger import rules
+from ledger.environments import Place
+from ledger.models import Deployment
+from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
+from tests.support.kubectl import Kubectl
+from tests.support.ledgers import begun, deployed
+from tests.support.servers import ROOT
+
+REPO = "registry.example/team/app"
+NAMESPACE = "backstagetest1-staging"
+GOOD, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
+LEASE = f"{APP}-deploy"
+TRIAL = kubernetes.TRIAL
+ALL = ["promotion rule", "lock", "migrations", "bring up", "smoke test", "switch", "watch", "keep"]
+DIGEST = "sha256:" + "ab" * 32
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.django_db,
+    pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl is not here"),
+]
+
+
+class Apps:
+    """What the pods answer. A request with a pod's name as its Host is for that pod, as kubectl exec asks it; any other
+    comes by the Ingress and gets one that has the traffic, by turns. `does` is by version: "good" unless told, "broken"
+    (its home page and signing out answer 500), "failing" (by its metrics it answers 500 all the time, which nobody sees
+    here), "liar" (says that it were another version).
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.does: dict[str, str] = {}
+        self.scrapes = self.turn = 0
+        self.lost = 0  # requests by the Ingress that nobody was there for
+
+    def answer(self, host: str, path: str) -> tuple[int, str]:
+        with self.cluster.lock:
+            self.cluster.reconcile()
+            if pod := self.cluster.objects.get(("pods", host)):
+                found = [pod]
+            else:
+                selector = self.cluster.objects["services", APP]["spec"]["selector"]
+                found = [each for each in self.cluster.all("pods") if is_ready(each) and matches(each, selector)]
+                if not found:
+                    self.lost += 1
+                    return 503, ""
+        self.turn += 1
+        version = image_of(found[self.turn % len(found)]).partition("@")[0].rpartition(":")[2]
+        does = self.does.get(version, "good")
+        if does == "broken" and path in (probe_traffic.READ, probe_traffic.SEND):
+            return 500, ""
+        if path == "/health/":
+            return 200, json.dumps({"status": "healthy", "version": "9.9" if does == "liar" else version})
+        if path == "/metrics":
+            self.scrapes += 1
+            return 200, self.metrics("500" if does == "failing" else "200")
+        return 200, '<form><input name="csrfmiddlewaretoken" value="abc"></form><link href="/static/app.0a1b.css">'
+
+    def metrics(self, status: str) -> str:
+        count = 50 * self.scrapes
+        return (
+            f'# TYPE http_requests_total counter\nhttp_requests_total{{method="GET",status="{status}"}} {count}\n'
+            "# TYPE http_request_duration_seconds histogram\n"
+            f'http_request_duration_seconds_bucket{{le="0.1"}} {count}\n'
+            f'http_request_duration_seconds_bucket{{le="+Inf"}} {count}\n'
+            '# TYPE app_info gauge\napp_info{version="1",commit="unknown"} 1\n'
+        )
+
+
+@pytest.fixture
+def real_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deployer calls the real kubectl. What it would run in a pod runs here, and asks the pods' server: this
+    cluster does not speak the protocol of kubectl exec.
+    """
+    wrapper = tmp_path / "kubectl"
+    wrapper.write_text(f"""#!/bin/sh
+case " $* " in *" exec "*) ;; *) exec {shutil.which("kubectl")} "$@" ;; esac
+while [ "$1" != exec ]; do shift; done
+pod=$3 words="$2 $4 $5 $6 $7 $8 $9"
+[ "$words" = "--stdin --container {APP} -- python - 8000" ] || exit 99
+shift 9
+exec env ALLOWED_HOSTS="$pod" {sys.executable} -IS - "$PODS_PORT" "$@"
+""")
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def apps(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+) -> Iterator[Callable[[Cluster], Apps]]:
+    """Puts pods into a cluster, and the two into the place of staging and production."""
+    servers = []
+
+    def begin(cluster: Cluster) -> Apps:
+        found = Apps(cluster)
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                code, text = found.answer(self.headers["Host"].partition(":")[0], self.path)
+                self.send_response(302 if self.command == "POST" and code == 200 else code)
+                if self.path == probe_traffic.FORM:
+                    self.send_header("Set-Cookie", "csrftoken=abc; Path=/")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.do_GET()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        servers.append(server)
+        if "real_kubectl" in request.fixturenames:
+            monkeypatch.setenv("PODS_PORT", str(server.server_port))
+        else:
+            monkeypatch.setattr(subprocess, "run", Kubectl(cluster, found.answer))
+        monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
+        file = tmp_path / "environments.toml"
+        section = f'url = "http://127.0.0.1:{server.server_port}"\ntarget = "kubernetes"\nnamespace = "{NAMESPACE}"\n'
+        file.write_text(f"[staging]\n{section}[production]\n{section}")
+        settings.ENVIRONMENTS_FILE = str(file)
+        settings.LEDGER_URL = ""
+        monkeypatch.setattr(base, "UNRECORDED", tmp_path / "unrecorded")
+        for module, name, value in ((kubernetes, "POLL", 0.05), (watch, "EVERY", 0.05), (probe_traffic, "RATE", 50)):
+            monkeypatch.setattr(module, name, value)
+        return found
+
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    yield begin
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    for each, handler in handlers.items():
+        signal.signal(each, handler)
+
+
+@pytest.fixture
+def rolling(apps: Callable[[Cluster], Apps]) -> Iterator[Apps]:
+    """1 and 2 were found good, and 2 runs."""
+    with Cluster(NAMESPACE) as cluster:
+        cluster.service()
+        for version in ("1", "2"):
+            cluster.deploy(APP, f"{REPO}:{version}", replicas=2, cause=f"deploy {version}", good=version)
+        yield apps(cluster)
+
+
+@pytest.fixture
+def colours(apps: Callable[[Cluster], Apps]) -> Iterator[Apps]:
+    """Blue serves 2; green is empty."""
+    with Cluster(NAMESPACE) as cluster:
+        cluster.service("blue")
+        cluster.add("services", f"{APP}-preview")["spec"] = {"selector": {"colour": "green"}, "ports": []}
+        cluster.deploy(f"{APP}-green", f"{REPO}:1", replicas=0, cause="deploy 1", good="1")
+        cluster.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, cause="deploy 2", good="2")
+        yield apps(cluster)
+
+
+Events = list[dict[str, Any]]
+
+
+def command(*words: str) -> tuple[int, Events, str]:
+    """The exit code, the events that it printed, and all that it said."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    try:
+        call_command(*words, "--json", stdout=out, stderr=err)
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = out.getvalue() + err.getvalue()
+    return code, [json.loads(line) for line in out.getvalue().splitlines()], said
+
+
+def deploy(version: str, *words: str, strategy: str = "rolling") -> tuple[int, Events, str]:
+    given = ("--watch", "0.3") if "--watch" not in words else ()
+    more = ("--strategy", strategy, "--commit", "abcdef0", *given, *words)
+    return command("deploy", version, "-e", "staging", *more)
+
+
+def steps(events: Events) -> dict[str, str]:
+    return {each["name"]: each["outcome"] for each in events if each["event"] == "step"}
+
+
+def row() -> Deployment:
+    return Deployment.objects.newest_first()[0]
+
+
+def lease(cluster: Cluster) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.objects.get(("leases", LEASE), {"spec": {}})
+    return found
+
+
+def held(cluster: Cluster, who: str, age: float = 0, **notes: str) -> None:
+    """Somebody has the lock, and renewed it `age` seconds ago."""
+    at = (datetime.now(UTC) - timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%S.000000Z")
+    found = cluster.add("leases", LEASE)
+    found["metadata"]["annotations"] = {f"{APP}/{key.replace('_', '-')}": value for key, value in notes.items()}
+    found["spec"] = {"holderIdentity": who, "leaseDurationSeconds": 60, "acquireTime": at, "renewTime": at}
+
+
+def jobs(cluster: Cluster) -> dict[str, str]:
+    """Their images by their names."""
+    return {each["metadata"]["name"]: image_of(each) for each in cluster.all("jobs")}
+
+
+def when(cluster: Cluster, method: str, path: str, act: Callable[[], None]) -> None:
+    """Once, before the cluster answers such a request."""
+    left = [act]
+
+    def look(seen: str, where: str) -> None:
+        if left and seen == method and where.endswith(path):
+            left.pop()()
+
+    cluster.hooks.append(look)
+
+
+# Good releases
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_a_good_release_replaces_the_pods_one_after_the_other(rolling: Apps) -> None:
+    cluster = rolling.cluster
+    during: set[str] = set()
+    cluster.hooks.append(lambda *_: during.update([cluster.image()] if TRIAL in jobs(cluster) else []))
+    code, events, said = deploy("3")
+    assert code == 0, said
+    assert list(steps(events)) == ALL and set(steps(events).values()) == {"succeeded"}
+    assert during == {f"{REPO}:2"}, "it is tried before any pod that has traffic is replaced"
+    assert cluster.serving() == {f"{REPO}:3"} and rolling.lost == 0
+    notes = cluster.objects["deployments", APP]["metadata"]["annotations"]
+    assert (notes[GOOD], notes[BEFORE], notes["kubernetes.io/change-cause"]) == ("3", "2", "deploy 3")
+    assert cluster.sets()[f"{REPO}:2"]["metadata"]["annotations"][GOOD] == "2", "the mark of what ran before stays"
+    assert jobs(cluster) == {f"{APP}-migrate-3": f"{REPO}:3"}
+    job = cluster.objects["jobs", f"{APP}-migrate-3"]
+    assert job["spec"]["backoffLimit"] == 0 and job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    notes = {each["name"]: each["note"] for each in events if each.get("outcome") == "succeeded"}
+    assert notes["migrations"] == "2 migrations applied" and "version 3" in notes["smoke test"]
+    assert lease(cluster)["spec"]["holderIdentity"] == "", "the lock is given back"
+    assert (row().status, row().failed_requests, row().strategy) == ("succeeded", 0, "rolling")
+    assert [each.name for each in row().steps.order_by("pk")] == ALL[2:], "lock and rule are of the run"
+    assert events[-1]["probe_requests"] > 5 and events[-1]["failed_requests"] == 0
+    code, events, said = deploy("3")
+    assert code == 0 and events[-1]["result"] == "unchanged", said
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> None:
+    cluster = colours.cluster
+    active: list[str] = []
+    cluster.hooks.append(lambda *_: active.extend(cluster.serving() - set(active)))
+    code, events, said = deploy("3", strategy="blue-green")
+    assert code == 0, said
+    assert list(steps(events)) == ALL and set(steps(events).values()) == {"succeeded"}
+    assert active == [f"{REPO}:2", f"{REPO}:3"] and cluster.serving() == {f"{REPO}:3"}
+    assert cluster.objects["services", APP]["spec"]["selector"]["colour"] == "green"
+    assert cluster.objects["services", f"{APP}-preview"]["spec"]["selector"]["colour"] == "blue"
+    assert cluster.image(f"{APP}-blue") == f"{REPO}:2", "the way back is kept warm"
+    assert cluster.objects["deployments", f"{APP}-blue"]["spec"]["replicas"] == 2
+    assert cluster.objects["deployments", f"{APP}-green"]["metadata"]["annotations"][GOOD] == "3"
+    assert (row().status, row().failed_requests) == ("succeeded", 0) and colours.lost == 0
+    deployed("staging", "2", at=timezone.now() - timedelta(days=1))  # as the ledger would have it
+    code, events, said = command("rollback", "-e", "staging", "--strategy", "blue-green", "--reason", "Tried")
+    assert code == 0, said
+    assert cluster.serving() == {f"{REPO}:2"}
+    assert (row().kind, row().status, row().release.version, row().reason) == ("rollback", "succeeded", "2", "Tried")
+
+
+@pytest.mark.parametrize("strategy", ["rolling", "blue-green"])
+def test_the_way_back_leads_to_what_was_live_last(request: pytest.FixtureRequest, strategy: str) -> None:
+    """1, 2, 1 again and 3, all of them good: back to 1, though 2 came after it."""
+    apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
+    for version in ("1", "3"):
+        code, _, said = deploy(version, strategy=strategy)
+        assert code == 0, said
+    code, _, said = command("rollback", "-e", "staging", "--strategy", strategy, "--reason", "500s | 2 is fine\nback")
+    assert code == 0 and apps.cluster.serving() == {f"{REPO}:1"}, said
+    assert (row().kind, row().release.version, row().reason) == ("rollback", "1", "500s | 2 is fine back")
+
+
+def test_no_text_of_the_history_is_taken_for_the_way_back(rolling: Apps) -> None:
+    notes = rolling.cluster.objects["deployments", APP]["metadata"]["annotations"]
+    notes["kubernetes.io/change-cause"] = "deploy 2\nRollback target: 2 (x) Rollback target: 9 ("
+    code, _, said = command("rollback", "-e", "staging", "--dry-run")
+    assert code == 0 and "Rolling back to version: 1" in said, said
+
+
+def test_a_job_has_a_name_that_the_cluster_takes() -> None:
+    place = Place("staging")
+    for version in ("1.4.0", "A_b.-c", "1..2", "_x", "x-." * 21, "1.4.0-rc.1", "a" * 64):
+        name = kubernetes.Kubernetes(place, version, "rolling", ROOT).job_name()
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name), name
+    assert kubernetes.Kubernetes(place, "1.4.0-rc.1", "rolling", ROOT).job_name() == f"{APP}-migrate-1.4.0-rc.1"
+
+
+def test_the_very_image_is_taken_by_its_digest(rolling: Apps) -> None:
+    image = f"other.example/app:3@{DIGEST}"
+    code, _, said = deploy("3", "--image", f"other.example/app@{DIGEST}")
+    assert code == 0, said
+    assert rolling.cluster.image() == image and jobs(rolling.cluster) == {f"{APP}-migrate-3": image}
+    assert row().release.image == image
+    assert command("rollback", "-e", "staging")[0] == 0
+    assert rolling.cluster.image() == f"{REPO}:2"
+
+
+def test_a_dry_run_changes_nothing(colours: Apps) -> None:
+    code, events, said = deploy("3", "--dry-run", strategy="blue-green")
+    assert code == 0, said
+    assert f"{REPO}:3" in said and "colour=green" in said
+    assert colours.cluster.writes == [] and not Deployment.objects.exists()
+    code, events, said = command("rollback", "1", "-e", "staging", "--strategy", "blue-green", "--dry-run")
+    assert code == 0 and "would run" in said, said
+    assert colours.cluster.serving() == {f"{REPO}:2"}
+    assert colours.cluster.image(f"{APP}-green") == f"{REPO}:1" and not lease(colours.cluster)["spec"]
+
+
+def test_people_see_a_line_a_step(rolling: Apps) -> None:
+    out = io.StringIO()
+    call_command("deploy", "3", "-e", "staging", "--commit", "abcdef0", "--watch", "0.1", stdout=out)
+    lines = out.getvalue().splitlines()
+    assert [line[2:18].strip() for line in lines if line[:2] in ("+ ", "- ")] == ALL
+    assert lines[-1].startswith("3: succeeded; 0 of ") and "\x1b" not in out.getvalue()
+
+
+# Bad ones
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind", "step", "told"),
+    [
+        ("rolling", "crash", "bring up", "ended with exit code 3"),
+        ("rolling", "pull", "bring up", "ImagePullBackOff"),
+        ("rolling", "unready", "bring up", "is not ready"),
+        ("rolling", "quota", "bring up", "is not ready"),
+        ("rolling", "broken", "smoke test", "answered 500"),
+        ("rolling", "liar", "smoke test", "It says that it is version 9.9, not 3"),
+        ("rolling", "failing", "watch", "were errors (5xx)"),
+        ("blue-green", "crash", "bring up", "CrashLoopBackOff"),
+        ("blue-green", "pull", "bring up", "ImagePullBackOff"),
+        ("blue-green", "liar", "smoke test", "It says that it is version 9.9, not 3"),
+        ("blue-green", "failing", "watch", "were errors (5xx)"),
+    ],
+)
+def test_a_bad_release_is_left_once_with_the_old_one_serving(
+    request: pytest.FixtureRequest, strategy: str, kind: str, step: str, told: str
+) -> None:
+    apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
+    cluster = apps.cluster
+    cluster.becomes[f"{REPO}:3"] = kind if step == "bring up" else "good"
+    apps.does["3"] = kind
+    always: list[bool] = []
+    cluster.hooks.append(lambda *_: always.append(bool(cluster.serving())))
+    words = ("--timeout", "1") if kind in ("unready", "quota") else ("--watch", "20") if step == "watch" else ()
+    code, events, said = deploy("3", *words, strategy=strategy)
+    assert code == 5, said
+    assert steps(events)[step] == "failed" and steps(events)["go back"] == "succeeded"
+    assert told in events[-1]["why"] and events[-1]["why"].endswith("2 serves.")
+    assert sum(each.get("name") == "go back" and each["outcome"] == "running" for each in events) == 1
+    assert cluster.serving() == {f"{REPO}:2"} and all(always) and apps.lost == 0
+    if kind == "crash":
+        assert "no module named nothing" in said, "its own last words"
+    assert (row().release.version, row().status) == ("3", "rolled_back" if step == "watch" else "failed")
+    assert events[-1]["failed_requests"] == 0 and TRIAL not in jobs(cluster)
+    assert lease(cluster)["spec"]["holderIdentity"] == ""
+    if strategy == "blue-green":
+        assert cluster.objects["deployments", f"{APP}-green"]["spec"]["replicas"] == 0, "the bad one is stopped"
+        assert cluster.objects["deployments", f"{APP}-green"]["metadata"]["annotations"].get(GOOD) != "3"
+    else:
+        assert cluster.image() == f"{REPO}:2"
+        changed = [path for _, path, _ in cluster.writes if path.endswith(f"/deployments/{APP}")]
+        assert bool(changed) == (step == "watch"), "what has no traffic is left alone"
+
+
+@pytest.mark.parametrize(("kind", "told"), [("crash", "CrashLoopBackOff"), ("broken", "probe requests of the last")])
+def test_a_release_that_is_bad_under_traffic_only_is_gone_back_from_half_way(
+    rolling: Apps, kind: str, told: str
+) -> None:
+    cluster = rolling.cluster
+
+    def spoiled() -> None:
+        cluster.seconds = 3
+        cluster.becomes[f"{REPO}:3"] = "crash" if kind == "crash" else "good"
+        rolling.does["3"] = kind
+
+    when(cluster, "PATCH", f"/deployments/{APP}", spoiled)
+    code, events, said = deploy("3")
+    assert code == 5, said
+    assert steps(events)["switch"] == "failed" and told in events[-1]["why"]
+    assert cluster.serving() == {f"{REPO}:2"} and cluster.image() == f"{REPO}:2" and rolling.lost == 0
+    assert row().status == "rolled_back" and (events[-1]["failed_requests"] > 0) == (kind == "broken")
+
+
+def test_a_bad_answer_at_the_very_end_of_the_watch_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "EVERY", 0.01)
+    target: Any = SimpleNamespace(
+        trouble=lambda: "",
+        instances=lambda: ["one"],
+        ask=lambda *_: [Answer("/", 500, 0.1)],
+        logs=lambda: "",
+    )
+    with pytest.raises(Failed, match="/ answered 500, 2 times in a row"):
+        watch.watch(target, 0.0, math.nan, probe_traffic.Traffic(""), lambda: True, lambda _: None)
+
+
+LATE = '{"status": "unhealthy", "checks": {"database": "unhealthy: timeout"}}'
+NO_CACHE = '{"status": "unhealthy", "checks": {"database": "healthy", "cache": "unhealthy: refused"}}'
+NO_DATABASE = '{"status": "unhealthy", "checks": {"database": "unhealthy: refused", "cache": "healthy"}}'
+METRICS = (
+    "# TYPE http_requests_total counter\n"
+    'http_requests_total{status="200"} 1\n'
+    "# TYPE http_request_duration_seconds histogram\n"
+    'http_request_duration_seconds_bucket{le="+Inf"} 1\n'
+    "# TYPE app_info gauge\n"
+    'app_info{version="1.0"} 1\n'
+)
+
+
+def replies(*healths: tuple[int, str]) -> Callable[..., list[Answer]]:
+    """What an instance answers: /health/ by turns as given, the last of them for ever, and everything else well."""
+    left = list(healths)
+
+    def ask(paths: Any) -> list[Answer]:
+        found = []
+        for path in paths:
+            status, body = left.pop(0) if path == "/health/" and len(left) > 1 else left[0]
+            if path != "/health/":
+                status, body = 200, METRICS if path == "/metrics" else '"/static/app.0a1b.css"'
+            found.append(Answer(path, status, 0.1, body))
+        return found
+
+    return lambda *words: ask(words[-1])
+
+
+def test_a_check_that_is_late_is_asked_again_by_the_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 34."""
+    well = (200, '{"status": "healthy", "version": "1.0", "checks": {"database": "healthy"}}')
+    monkeypatch.setattr(smoke, "CERTAIN", 60)
+    monkeypatch.setattr("deploy.smoke.time.sleep", lambda _: None)
+    assert smoke.late(Answer("/", 0, 5.0, error="timed out")) and not smoke.late(Answer("/", 0, 5.0, error="refused"))
+    assert smoke.test(replies((503, LATE), (503, LATE), well), "1.0").startswith("healthy")
+    monkeypatch.setattr(smoke, "CERTAIN", 0)
+    for answer in ((503, LATE), (503, NO_DATABASE), (503, NO_CACHE)):
+        with pytest.raises(Failed, match=r"/health/ answered 503 \(\w+ is unhealthy: \w+\), not 200"):
+            smoke.test(replies(answer), "1.0")
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, seconds: float, *healths: tuple[int, str]) -> str:
+    monkeypatch.setattr(watch, "EVERY", 0.01)
+    target: Any = SimpleNamespace(
+        trouble=lambda: "", instances=lambda: ["one"], ask=replies(*healths), logs=lambda: "", url=lambda: ""
+    )
+    return watch.watch(target, seconds, math.nan, probe_traffic.Traffic(""), lambda: True, lambda _: None)
+
+
+def test_the_watch_asks_for_the_truth_and_not_whether_the_instance_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readiness stays when the database goes; a cache that is down is nothing to roll back for."""
+    assert "/health/ready/" not in smoke.PAGES
+    with pytest.raises(Failed, match=r"/health/ answered 503 \(database is unhealthy: refused\), 2 times in a row"):
+        watched(monkeypatch, 60, (503, NO_DATABASE))
+    assert "answers in the last" in watched(monkeypatch, 0.1, (503, NO_CACHE))
+
+
+def test_the_watch_bears_a_check_that_is_late_and_not_one_that_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    well = (200, '{"status": "healthy", "checks": {"database": "healthy"}}')
+    assert "answers in the last" in watched(monkeypatch, 0.1, *[(503, LATE)] * 5, well)
+    monkeypatch.setattr(watch, "LATE", 0.1)
+    with pytest.raises(Failed, match="database is unhealthy: timeout"):
+        watched(monkeypatch, 60, (503, LATE))
+
+
+def test_what_is_usual_is_what_was_so_of_late() -> None:
+    buckets = "".join(f'http_request_duration_seconds_bucket{{le="{le}"}} {n}\n' for le, n in (("0.1", 40), ("2", 60)))
+    text = f"# TYPE http_request_duration_seconds histogram\n{buckets}"
+    target: Any = SimpleNamespace(
+        url=lambda: "", serving=lambda: ["one"], ask=lambda *_: [Answer("/metrics", 200, 0.1, text)]
+    )
+    run = rollout.Run(target, Any, Any, Any)  # type: ignore[arg-type]
+    run.measure(watch.Sample(buckets={0.1: 0, 2: 20}))
+    assert run.baseline <= 0.1, "the first answers were slower"
+    run.measure(watch.Sample(buckets={0.1: 35, 2: 55}))
+    assert run.baseline > 1, "five are too few: all that there were count"
+
+
+def test_where_nobody_serves_a_release_is_not_tried_first(rolling: Apps) -> None:
+    rolling.cluster.becomes[f"{REPO}:2"] = "unready"
+    code, events, said = deploy("3")
+    assert code == 0, said
+    assert rolling.cluster.serving() == {f"{REPO}:3"} and steps(events)["switch"] == "skipped"
+    assert not any(TRIAL in body for _, _, body in rolling.cluster.writes)
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_migrations_that_fail_leave_everything_as_it_was(rolling: Apps) -> None:
+    rolling.cluster.becomes[f"migrate {REPO}:3"] = "fail"
+    code, events, said = deploy("3")
+    assert code == 5, said
+    assert steps(events)["migrations"] == "failed" and "bring up" not in steps(events)
+    assert "column is gone" in said and "BackoffLimitExceeded" in said
+    assert rolling.cluster.serving() == {f"{REPO}:2"} and rolling.cluster.image() == f"{REPO}:2"
+    assert row().status == "failed"
+    rolling.cluster.becomes[f"migrate {REPO}:3"] = "good"  # by a database that has room again
+    assert deploy("3")[0] == 0, "the Job that failed is not in the way"
+
+
+def test_a_way_back_that_fails_asks_for_a_person(rolling: Apps) -> None:
+    cluster = rolling.cluster
+    rolling.does["3"] = "failing"
+
+    def spoiled() -> None:
+        cluster.becomes[f"{REPO}:2"] = "crash"
+
+    when(cluster, "PATCH", f"/deployments/{APP}", spoiled)
+    code, events, said = deploy("3", "--watch", "20")
+    assert code == 6, said
+    assert "Going back failed as well" in events[-1]["why"] and row().status == "failed"
+    assert lease(cluster)["spec"]["holderIdentity"] == ""
+
+
+# The lock
+
+
+def test_a_lock_that_another_holds_is_said_and_waited_for(rolling: Apps) -> None:
+    cluster = rolling.cluster
+    held(cluster, "bob@laptop", purpose="deploy of 4 to staging")
+    code, _, said = deploy("3")
+    assert code == 3, said
+    for word in ("bob@laptop", "has held the lock since", "deploy of 4 to staging", "--wait", "--unlock -e staging"):
+        assert word in said
+    assert cluster.writes == [] and not Deployment.objects.exists()
+    freed = threading.Timer(0.5, lambda: lease(cluster)["spec"].update(holderIdentity=""))
+    freed.start()
+    code, events, said = deploy("3", "--wait", "20")
+    freed.join()
+    assert code == 0, said
+
+
+def test_a_lock_whose_holder_died_is_taken_over(rolling: Apps) -> None:
+    held(rolling.cluster, "bob@laptop", age=locks.SECONDS + 1, purpose="deploy of 4")
+    code, events, said = deploy("3")
+    assert code == 0, said
+    assert "bob@laptop" in said and "its process has died" in said
+
+
+def test_a_lock_by_hand_never_expires(rolling: Apps) -> None:
+    code, _, said = command("deploy", "--lock", "The database is being moved", "-e", "staging")
+    assert code == 0, said
+    found = lease(rolling.cluster)["spec"]
+    found["renewTime"] = found["acquireTime"] = "2020-01-01T00:00:00.000000Z"
+    code, _, said = deploy("3")
+    assert code == 3 and "The database is being moved" in said and "Remove the lock with" in said
+    code, _, said = command("deploy", "--unlock", "-e", "staging")
+    assert code == 0 and "The database is being moved" in said
+    assert deploy("3")[0] == 0
+
+
+def test_whose_lock_is_broken_touches_nothing_more(rolling: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = rolling.cluster
+    monkeypatch.setattr(locks, "RENEWED", 0.05)
+    when(cluster, "GET", f"/jobs/{APP}-migrate-3", lambda: held(cluster, "bob@laptop", purpose="another"))
+    cluster.seconds = 1
+    code, events, said = deploy("3")
+    assert code == 6, said
+    assert "Somebody has broken the lock" in events[-1]["why"] and "Serving: 2" in events[-1]["why"]
+    assert cluster.image() == f"{REPO}:2" and "bring up" not in steps(events)
+    assert lease(cluster)["spec"]["holderIdentity"] == "bob@laptop", "theirs is left alone"
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_of_two_that_come_at_once_one_gets_the_lock(rolling: Apps) -> None:
+    held(rolling.cluster, "", purpose="over")
+    when(rolling.cluster, "PUT", f"/leases/{LEASE}", lambda: held(rolling.cluster, "bob@laptop"))
+    code, _, said = deploy("3")
+    assert code == 3 and "Somebody else has just taken the lock" in said
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize(
+    ("strategy", "step", "serves"),
+    [
+        ("rolling", "start", "2"),
+        ("rolling", "switch", "2"),
+        ("rolling", "switch", "3"),
+        ("rolling", "keep", "3"),
+        ("blue-green", "migrate", "2"),
+        ("blue-green", "switch", "3"),
+        ("blue-green", "keep", "3"),
+    ],
+)
+def test_an_interrupted_run_is_gone_on_with(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, strategy: str, step: str, serves: str
+) -> None:
+    apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
+    act = getattr(kubernetes.Kubernetes, step)
+
+    def interrupted(self: kubernetes.Kubernetes, *words: Any) -> str:
+        if step in ("switch", "start") and serves == "3":
+            act(self, *words)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kubernetes.Kubernetes, step, interrupted)
+        code, events, said = deploy("3", strategy=strategy)
+    assert code == 6, said
+    assert f"Serving: {serves}." in said and "Run the same command to resume" in said
+    assert lease(apps.cluster)["spec"]["holderIdentity"] == "" and row().status == "running"
+    code, events, said = deploy("3", strategy=strategy)
+    assert code == 0, said
+    assert f"Resuming deployment {row().pk} (completed: " in said
+    assert apps.cluster.serving() == {f"{REPO}:3"} and apps.lost == 0
+    assert Deployment.objects.count() == 1 and row().status == "succeeded"
+    assert len(jobs(apps.cluster)) == 1, "migrated once"
+
+
+def test_another_release_clears_up_what_was_interrupted(colours: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kubernetes.Kubernetes, "switch", interrupted)
+        assert deploy("3", strategy="blue-green")[0] == 6
+    code, _, said = deploy("4", strategy="blue-green")
+    assert code == 0 and "of 3 was interrupted; it is now recorded as failed" in said, said
+    assert [each.status for each in Deployment.objects.newest_first()] == ["succeeded", "failed"]
+    assert colours.cluster.serving() == {f"{REPO}:4"} and colours.lost == 0
+    assert command("rollback", "-e", "staging", "--strategy", "blue-green")[0] == 0
+    assert colours.cluster.serving() == {f"{REPO}:2"}, "not what was interrupted"
+
+
+def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kubernetes.Kubernetes, "switch", interrupted)
+        assert deploy("3")[0] == 6
+    assert jobs(rolling.cluster)[TRIAL] == f"{REPO}:3"
+    code, _, said = deploy("4")
+    assert code == 0 and "version 4" in said, said
+    assert rolling.cluster.serving() == {f"{REPO}:4"} and TRIAL not in jobs(rolling.cluster)
+
+
+# What is refused, and what is marked
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (("deploy", "latest", "-e", "staging"), 2, "is not a valid version"),
+        (("deploy", "3;reboot", "-e", "staging"), 2, "is not a valid version"),
+        (("deploy", "3", "-e", "staging", "--strategy", "blue-green"), 4, "no Deployment backstagetest1-blue"),
+        (("deploy", "3", "-e", "staging", "--unsafe-migrations"), 2, "requires a reason"),
+        (("deploy", "3", "-e", "production", "--commit", "abcdef0", "--dry-run"), 4, "3 has not succeeded in staging"),
+        (("deploy", "3+1", "-e", "staging", "--dry-run"), 2, "is not a valid version"),
+        (("deploy", "3", "-e", "production", "--commit", "abcdef0"), 4, "3 has not succeeded in staging"),
+        (("rollback", "2", "-e", "staging"), 4, "nothing to roll back"),
+        (("rollback", "9", "-e", "staging"), 4, "9 is not in the history"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_touched(
+    rolling: Apps, words: tuple[str, ...], code: int, told: str
+) -> None:
+    found, _, said = command(*words)
+    assert (found, told in said) == (code, True), said
+    changed = [path for _, path, _ in rolling.cluster.writes if "/leases" not in path]
+    assert changed == [] and not Deployment.objects.filter(status="running").exists()
+
+
+def test_a_dry_run_refuses_what_a_real_run_would(rolling: Apps) -> None:
+    held(rolling.cluster, "bob@laptop", purpose="deploy of 4")
+    code, _, said = deploy("3", "--dry-run")
+    assert code == 3 and "bob@laptop has held the lock since" in said and "deploy of 4" in said
+    held(rolling.cluster, "")
+    left = begun("staging", "4")
+    code, _, said = deploy("3", "--dry-run")
+    assert code == 4 and f"Deployment {left.pk} of 4 to staging is running" in said, said
+    rules.finish(left.pk, "failed")
+    code, _, said = deploy("3", "--dry-run")
+    assert code == 0 and "recorded in the database" in said and rolling.cluster.writes == [], said
+
+
+def test_production_takes_what_succeeded_in_staging_or_a_hotfix(rolling: Apps) -> None:
+    deployed("staging", "3")
+    words = ("-e", "production", "--strategy", "rolling", "--commit", "abcdef0", "--watch", "0.1")
+    code, _, said = command("deploy", "3", *words)
+    assert code == 0 and row().environment.name == "production", said
+    code, _, said = command("deploy", "4", *words, "--hotfix", "--reason", "Nobody can sign in")
+    assert code == 0 and (row().hotfix, row().reason) == (True, "Nobody can sign in"), said
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_a_cluster_that_is_away_is_said(rolling: Apps) -> None:
+    rolling.cluster.server.shutdown()
+    rolling.cluster.server.server_close()
+    code, _, said = deploy("3")
+    assert code == 4 and "The cluster is unreachable" in said
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_a_cluster_that_refuses_a_write_is_gone_back_from(rolling: Apps) -> None:
+    def denied() -> None:
+        raise Refusal(403, "Forbidden", "admission webhook denied the request")
+
+    when(rolling.cluster, "PATCH", f"/deployments/{APP}", denied)
+    code, _, said = deploy("3")
+    assert "admission webhook denied the request" in said
+    assert code == 5 and rolling.cluster.serving() == {f"{REPO}:2"}
+
+
+def test_unsafe_migrations_bar_the_way_back_unless_forced(rolling: Apps) -> None:
+    code, _, said = deploy("3", "--unsafe-migrations", "--reason", "The column must go")
+    assert code == 0, said
+    job = rolling.cluster.objects["jobs", f"{APP}-migrate-3"]
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"][-2:] == ["migrate_release", "--unsafe"]
+    assert rolling.cluster.objects["deployments", APP]["metadata"]["annotations"][BREAK] == "3"
+    code, _, said = command("rollback", "2", "-e", "staging")
+    assert code == 4 and "migrations of 3, which 2 cannot run on" in said
+    assert rolling.cluster.serving() == {f"{REPO}:3"}

@@ -1,0 +1,86 @@
+"""environments.toml: where each environment is."""
+
+from pathlib import Path
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from pytest_django import Settings
+
+from deploy.management.commands.deploy import built
+from deploy.targets.base import Misused
+from ledger.environments import NAMES, Place, places
+from ledger.models import ENVIRONMENTS
+
+
+def test_the_file_of_the_repository_has_every_environment_of_the_ledger() -> None:
+    found = places()
+    assert list(found) == list(NAMES) == [name for _, name, *_ in ENVIRONMENTS]
+    assert found["production"].url == "https://backstagetest1.com"
+    assert all(place.namespace == f"backstagetest1-{name}" for name, place in found.items() if name != "development")
+
+
+def test_what_a_section_leaves_out_has_its_default(tmp_path: Path, settings: Settings) -> None:
+    settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
+    settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "https://staging.example.com/"\n')
+    assert places()["staging"] == Place("staging", url="https://staging.example.com")
+    assert places()["production"] == Place("production")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[stagin]", "there is no environment stagin. Expected: development, testing, staging, production."),
+        ("staging = 1", "staging is no section"),
+        ("[staging]\nurls = ''", r"\[staging\] urls: no such key. Expected one of url, target"),
+        ("[staging]\nurl = 1", r"\[staging\] url = 1: expected a text"),
+        ("[staging]\nurl = 'staging.example.com'", "expected an address, as in https://"),
+        ("[staging]\nurl = 'file:///etc/passwd'", "expected an address, as in https://"),
+        ("[staging]\nurl = 'https://me:secret@example.com'", "expected an address, as in https://"),
+        ("[staging]\nurl = 'https://example.com:port'", "expected an address, as in https://"),
+        ("[staging]\nurl = 'https://a.example,b.example'", "expected an address, as in https://"),
+        ("[staging]\nurl = 'https://example.com/?a=1'", "expected an address, as in https://"),
+        ("[staging]\ntarget = 'nomad'", '"nomad": expected compose or kubernetes'),
+        ("[staging]\nstrategy = 'canary'", '"canary": expected rolling or blue-green'),
+        ("[staging]\nnamespace = 'A;b'", '"A;b": expected lower-case letters'),
+        ("[staging]\nimage = 'app:1'", '"app:1": expected a repository without tag'),
+        ("[staging", "is no TOML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, settings: Settings, text: str, message: str) -> None:
+    settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
+    settings.ENVIRONMENTS_FILE.write_text(text)
+    with pytest.raises(ImproperlyConfigured, match=message):
+        places()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, settings: Settings) -> None:
+    settings.ENVIRONMENTS_FILE = tmp_path / "none.toml"
+    with pytest.raises(ImproperlyConfigured, match="none.toml cannot be read .*ENVIRONMENTS_FILE"):
+        places()
+
+
+DIGEST = "sha256:" + "a1" * 32
+
+
+@pytest.mark.parametrize(
+    ("image", "tagged"),
+    [
+        ("registry.example.com:5000/team/app", "registry.example.com:5000/team/app:1.4.0"),
+        ("team/app:1.4.0", "team/app:1.4.0"),
+        (f"team/app@{DIGEST}", f"team/app:1.4.0@{DIGEST}"),
+        (f"registry.example.com/app:1.4.0@{DIGEST}", f"registry.example.com/app:1.4.0@{DIGEST}"),
+    ],
+)
+def test_a_deployment_may_name_the_very_image(image: str, tagged: str) -> None:
+    assert built(Place("staging", target="kubernetes"), image, "1.4.0").tagged("1.4.0") == tagged
+
+
+@pytest.mark.parametrize("image", ["team/app:1.3.0", "team/app@", "team/app@sha256:12", f"@{DIGEST}", "a b", "-x", ""])
+def test_an_image_that_is_none_is_refused(image: str) -> None:
+    with pytest.raises(Misused, match="expected a repository"):
+        built(Place("staging", target="kubernetes"), image, "1.4.0")
+
+
+def test_compose_takes_no_image_by_its_digest() -> None:
+    with pytest.raises(Misused, match="is for a cluster"):
+        built(Place("development"), f"app@{DIGEST}", "1.4.0")

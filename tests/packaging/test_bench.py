@@ -1,0 +1,34 @@
+"""./run bench: that it runs and says what it should. How fast anything is, is no test."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.servers import PATIENCE, ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def test_a_quick_benchmark_prints_a_table_of_ours_beside_the_peers() -> None:
+    result = bench("scrape", "--quick")
+    assert result.returncode == 0, result.stderr
+    assert "scrape: two workers" in result.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in result.stdout.splitlines() if "|" in line]
+    head, table = rows[0], {row[0]: row for row in rows[2:]}
+    assert {len(row) for row in rows} == {len(head)}
+    files = {name: row[head.index("files")] for name, row in table.items()}
+    assert (files["ours"], files["prometheus_client"]) == ("2", "23")
+    assert int(table["ours"][1].replace(",", "")) > 700
+
+
+def test_an_unknown_part_is_refused_with_the_list_of_parts() -> None:
+    result = bench("speed")
+    assert result.returncode == 2
+    assert "there is no part 'speed': choose from middleware" in result.stderr

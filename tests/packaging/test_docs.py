@@ -1,0 +1,101 @@
+"""What the documents say is there: files, sections, commands and their options."""
+
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from django.core.management import get_commands, load_command_class
+
+from tests.support.servers import ROOT
+
+TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+OURS = {
+    name
+    for name, app in get_commands().items()
+    if app in ("accounts", "deploy", "health", "ledger", "metrics", "statuspage")
+}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def slug(heading: str) -> str:
+    """What GitHub makes of a heading for links to it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"^ *```.*?^ *```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The words of each command that starts with manage.py or ./run, in blocks and between backticks."""
+    text = path.read_text().replace("\\\n", " ")
+    lines = [line.strip() for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", prose(path))
+    found = []
+    for line in lines:
+        for part in re.split(r" && | \| |; ", line):
+            if part.startswith(("manage.py ", "./run ")) or " manage.py " in part:
+                start = part.index("manage.py") if "manage.py" in part else 0
+                found.append(shlex.split(part[start:], comments=True))
+    return [words for words in found if len(words) > 1]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, section = target.partition("#")
+        there = (path.parent / file).resolve() if file else path
+        assert there.exists(), f"{name(path)} leads to {target}"
+        if section:
+            headings = re.findall(r"^#+ (.+)$", prose(there), re.MULTILINE)
+            assert section in map(slug, headings), f"{name(path)} leads to {target}"
+
+
+def test_every_document_that_is_named_is_there_and_every_one_is_in_the_index() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    named = set()
+    for file in listed:
+        if file.endswith((".py", ".sh", ".yml", ".yaml", ".toml", ".md", ".html", ".example", ".conf", "run")):
+            named |= set(re.findall(r"docs/[a-z-]+\.md", (ROOT / file).read_text()))
+    assert {each for each in named if not (ROOT / each).is_file()} == set()
+    listed = re.findall(r"\]\(([a-z-]+\.md)\)", (ROOT / "docs" / "README.md").read_text())
+    assert {path.name for path in ROOT.glob("docs/*.md")} == {"README.md", *listed}
+
+
+def test_the_license_that_pyproject_names_is_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["license"] == "MIT"
+    assert [(ROOT / file).read_text().splitlines()[0] for file in project["license-files"]] == ["MIT License"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_every_command_is_there_with_these_options(path: Path) -> None:
+    entries = re.findall(r"^([a-z0-9_]+)\(\) \{", (ROOT / "run").read_text(), re.MULTILINE)
+    for words in commands(path):
+        if words[0] == "./run":
+            assert words[1] in entries, f"{name(path)}: {words}"
+        elif re.fullmatch("[a-z_]+", words[1]):
+            assert words[1] in get_commands(), f"{name(path)}: {words}"
+            if words[1] in OURS:
+                parser = load_command_class(get_commands()[words[1]], words[1]).create_parser("manage.py", words[1])
+                known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", parser.format_help()))
+                used = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
+                known |= set(re.findall(r"--[a-z-]+", help_of_subcommands(words)))
+                assert used <= known, f"{name(path)}: {words}"
+
+
+def help_of_subcommands(words: list[str]) -> str:
+    """api_token's own commands have options of their own."""
+    if words[1] != "api_token" or len(words) < 3:
+        return ""
+    command = ["manage.py", "api_token", words[2], "--help"]
+    done = subprocess.run([str(ROOT / command[0]), *command[1:]], capture_output=True, text=True, cwd=ROOT)
+    return done.stdout

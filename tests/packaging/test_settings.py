@@ -1,0 +1,387 @@
+"""Settings refuse what is missing, malformed or unsafe, by the variable's name and without its value."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.contrib.staticfiles.storage import staticfiles_storage
+from django.core.exceptions import ImproperlyConfigured
+from hypothesis import given
+from hypothesis import strategies as st
+from whitenoise.storage import CompressedManifestStaticFilesStorage
+
+from settings import env
+from tests.support.servers import PATIENCE, ROOT
+
+KEY = "kI5x0mVd9sQ2wB7zR4tY8uE1oP6aL3cN-fJhGqXv_SbZrMnTyW"
+GOOD = {"SECRET_KEY": KEY, "DATABASE_URL": "postgresql://someone:hunter2@db.internal:5432/app"}
+
+
+def load(module: str, **variables: str) -> Any:
+    """settings.`module` as it comes out with only these variables; the suite's own settings stay as they are."""
+    names = ("settings.base", f"settings.{module}")
+    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    try:
+        with mock.patch.dict(os.environ, variables, clear=True):
+            return importlib.import_module(f"settings.{module}")
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(kept)
+
+
+@pytest.mark.parametrize("module", ["staging", "production"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"SECRET_KEY": ""}, "SECRET_KEY is not set"),
+        ({"SECRET_KEY": "hunter2"}, "SECRET_KEY is malformed"),
+        ({"SECRET_KEY": "a" * 60}, "SECRET_KEY is malformed"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL is not set, nor DB_PASSWORD"),
+        ({"DATABASE_URL": "hunter2"}, "DATABASE_URL is malformed"),
+        ({"DATABASE_URL": "postgresql://someone:hunter2@host:notaport/name"}, "DATABASE_URL is malformed"),
+        ({"DATABASE_URL": "postgresql://someone:hunter2@host"}, "DATABASE_URL is malformed"),
+        ({"DEBUG": "true"}, "DEBUG is true"),
+        ({"DEBUG": "hunter2"}, "DEBUG is malformed"),
+        ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS is malformed"),
+        ({"HTTPS_ONLY": "hunter2"}, "HTTPS_ONLY is malformed"),
+        ({"TRUSTED_PROXIES": "hunter2"}, "TRUSTED_PROXIES is malformed"),
+        ({"EMAIL_PORT": "hunter2"}, "EMAIL_PORT is malformed"),
+        ({"EMAIL_PORT": "65536"}, "EMAIL_PORT is malformed"),
+        ({"DATABASE_URL": "mysql://someone:hunter2@host/name"}, "DATABASE_URL is malformed"),
+        ({"REDIS_URL": "http://:hunter2@host"}, "REDIS_URL is malformed"),
+        ({"REDIS_URL": "redis://host:hunter2/1"}, "REDIS_URL is malformed"),
+        ({"ALLOWED_HOSTS": "https://hunter2.com"}, "ALLOWED_HOSTS is malformed"),
+        ({"ALLOWED_HOSTS": "hunter2.com:443"}, "ALLOWED_HOSTS is malformed"),
+        ({"CSRF_TRUSTED_ORIGINS": "hunter2.com"}, "CSRF_TRUSTED_ORIGINS is malformed"),
+        ({"CSRF_TRUSTED_ORIGINS": "https://hunter2.com/"}, "CSRF_TRUSTED_ORIGINS is malformed"),
+        ({"SITE_URL": "hunter2.com"}, "SITE_URL is malformed"),
+        ({"SITE_URL": "https://hunter2.com/path"}, "SITE_URL is malformed"),
+        ({"LEDGER_URL": "hunter2"}, "LEDGER_URL is malformed"),
+        ({"LEDGER_URL": "http://hunter2.example.com"}, "LEDGER_URL is malformed: expected https://"),
+        ({"LEDGER_URL": "http://127.0.0.1.hunter2.com"}, "LEDGER_URL is malformed: expected https://"),
+        ({"LEDGER_URL": "https://me:hunter2@example.com"}, "LEDGER_URL is malformed"),
+        ({"LEDGER_URL": "https://a.example,hunter2"}, "LEDGER_URL is malformed"),
+        ({"LEDGER_URL": "https://example.com:hunter2"}, "LEDGER_URL is malformed"),
+        ({"COMPARE_URL": "https://me:hunter2@example.com/{old}...{new}"}, "COMPARE_URL is malformed"),
+        ({"COMPARE_URL": "https://example.com/{old}...{new}/{hunter2}"}, "COMPARE_URL is malformed"),
+        ({"EMAIL_HOST": "smtp://hunter2"}, "EMAIL_HOST is malformed"),
+        ({"EMAIL_HOST": "me:hunter2@mail.example.com"}, "EMAIL_HOST is malformed"),
+        ({"EMAIL_HOST": "mail.example.com:587"}, "EMAIL_HOST is malformed"),
+        ({"DEFAULT_FROM_EMAIL": "hunter2"}, "DEFAULT_FROM_EMAIL is malformed"),
+        ({"DB_PASSWORD": "hunter2\r\nhunter2", "DATABASE_URL": ""}, "DB_PASSWORD contains a line break"),
+        ({"SECRET_KEY": "hunter2\x0c" + KEY}, "SECRET_KEY contains a line break or control character (U+000C)"),
+        ({"ADMIN_URL": "/"}, "ADMIN_URL is malformed"),
+        ({"ADMIN_URL": "<hunter2>/"}, "ADMIN_URL is malformed"),
+        ({"EMAIL_VERIFICATION": "hunter2"}, "EMAIL_VERIFICATION is malformed"),
+        ({"HEALTH_CHECK_TIMEOUT": "nan"}, "HEALTH_CHECK_TIMEOUT is malformed"),
+        ({"SECRET_KEY_FILE": "/etc/hostname"}, "SECRET_KEY and SECRET_KEY_FILE are both set"),
+        ({"SECRET_KEY": "", "SECRET_KEY_FILE": "/nowhere/key"}, "cannot be read (FileNotFoundError): /nowhere/key"),
+    ],
+)
+def test_what_is_unsafe_stops_the_process_by_name(module: str, change: dict[str, str], says: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        load(module, **GOOD | change)
+    assert says in str(caught.value)
+    assert "hunter2" not in str(caught.value), "it repeats a value that may be secret"
+
+
+@pytest.mark.parametrize(
+    "command", [("manage.py", "check"), ("-m", "gunicorn", "--config", "gunicorn.conf.py", "backstagetest1.wsgi")]
+)
+def test_a_refusal_ends_the_process_with_its_reason_and_nothing_else(command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={"DJANGO_SETTINGS_MODULE": "settings.production", "PATH": os.environ["PATH"], "BIND": "127.0.0.1:0"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    *before, reason = done.stderr.splitlines()
+    assert all(line.startswith("{") for line in before), "gunicorn's log lines, and no stack trace"
+    assert reason.startswith("SECRET_KEY is not set. It should look like this: SECRET_KEY=")
+    assert reason.endswith("See .env.example.")
+
+
+DATABASE, CACHE = "postgresql://someone:hunter2@db.internal:5432/app", "redis://:hunter2@cache.internal:6379/1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("DATABASE_URL", f"{DATABASE}?conn_max_age=600", "has no option conn_max_age; expected one of these options"),
+        ("DATABASE_URL", f"{DATABASE}?schema=public", "has no option schema"),
+        ("DATABASE_URL", f"{DATABASE}?currentSchema=x", "has no option currentSchema"),
+        ("DATABASE_URL", f"{DATABASE}?host=hunter2", "has no option host"),
+        ("DATABASE_URL", f"{DATABASE}?sslmode=hunter2", "the option sslmode is not valid"),
+        ("DATABASE_URL", f"{DATABASE}?connect_timeout=soon", "the option connect_timeout is not valid"),
+        ("DATABASE_URL", f"{DATABASE}?sslmode=require&sslmode=disable", "the option sslmode is there twice"),
+        ("DATABASE_URL", f"{DATABASE}#hunter2", "write : as %3A, / as %2F, ? as %3F, # as %23, @ as %40, and % as %25"),
+        ("DATABASE_URL", f"{DATABASE}/hunter2", "it names no database, or one with a slash"),
+        ("DATABASE_URL", "postgresql://someone:hun#ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun/ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun?ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun@ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hun%ter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:1234/hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:1234?hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:1234#hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hunter2@one,two/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hunter2@one:1,two:2/app", "has another form"),
+        ("DATABASE_URL", "postgresql://someone:hunter2@db.internal:99999/app", "the port is out of range"),
+        ("DATABASE_URL", "postgresql://some one:hunter2@db.internal/app", "has another form"),
+        ("DATABASE_URL", "sqlite:///a?hunter2=1", "begins with postgresql://, postgres://"),
+        ("REDIS_URL", f"{CACHE}?ssl_cert_reqs=none", "has no option ssl_cert_reqs"),
+        ("REDIS_URL", f"{CACHE.replace('redis', 'rediss')}?ssl_cert_reqs=none", "the option ssl_cert_reqs is not"),
+        (
+            "REDIS_URL",
+            f"{CACHE.replace('redis', 'rediss')}?ssl_check_hostname=false",
+            "ssl_check_hostname is not valid",
+        ),
+        ("REDIS_URL", f"{CACHE}?socket_timeout=60", "has no option socket_timeout"),
+        ("REDIS_URL", f"{CACHE}?db=2", "has no option db"),
+        ("REDIS_URL", "redis://:hunter2@cache.internal/cache", "it is not a number"),
+        ("REDIS_URL", "redis://:hunter2@cache.internal/1/2", "it is not a number"),
+        ("REDIS_URL", "redis://:hun#ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://:hun/ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://:hun@ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://:hun%ter2@cache.internal/1", "has another form"),
+        ("REDIS_URL", "redis://one,hunter2/1", "has another form"),
+        ("REDIS_URL", "redis://", "it names no host"),
+        ("REDIS_URL", "unix://hunter2/1", "there is no path of a socket"),
+    ],
+)
+def test_an_address_that_its_driver_would_not_know_is_refused_at_the_start(name: str, value: str, says: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        load("production", **GOOD | {name: value})
+    message = str(caught.value)
+    assert message.startswith(f"{name} is malformed: ") and says in message and "expected" in message
+    assert not re.search("hun.?ter2", message), "it repeats a value that may be secret"
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("postgresql://u%3A%2F%3F%23%40%25:p%3A%2F%3F%23%40%25@h/app", {"USER": "u:/?#@%", "PASSWORD": "p:/?#@%"}),
+        ("postgresql://u:p!$&'()*+,;=~@h:1/a-b", {"PASSWORD": "p!$&'()*+,;=~", "NAME": "a-b", "PORT": 1}),
+        ("postgres://u:p@[2001:db8::1]:5433/app", {"HOST": "2001:db8::1", "PORT": 5433}),
+        ("postgresql://u@%2Fvar%2Frun%2Fpostgresql/app", {"HOST": "/var/run/postgresql"}),
+    ],
+)
+def test_what_is_written_as_asked_reads_as_it_was_meant(url: str, found: dict[str, Any]) -> None:
+    database = load("production", **GOOD | {"DATABASE_URL": url}).DATABASES["default"]
+    assert {name: database[name] for name in found} == found
+
+
+def test_options_that_the_driver_knows_reach_it_beside_ours() -> None:
+    from psycopg2.extensions import make_dsn, parse_dsn
+
+    samples = {
+        "sslmode": "verify-full",
+        "sslrootcert": "/etc/ssl/ca.pem",
+        "target_session_attrs": "read-write",
+        "channel_binding": "require",
+        "gssencmode": "disable",
+        "application_name": "app",
+        "options": "-c%20search_path%3Dapp",
+    }
+    given = {name: samples.get(name, "/a" if pattern == env.FILE else "1") for name, pattern in env.POSTGRESQL.items()}
+    query = "&".join(f"{name}={value}" for name, value in given.items())
+    options = load("production", **GOOD | {"DATABASE_URL": f"{DATABASE}?{query}"}).DATABASES["default"]["OPTIONS"]
+    assert parse_dsn(make_dsn(**options))["sslmode"] == "verify-full"  # libpq's own parser knows each
+    assert options["options"].startswith("-c statement_timeout=15s") and options["options"].endswith("search_path=app")
+
+
+def test_the_options_of_redis_are_those_that_its_driver_knows() -> None:
+    samples = {"ssl_check_hostname": "true", "ssl_cert_reqs": "required", "protocol": "3", "client_name": "app"}
+    for scheme, known in (("redis", env.REDIS), ("rediss", env.REDIS_TLS)):
+        given = {name: samples.get(name, "/a" if pattern == env.FILE else "7") for name, pattern in known.items()}
+        url = f"{scheme}://h/1?{'&'.join(f'{name}={value}' for name, value in given.items())}"
+        assert load("production", **GOOD, REDIS_URL=url).CACHES["default"]["LOCATION"] == url
+    assert load("production", **GOOD, REDIS_URL="unix:///run/redis.sock?db=2")
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", " \ufeff"])
+@pytest.mark.parametrize("after", ["", "\r", "\r\n", "\n\n", " \t"])
+def test_what_editors_and_secret_stores_add_to_a_value_does_not_count(before: str, after: str, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_bytes(f"{before}hunter2{after}".encode())
+    for variables in ({"DB_PASSWORD": f"{before}hunter2{after}"}, {"DB_PASSWORD_FILE": f"{path}{after}"}):
+        found = load("production", SECRET_KEY=f"{before}{KEY}{after}", **variables)
+        assert found.DATABASES["default"]["PASSWORD"] == "hunter2" and found.SECRET_KEY == KEY
+
+
+@pytest.mark.parametrize("module", ["staging", "production", "testing"])
+def test_with_what_is_needed_they_start(module: str) -> None:
+    assert load(module, **GOOD, REDIS_URL="redis://cache.internal/1").ENVIRONMENT == module
+
+
+def test_the_guides_names_are_the_defaults() -> None:
+    password = {"SECRET_KEY": KEY, "DB_PASSWORD": "p@ss/word"}
+    production, staging, dev = load("production", **password), load("staging", **password), load("dev")
+    database = production.DATABASES["default"]
+    assert (database["USER"], database["PASSWORD"]) == ("prod_user", "p@ss/word")
+    assert (database["HOST"], database["NAME"]) == ("prod-db.example.com", "backstagetest1_production")
+    assert staging.DATABASES["default"]["HOST"] == "staging-db.example.com"
+    assert dev.DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3"
+    assert production.ALLOWED_HOSTS == ["backstagetest1.com", "www.backstagetest1.com"]
+    assert staging.ALLOWED_HOSTS == ["staging.backstagetest1.com"]
+    assert dev.ALLOWED_HOSTS[:2] == ["localhost", "127.0.0.1"]
+    assert production.CACHES["default"]["LOCATION"] == "redis://prod-redis.example.com:6379/1"
+    assert staging.CACHES["default"]["LOCATION"] == "redis://staging-redis.example.com:6379/1"
+    named = load("staging", REDIS_URL="redis://here/2", **password)
+    assert named.CACHES["default"]["LOCATION"] == "redis://here/2"
+
+
+def test_the_guides_security_settings_are_on_in_production() -> None:
+    production = load("production", **GOOD)
+    assert production.DEBUG is False
+    assert production.SECURE_SSL_REDIRECT is True
+    assert production.SECURE_HSTS_SECONDS == 31536000
+    assert production.SECURE_HSTS_INCLUDE_SUBDOMAINS is True
+    assert production.SECURE_HSTS_PRELOAD is True
+
+
+def test_a_mounted_secret_is_read_from_its_file(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text(f"{KEY}\n")
+    production = load("production", SECRET_KEY_FILE=str(secret), DATABASE_URL=GOOD["DATABASE_URL"])
+    assert production.SECRET_KEY == KEY
+
+
+def test_connections_to_postgresql_have_time_outs_and_are_checked() -> None:
+    database = load("production", **GOOD).DATABASES["default"]
+    assert database["ENGINE"] == "backstagetest1.postgresql"
+    assert database["CONN_MAX_AGE"] == 60 and database["CONN_HEALTH_CHECKS"] is True
+    assert database["OPTIONS"]["connect_timeout"] == 3
+    assert "statement_timeout=15s" in database["OPTIONS"]["options"]
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+def test_a_flag_is_true_or_false_or_stops(value: str) -> None:
+    known = {word: True for word in env.TRUE} | {word: False for word in env.FALSE}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("A_FLAG", value)
+        word = env.tidy(value).lower()
+        if word == "":
+            assert env.flag("A_FLAG", True) is True and env.flag("A_FLAG", False) is False
+        elif word in known:
+            assert env.flag("A_FLAG", False) is known[word]
+        else:
+            with pytest.raises(ImproperlyConfigured, match="A_FLAG (is malformed|contains a line break)"):
+                env.flag("A_FLAG", True)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0")))
+def test_no_text_breaks_the_parsers(value: str) -> None:
+    def trimmed_words() -> None:
+        assert all(word == word.strip() != "" for word in env.words("SOME"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOME", value)
+        patch.setenv("DATABASE_URL", value)
+        patch.setenv("SECRET_KEY", value)
+        patch.setenv("ALLOWED_HOSTS", value)
+        for read in (
+            trimmed_words,
+            lambda: env.number("SOME", 1),
+            lambda: env.networks("SOME"),
+            lambda: env.ascending("SOME", "1"),
+            lambda: env.choice("SOME", "a", ("a", "b")),
+            lambda: env.hosts("localhost"),
+            lambda: env.port("SOME", 1),
+            lambda: env.path("SOME", "a/"),
+            lambda: env.redis_url("redis://localhost"),
+            env.database,
+            env.secret_key,
+            lambda: env.site(value),
+            lambda: env.host("SOME", "localhost"),
+            lambda: env.comparison("SOME"),
+            lambda: env.sender("SOME", "a@example.com"),
+        ):
+            try:
+                read()
+            except ImproperlyConfigured as error:
+                assert re.match(r"[A-Z_]+ (is (malformed|not set)|contains a line break)", str(error))
+
+
+@given(st.floats(allow_nan=False, min_value=0, max_value=1e12))
+def test_a_number_reads_as_itself(value: float) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOME", repr(value))
+        assert env.number("SOME", 1) == value
+
+
+@pytest.mark.parametrize("value", ["0", "-1,1", "1,1", "2,1", "1,x", "nan", "1,inf", ","])
+def test_bounds_that_do_not_ascend_stop_the_process(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME", value)
+    with pytest.raises(ImproperlyConfigured, match="^SOME is malformed: expected numbers above 0 in ascending order"):
+        env.ascending("SOME", "1")
+
+
+def test_bounds_read_as_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME", "0.005, 0.1,5")
+    assert env.ascending("SOME", "1") == [0.005, 0.1, 5]
+
+
+def variables_in_code() -> set[str]:
+    """Every variable that the code reads, by the calls and look-ups that read one."""
+    files = [
+        *ROOT.glob("settings/*.py"),
+        ROOT / "gunicorn.conf.py",
+        *ROOT.glob("metrics/*.py"),
+        *ROOT.glob("health/**/*.py"),
+    ]
+    source = "\n".join(path.read_text() for path in files)
+    calls = re.findall(
+        r"\b(?:env\.)?(?:text|required|flag|number|words|choice|networks|hosts?|sender|comparison|ascending|port|path)"
+        r"\(\s*\"([A-Z][A-Z0-9_]*)\"",
+        source,
+    )
+    lookups = re.findall(r"environ(?:\.get\(|\[)\s*\"([A-Z][A-Z0-9_]*)\"", source)
+    return set(calls + lookups)
+
+
+def test_the_example_file_documents_every_variable_and_no_other() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    documented = {match[1] for line in lines if (match := re.match(r"#?\s?([A-Z][A-Z0-9_]*)=", line))}
+    read_elsewhere = {"PORT", "PYTHON", "TEST_PROCESSES", "DJANGO_SETTINGS_MODULE"}  # by ./run and Django
+    assert documented == variables_in_code() | read_elsewhere
+    for index, line in enumerate(lines):
+        if re.match(r"#?\s?[A-Z][A-Z0-9_]*=", line):
+            assert lines[index - 1].startswith("#"), f"{line} is not explained"
+
+
+def test_the_stack_passes_on_every_variable_that_makes_sense_in_it() -> None:
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    documented = {match[1] for line in lines if (match := re.match(r"#?\s?([A-Z][A-Z0-9_]*)=", line))}
+    passed = re.findall(r"^    ([A-Z][A-Z0-9_]*?)(?:_FILE)?:", (ROOT / "docker-compose.yml").read_text(), re.M)
+    of_the_image = {"APP_VERSION", "APP_COMMIT", "MEDIA_ROOT", "STATIC_ROOT", "METRICS_DIR", "ENVIRONMENTS_FILE"}
+    of_the_stack = {"BIND", "DB_PASSWORD", "DEBUG", "HEALTH_DRAIN_FILE", "STATIC_SHARED"}
+    of_commands = {"HOST", "PORT", "PYTHON", "TEST_PROCESSES", "LEDGER_URL", "LEDGER_TOKEN"}
+    assert documented - set(passed) == of_the_image | of_the_stack | of_commands
+
+
+def test_the_static_files_backend_is_the_hashing_one() -> None:
+    assert isinstance(staticfiles_storage, CompressedManifestStaticFilesStorage)
+
+
+def test_no_image_build_needs_a_secret_for_its_static_files(tmp_path: Path) -> None:
+    """Trap 18: collectstatic runs under the image's settings with a throw-away key and no database."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", "collectstatic", "--noinput", "--dry-run"],
+        cwd=ROOT,
+        env={"DJANGO_SETTINGS_MODULE": "settings.production", "STATIC_ROOT": str(tmp_path), "PATH": os.environ["PATH"]}
+        | {"SECRET_KEY": KEY, "DATABASE_URL": "postgresql://nobody@nowhere.invalid/none"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
