@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.servers import ROOT
+from tests.support.servers import ROOT
 
 RECORDER = ROOT / "scripts" / "terminal_svg.py"
 SVG = "{http://www.w3.org/2000/svg}"
