@@ -1,4 +1,4 @@
-"""What allauth does differently here: https://docs.allauth.org/en/latest/account/adapter.html"""
+"""Overrides of django-allauth's behaviour: https://docs.allauth.org/en/latest/account/adapter.html"""
 
 import logging
 from typing import Any
@@ -19,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class MailNotSent(Exception):
-    """The mail server does not take the message now."""
+    """The mail server is unavailable or rejected the message."""
 
 
 def origin(request: HttpRequest) -> str:
-    """The site's address that links in mail begin with: SITE_URL, or else the host that was asked for.
+    """Returns the scheme and host that links in mail start with: SITE_URL, or else the request's own.
 
-    Of that host neither a dot at its end nor a port counts, for ALLOWED_HOSTS restricts neither, and a port may be
-    another server's. Only this server's own port is kept, if the client came straight to it and not by a proxy.
+    ALLOWED_HOSTS restricts neither a trailing dot nor the port of the Host header, so both are dropped: a link must not
+    lead to another server's port. This server's own port is kept if no proxy is in between.
 
     Raises DisallowedHost.
     """
@@ -39,7 +39,7 @@ def origin(request: HttpRequest) -> str:
 
 class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def clean_email(self, email: str) -> str:
-        """For every form of allauth that takes an address: what would not fit into its row is refused, not cut.
+        """Validates an address that any of allauth's forms takes; without this, one that is too long is truncated.
 
         Raises ValidationError.
         """
@@ -47,18 +47,18 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return email
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Raises MailNotSent. Every link (a value named *_url) leads to the site, whatever Host the client has sent."""
+        """Sends mail whose links (values named *_url) lead to this site, whatever Host was sent. Raises MailNotSent."""
         site = urlsplit(origin(allauth_context.request))
         for name, value in context.items():
             if name.endswith("_url"):
                 context = context | {name: urlsplit(value)._replace(scheme=site.scheme, netloc=site.netloc).geturl()}
         try:
             super().send_mail(template_prefix, email, context | {"origin": site.geturl(), "site": site.netloc})
-        except OSError as error:  # smtplib's own are of this kind too
+        except OSError as error:  # includes smtplib.SMTPException
             raise MailNotSent from error
 
     def send_confirmation_mail(self, request: HttpRequest, emailconfirmation: Any, signup: bool) -> None:
-        """Raises MailNotSent; it does not count as sent then, and the next try is not held back."""
+        """Raises MailNotSent; the failed attempt does not count towards the rate limit."""
         try:
             super().send_confirmation_mail(request, emailconfirmation, signup)
         except MailNotSent:
@@ -67,25 +67,25 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
             raise
 
     def send_notification_mail(self, template_prefix: str, user: AbstractBaseUser, *args: Any, **kwargs: Any) -> None:
-        """Tells the owner of a change. The change holds even if the message cannot be sent."""
+        """Notifies the owner of a change, which stands even if the mail cannot be sent."""
         try:
             super().send_notification_mail(template_prefix, user, *args, **kwargs)
         except MailNotSent:
-            logger.exception("A notification could not be sent to user %s: %s", user.pk, template_prefix)
+            logger.exception("Cannot send a notification to user %s: %s", user.pk, template_prefix)
 
     def is_ajax(self, request: HttpRequest) -> bool:
-        """Never: the pages are HTML, whatever a client says of itself."""
+        """Returns False: these pages are HTML, whatever the client's headers say."""
         return False
 
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
-        """Whom the credentials are of, if the address stands for that person: allauth takes any that was added."""
+        """Returns the user, if the address is verified or primary; allauth accepts any address that was added."""
         user: User | None = super().authenticate(request, **credentials)
         return user if user and addresses.is_of(str(credentials.get("email", "")), user) else None
 
     def can_delete_email(self, email_address: Any) -> bool:
-        """Not the account's own address, also where allauth has not marked it as the primary one."""
+        """Returns False for the account's own address, even where allauth has not marked it as primary."""
         return email_address.email != email_address.user.email and bool(super().can_delete_email(email_address))
 
     def _get_login_attempts_cache_key(self, request: HttpRequest, **credentials: Any) -> str:
-        """The address alone. allauth puts the Host before it, whose port a client may vary, for tries without end."""
+        """Returns the address alone: allauth prefixes the Host, whose port a client can vary to escape the limit."""
         return str(credentials.get("email", "")).lower()

@@ -1,8 +1,8 @@
-"""Whose an e-mail address is.
+"""Decides who owns an email address.
 
-Anybody may type any address. So an address stands for the person who has verified it, or else for the one whose primary
-address it is. Another one that has not been verified stands for nobody: it resets no password, signs nobody in, keeps
-nobody from signing up, and goes when its owner turns up.
+Anyone can enter any address. It belongs to the user who has verified it, or else to the one whose primary address it
+is. An unverified secondary address belongs to nobody: it cannot reset a password or sign in, does not block a sign-up,
+and is removed when its owner verifies it elsewhere.
 """
 
 from allauth.account.models import EmailAddress
@@ -12,29 +12,29 @@ from accounts.models import User
 
 
 def owners(address: str) -> "QuerySet[User]":
-    """The person whom `address` stands for, in any case of letters: one at most."""
+    """Returns the owner of `address`, at most one; upper and lower case are the same."""
     address = address.lower()
     verified = User.objects.filter(emailaddress__email=address, emailaddress__verified=True)
     return verified if verified.exists() else User.objects.filter(email=address)
 
 
 def is_of(address: str, user: User) -> bool:
-    """Whether `user` has verified `address`, or has it as the primary one."""
+    """Returns whether `user` has verified `address`, or has it as the primary address."""
     address = address.lower()
     return user.email == address or user.emailaddress_set.filter(email=address, verified=True).exists()
 
 
 def release(address: str, *, to: User | None = None) -> None:
-    """Takes `address` from those who have added it and not verified it: not from `to`, nor where it is primary."""
+    """Removes the unverified secondary address `address` from every account but `to`."""
     added = EmailAddress.objects.filter(email=address.lower(), verified=False).exclude(user__email=address.lower())
     (added.exclude(user=to) if to else added).delete()
 
 
 def keep_only_proven(user: User, address: str) -> None:
-    """Makes `user` the account of whoever reads `address`, as its password is being reset by a link sent there.
+    """Removes the addresses of `user` that prove nothing, while its password is reset by a link sent to `address`.
 
-    Addresses that are not verified go. If `address` was not verified either, the others go too: whoever added them has
-    never proved to be the owner of the account's address. Sets user.email; the caller saves it.
+    These are the unverified ones. If `address` itself was unverified, the others go as well: whoever added them has
+    never proved that they own the account. Sets user.email; the caller saves it.
     """
     own = user.emailaddress_set
     others = own.exclude(email=address)
@@ -49,5 +49,5 @@ def keep_only_proven(user: User, address: str) -> None:
 
 
 def is_primary_elsewhere(address: str, user: User) -> bool:
-    """Whether somebody other than `user` has `address` as the primary one."""
+    """Returns whether `address` is the primary address of another user."""
     return User.objects.filter(email=address).exclude(pk=user.pk).exists()

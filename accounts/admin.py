@@ -1,13 +1,13 @@
-"""The admin's pages about people, their groups and their e-mail addresses.
+"""The admin's pages for users, groups and email addresses.
 
-Whoever may edit people must not become more than they are. So permissions are for superusers to grant, and a person
-who may do something that you may not is closed to you, with that person's addresses: a changed address or password is
-a way into the account.
+Staff who may edit users must not be able to raise their own privileges. So only superusers grant permissions, and
+nobody can change a user who has a permission that they lack, nor that user's addresses: a changed address or password
+gives access to the account.
 """
 
 from typing import Any
 
-from allauth.account import admin as allauth_admin  # registers EmailAddress, which is registered anew below
+from allauth.account import admin as allauth_admin  # registers EmailAddress, which is replaced below
 from allauth.account.decorators import secure_admin_login
 from allauth.account.models import EmailAddress
 from django.contrib import admin
@@ -22,7 +22,7 @@ from django.shortcuts import redirect
 
 from accounts.models import User
 
-# Sign-in and password change go through the pages that everybody uses, with their rate limits and notices.
+# Signing in and changing the password use the public pages, with their rate limits and notifications.
 admin.site.login = secure_admin_login(admin.site.login)  # type: ignore[method-assign]
 
 
@@ -39,9 +39,9 @@ def is_superuser(request: HttpRequest) -> bool:
 
 
 def within_reach(request: HttpRequest) -> "QuerySet[User]":
-    """The people whom the requester may change: everybody for a superuser, else who has no permission that they lack.
+    """Returns the users whom the requester may change: those without a permission that the requester lacks.
 
-    A permission counts whether or not it can be used just now: somebody switched off may be switched on again.
+    Inactive users' permissions count as well, as they can be activated again. A superuser may change everybody.
     """
     if is_superuser(request):
         return User.objects.all()
@@ -90,7 +90,7 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
         return super().has_delete_permission(request, obj) and (obj is None or may_reach(request, obj))
 
     def save_model(self, request: HttpRequest, obj: User, form: "ModelForm[User]", change: bool) -> None:
-        """A new address has to be verified, at the next sign-in; the old one no longer signs anybody in."""
+        """Saves the user. A changed address must be verified at the next sign-in; the old one stops working."""
         super().save_model(request, obj, form, change)
         if change and "email" in form.changed_data:
             obj.emailaddress_set.all().delete()
@@ -102,7 +102,7 @@ admin.site.unregister(EmailAddress)
 
 @admin.register(Group)
 class GroupAdmin(DjangoGroupAdmin):
-    """For superusers to change: a group's permissions are those of everybody in it."""
+    """Only superusers change groups, as a group's permissions apply to all its members."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return is_superuser(request)
@@ -116,9 +116,9 @@ class GroupAdmin(DjangoGroupAdmin):
 
 @admin.register(EmailAddress)
 class EmailAddressAdmin(allauth_admin.EmailAddressAdmin):  # type: ignore[misc]
-    """allauth's. Whose an address is and how it reads does not change: a link sent to it goes on to verify it.
+    """allauth's page with the user and the address read-only, as links already sent keep verifying the old address.
 
-    The primary one is the person's own (User.email), and is changed with it.
+    The primary address is User.email and changes with it.
     """
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:

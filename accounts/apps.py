@@ -4,7 +4,7 @@ from django.db.models.signals import post_delete
 
 class AccountsConfig(AppConfig):
     name = "accounts"
-    verbose_name = "People"  # in the admin, where allauth has an "Accounts" already
+    verbose_name = "Users"  # in the admin, where allauth already has "Accounts"
 
     def ready(self) -> None:
         from allauth.account.signals import email_confirmed, user_signed_up

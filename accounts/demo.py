@@ -1,4 +1,4 @@
-"""Made-up people for every environment but production. All addresses are in domains that nobody can own (RFC 2606)."""
+"""Demo users for every environment but production. Their addresses are in reserved domains (RFC 2606)."""
 
 import random
 import unicodedata
@@ -19,7 +19,7 @@ BATCH = 2_000
 
 @dataclass(frozen=True)
 class Person:
-    name: str  # of the address, before the @
+    name: str  # the local part of the address
     display_name: str = ""
     verified: bool = True
     is_active: bool = True
@@ -35,8 +35,8 @@ MOCK = (
     Person("demo", "Demo User"),
     Person("demo-admin", "Demo Admin", is_staff=True, is_superuser=True),
     Person("demo-nameless"),
-    Person("demo-unverified", "Demo, not verified", verified=False),
-    Person("demo-inactive", "Demo, switched off", is_active=False),
+    Person("demo-unverified", "Demo Unverified", verified=False),
+    Person("demo-inactive", "Demo Inactive", is_active=False),
 )
 TEST = (
     Person("test-member", "Test Member"),
@@ -47,7 +47,7 @@ TEST = (
     Person("test-inactive", "Test Inactive", is_active=False),
 )
 
-# The production-like ones: common names of many places, and every shape that a page has to bear.
+# For production-like data: common names from many places, in every form that a page must cope with.
 GIVEN = (
     "Ada Aiko Alejandra Amara Anders Anna Ayşe Björn Carlos Chidi Chloé Daniel Deepa Elif Emeka Eva Fatima Gabriel "
     "Giulia Hans Hiroshi Ingrid Ivan Jan Joana José Kateryna Kofi Lars Leila Liam Lucía Łukasz Maja Malik Maria Mehmet "
@@ -62,13 +62,13 @@ FAMILY = (
     "Zhang"
 ).split()
 DOMAINS = ("example.com", "example.net", "example.org")
-LAST_DAY = datetime(2026, 1, 1, tzinfo=UTC)  # fixed, so that a seed makes the same people on every day
+LAST_DAY = datetime(2026, 1, 1, tzinfo=UTC)  # fixed, so that a seed gives the same users every day
 
 
 def ensure(people: tuple[Person, ...], password: str, *, reset: bool = False) -> int:
-    """Makes those of `people` who are not there, and with `reset` puts the others back as they were.
+    """Creates those of `people` who do not exist; `reset` also restores those who do.
 
-    Returns how many were made. All or nothing: one transaction.
+    Returns the number of users created. Runs in one transaction.
     """
     shared = make_password(password)
     made = 0
@@ -87,9 +87,9 @@ def ensure(people: tuple[Person, ...], password: str, *, reset: bool = False) ->
 
 
 def people(count: int, seed: int) -> Iterator[tuple[User, bool]]:
-    """`count` users that are not saved, each with whether the address is verified; the same for the same seed.
+    """Yields `count` unsaved users, each with whether the address is verified; the same seed yields the same users.
 
-    They have one unusable password, so nobody can sign in as them, and hashing takes no time.
+    They share one unusable password, so that nobody can sign in as them and no time is spent on hashing.
     """
     chance = random.Random(seed)
     unusable = make_password(None)
@@ -110,7 +110,7 @@ def people(count: int, seed: int) -> Iterator[tuple[User, bool]]:
 
 
 def plain(name: str) -> str:
-    """`name` in small ASCII letters, fit for an address."""
+    """Returns `name` in lower-case ASCII letters, for an address."""
     letters = unicodedata.normalize(
         "NFKD", name.replace("ø", "o").replace("ł", "l").replace("Ł", "l").replace("ı", "i")
     )
@@ -118,9 +118,9 @@ def plain(name: str) -> str:
 
 
 def grow(count: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Saves people(count, seed) in batches; yields for each how many it looked at and how many of them were new.
+    """Saves people(count, seed) in batches; yields the size of each batch and how many of its users were new.
 
-    To be run in a transaction, so that it is all or nothing.
+    The caller runs it in a transaction.
     """
     batch: list[tuple[User, bool]] = []
     for index, person in enumerate(people(count, seed), 1):

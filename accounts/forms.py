@@ -1,3 +1,5 @@
+"""The forms for accounts: the profile, and what differs from django-allauth's own forms."""
+
 from typing import Any
 
 from allauth.account import app_settings
@@ -16,11 +18,11 @@ from django.shortcuts import redirect
 from accounts import addresses, avatars, reset
 from accounts.models import ResetLink, User
 
-EMAIL_LENGTH = 254  # characters, of User.email and of allauth's EmailAddress.email
+EMAIL_LENGTH = 254  # characters, as of User.email and allauth's EmailAddress.email
 
 
-def bound(field: forms.EmailField) -> None:
-    """Gives allauth's field for an address the limit of the model. Its own is higher, and beyond ours it would cut."""
+def limit_length(field: forms.EmailField) -> None:
+    """Limits the address to the length of the model's field; allauth's limit is higher, and it would truncate."""
     field.max_length = EMAIL_LENGTH
     field.validators = [each for each in field.validators if not isinstance(each, MaxLengthValidator)]
     field.validators.append(MaxLengthValidator(EMAIL_LENGTH))
@@ -30,20 +32,20 @@ def bound(field: forms.EmailField) -> None:
 class AddEmailForm(BaseAddEmailForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        bound(self.fields["email"])
+        limit_length(self.fields["email"])
 
 
 class SignupForm(BaseSignupForm):  # type: ignore[misc]
-    """allauth's, closed against two ways in which it tells whether an address is known.
+    """allauth's form without two ways to find out whether an address has an account.
 
-    Nor can an address be kept from its owner by adding it to another account (accounts.addresses).
+    Nor can an address be blocked for its owner by adding it to another account (accounts.addresses).
     """
 
     account_already_exists: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        bound(self.fields["email"])
+        limit_length(self.fields["email"])
 
     def validate_unique_email(self, value: str) -> str:
         self.account_already_exists = addresses.owners(value).exists()
@@ -53,14 +55,14 @@ class SignupForm(BaseSignupForm):  # type: ignore[misc]
 
     def try_save(self, request: HttpRequest) -> tuple[User | None, HttpResponse | None]:
         if self.account_already_exists:
-            # A new account costs a password hash; without this the time taken would tell which addresses are known.
+            # Signing up hashes a password; without this the response time would reveal which addresses are known.
             User().set_password(self.cleaned_data["password1"])
             return self.answer(request)
         try:
             with transaction.atomic():
                 addresses.release(self.cleaned_data["email"])
                 return self.answer(request)
-        except IntegrityError:  # the same address signed up since it was checked: a button pressed twice
+        except IntegrityError:  # the same address has signed up since the check: a double click
             if not verification_is_mandatory():
                 return None, redirect("account_login")
             self.account_already_exists = True
@@ -76,13 +78,13 @@ def verification_is_mandatory() -> bool:
 
 
 class ResetPasswordForm(BaseResetPasswordForm):  # type: ignore[misc]
-    """allauth's, for addresses that stand for somebody; each request ends the link sent before."""
+    """allauth's form, for the owner of an address only; each request invalidates the previous link."""
 
     users: list[User]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        bound(self.fields["email"])
+        limit_length(self.fields["email"])
 
     def clean_email(self) -> str:
         email: str = super().clean_email()
@@ -97,13 +99,15 @@ class ResetPasswordForm(BaseResetPasswordForm):  # type: ignore[misc]
 
 
 class ResetPasswordKeyForm(BaseResetPasswordKeyForm):  # type: ignore[misc]
-    """allauth's. Every session ends, as each carries a hash of the password; addresses that prove nothing go."""
+    """allauth's form. Ends every session, as each holds a hash of the password, and removes unverified addresses."""
 
     user: User
 
     def save(self) -> None:
         with transaction.atomic():
-            User.objects.select_for_update().get(pk=self.user.pk)  # no address is added or verified meanwhile
+            User.objects.select_for_update().get(
+                pk=self.user.pk
+            )  # so that no address is added or verified concurrently
             link = ResetLink.objects.get(user=self.user)
             addresses.keep_only_proven(self.user, link.address)
             super().save()
@@ -112,18 +116,20 @@ class ResetPasswordKeyForm(BaseResetPasswordKeyForm):  # type: ignore[misc]
 
 class ProfileForm(forms.ModelForm):  # type: ignore[type-arg]
     avatar = forms.FileField(
-        label="Picture",
+        label="Profile picture",
         required=False,
-        help_text="PNG, JPEG or WebP, up to 5 MB. It is cropped to a square.",
+        help_text="PNG, JPEG or WebP, up to 5 MB. Cropped to a square.",
         widget=forms.FileInput(attrs={"accept": ",".join(avatars.ACCEPTED_TYPES)}),
         error_messages={"empty": f"This file is empty. {avatars.ACCEPTED}"},
     )
-    remove_avatar = forms.BooleanField(label="Remove the picture", required=False)
+    remove_avatar = forms.BooleanField(label="Remove profile picture", required=False)
 
     class Meta:
         model = User
         fields = ["display_name"]
-        help_texts = {"display_name": "What others see. Without one, the part of your address before the @."}
+        help_texts = {
+            "display_name": "The name that others see. If empty, the part of your email address before the @."
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,17 +137,17 @@ class ProfileForm(forms.ModelForm):  # type: ignore[type-arg]
             del self.fields["remove_avatar"]
 
     def clean_avatar(self) -> bytes | None:
-        """The picture, checked and made anew."""
+        """Returns the avatar made from the upload. Raises ValidationError."""
         upload: "UploadedFile[bytes] | None" = self.cleaned_data["avatar"]
         return avatars.make(upload) if upload else None
 
     def clean(self) -> None:
         super().clean()
         if self.cleaned_data.get("avatar") and self.cleaned_data.get("remove_avatar"):
-            self.add_error("remove_avatar", "Choose one: a new picture, or none.")
+            self.add_error("remove_avatar", "Upload a new picture or remove the current one, not both.")
 
     def save(self, commit: bool = True) -> User:
-        """Raises avatars.NotStored, with nothing changed."""
+        """Saves the display name and the avatar. Raises avatars.NotStored, with nothing changed."""
         picture = self.cleaned_data["avatar"]
         if picture or self.cleaned_data.get("remove_avatar"):
             avatars.save(self.instance, picture, also=("display_name",))

@@ -1,7 +1,7 @@
-"""Decodes an image that anybody may have sent, with Pillow, within bounds of time and memory.
+"""Decodes an uploaded image with Pillow, within bounds of time and memory.
 
-A file has to be one still image and nothing besides, so that no other program could take it for something else: a ZIP
-archive appended to it, a page or a script in its metadata.
+A file must hold one still image and nothing else, so that no other program can take it for a different kind of file
+because of a ZIP archive appended to it, or a page or script in its metadata.
 """
 
 import io
@@ -26,16 +26,16 @@ SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
 
 # What an image ends with; Pillow stops before it. A WebP has its length in its header.
 MARKS = {"PNG": b"\0\0\0\0IEND\xae\x42\x60\x82", "JPEG": b"\xff\xd9"}
-# How files of other kinds begin. Cameras and editors write nothing like it into an image's metadata.
+# How other kinds of files start. Cameras and editors write nothing like it into metadata.
 FOREIGN = re.compile(rb"PK\x03\x04|%PDF-|<script|<html|<!doctype|<svg|<iframe|<\?php", re.IGNORECASE)
 
 
 class InvalidImage(ValueError):
-    """The file is refused; the text says what is wrong with it, for whoever sent it."""
+    """The file is refused; the message tells the uploader why."""
 
 
 class Source(io.BytesIO):
-    """The file as Pillow reads it: the reads are counted, and `header` is the offset up to which it has read."""
+    """The file as Pillow reads it. Counts the reads; `header` is the offset up to which it was read."""
 
     reads = header = 0
 
@@ -43,7 +43,7 @@ class Source(io.BytesIO):
         """Raises InvalidImage at more than MAX_READS reads."""
         self.reads += 1
         if self.reads > MAX_READS:
-            raise InvalidImage("This image is broken: it has too many parts.")
+            raise InvalidImage("This image is broken: too many chunks or segments.")
         found = super().read(size)
         self.header = max(self.header, self.tell())
         return found
@@ -62,7 +62,7 @@ def load(data: bytes, side: int) -> ImageFile.ImageFile:
         raise InvalidImage("This file is not a valid PNG, JPEG or WebP image.") from None
     except Image.DecompressionBombError:
         raise InvalidImage("This image has too many pixels.") from None
-    # A JPEG with more images appended is of the format MPO; the first one counts.
+    # Pillow calls a JPEG with more images appended MPO; the first image is used.
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     if kind != "JPEG" and getattr(image, "is_animated", False):
         raise InvalidImage("This image is animated.")
@@ -72,18 +72,18 @@ def load(data: bytes, side: int) -> ImageFile.ImageFile:
             f"This image has {width:,} x {height:,} pixels; the limit for {kind} is {MAX_PIXELS[kind]:,}."
         )
     if kind == "JPEG" and len(SCAN.findall(data)) > MAX_SCANS:
-        raise InvalidImage("This image is broken: it has too many scans.")
+        raise InvalidImage("This image is broken: too many scans.")
     if kind == "PNG" and data.count(b"\0\0\0\rIHDR") > 1:
-        raise InvalidImage("This image is broken: it has a second header.")
+        raise InvalidImage("This image is broken: more than one header.")
     rest = data[end(data, kind, source.header) :].strip(b"\0")
     if rest and not (kind == "JPEG" and appended_by_camera(rest, "mp" in image.info)):
-        raise InvalidImage("This file has something else after the end of the image.")
+        raise InvalidImage("This file contains other data after the image.")
     if zipfile.is_zipfile(io.BytesIO(data)):
-        raise InvalidImage("This file is a ZIP archive as well as an image.")
+        raise InvalidImage("This file is also a ZIP archive.")
     image.draft(None, (side, side))
     image.load()
     if any(FOREIGN.search(part) for part in (rest, *metadata(image))):
-        raise InvalidImage("This file has a page, a script or another file inside the image.")
+        raise InvalidImage("This file contains a web page, a script or another file in its metadata.")
     return image
 
 
@@ -108,7 +108,7 @@ def appended_by_camera(rest: bytes, announced: bool) -> bool:
 
 
 def metadata(image: ImageFile.ImageFile) -> Iterator[bytes]:
-    """Yields what the file has beside pixels, as far as Pillow keeps it: text, comments, EXIF, XMP, unknown chunks."""
+    """Yields the metadata that Pillow keeps: text, comments, EXIF, XMP, ICC profiles, unknown chunks."""
     parts = [*image.info.values(), *getattr(image, "applist", ()), *getattr(image, "private_chunks", ())]
     for part in parts:
         for each in part if isinstance(part, tuple) else (part,):

@@ -1,4 +1,4 @@
-"""People: one who signs in with an e-mail address and is shown by a display name."""
+"""Users, who sign in with an email address and are shown by a display name."""
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,25 +15,24 @@ if TYPE_CHECKING:
 
 
 class UserManager(BaseUserManager["User"]):
-    """Makes users by e-mail address."""
+    """Creates users by email address."""
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":
-        """A saved user; without a password, one that cannot sign in until it is reset.
+        """Creates and returns a user; without a password the user cannot sign in until it is reset.
 
         Raises ValueError if `email` is empty.
         """
         if not email:
-            raise ValueError("A user needs an e-mail address.")
+            raise ValueError("A user requires an email address.")
         user = self.model(email=email.strip().lower(), **fields)
         user.set_password(password)
         user.save(using=self._db)
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":
-        """A saved user who may do everything.
+        """Creates and returns a user with all permissions, whose address counts as verified.
 
-        The address counts as verified: whoever may run this could verify it anyhow, and needs no mail server to
-        sign in for the first time.
+        Whoever can run this could verify it anyway, and must be able to sign in before a mail server is set up.
         """
         with transaction.atomic(using=self._db):
             user = self.create_user(email, password, **fields | {"is_staff": True, "is_superuser": True})
@@ -45,16 +44,16 @@ class UserManager(BaseUserManager["User"]):
 
 
 class User(AbstractBaseUser, PermissionsMixin):
-    # Stored in lower case: allauth and the manager look it up so.
-    email = models.EmailField("e-mail address", unique=True, max_length=254, validators=[text.one_line])
+    # Stored in lower case, as allauth and the manager look it up that way.
+    email = models.EmailField("email address", unique=True, max_length=254, validators=[text.one_line])
     display_name = models.CharField(max_length=80, blank=True, validators=[text.name])
-    # The name of a file below MEDIA_ROOT, random, and written by accounts.avatars alone.
+    # The random name of a file below MEDIA_ROOT; only accounts.avatars writes it.
     avatar = models.FileField(blank=True, max_length=100, editable=False)
-    is_staff = models.BooleanField("may enter the admin", default=False)
-    is_active = models.BooleanField("may sign in", default=True)
+    is_staff = models.BooleanField("staff status", default=False)
+    is_active = models.BooleanField("active", default=True)
     date_joined = models.DateTimeField(default=timezone.now, editable=False)
 
-    emailaddress_set: "RelatedManager[Any]"  # allauth's: the address, and whether it is verified
+    emailaddress_set: "RelatedManager[Any]"  # allauth's: each address, and whether it is verified
 
     USERNAME_FIELD = "email"
     EMAIL_FIELD = "email"
@@ -67,7 +66,7 @@ class User(AbstractBaseUser, PermissionsMixin):
             models.UniqueConstraint(
                 Lower("email"),
                 name="user_email_unique_in_any_case",
-                violation_error_message="There is a user with this e-mail address already.",
+                violation_error_message="A user with this email address already exists.",
             )
         ]
 
@@ -78,18 +77,18 @@ class User(AbstractBaseUser, PermissionsMixin):
         self.email = self.email.lower()
 
     def get_full_name(self) -> str:
-        """The display name, or else what stands before the @ of the address."""
+        """Returns the display name, or else the part of the address before the @."""
         return self.display_name or self.email.partition("@")[0]
 
     get_short_name = get_full_name
 
 
 class ResetLink(models.Model):
-    """The link to reset a password that a person was sent last: a newer one takes its place."""
+    """The latest password reset link sent to a user; a newer one replaces it."""
 
     user = models.OneToOneField(User, models.CASCADE, primary_key=True, related_name="reset_link")
     address = models.EmailField(max_length=254)  # where it was sent
     nonce = models.CharField(max_length=32)
 
     def __str__(self) -> str:
-        return f"Link to reset the password of user {self.user_id}"
+        return f"Password reset link of user {self.user_id}"

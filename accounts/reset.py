@@ -1,4 +1,4 @@
-"""Links that reset a password: the newest one alone works, once, and for the address that it was sent to."""
+"""Password reset links: only the latest works, once, and only while its address belongs to the user."""
 
 import secrets
 
@@ -9,12 +9,12 @@ from accounts.models import ResetLink, User
 
 
 def renew(user: User, address: str) -> None:
-    """Ends the link that `user` has been sent; the next token is for a link sent to `address`."""
+    """Invalidates the user's previous link; the next token is for a link sent to `address`."""
     ResetLink.objects.update_or_create(user=user, defaults={"address": address, "nonce": secrets.token_hex(16)})
 
 
 class ResetTokens(PasswordResetTokenGenerator):
-    """Django's tokens, bound to the link that was asked for last. allauth takes them by its settings."""
+    """Django's tokens, bound to the latest link. allauth uses them by its PASSWORD_RESET_TOKEN_GENERATOR setting."""
 
     def _make_hash_value(self, user: User, timestamp: int) -> str:
         link = ResetLink.objects.filter(user=user).first()
@@ -22,6 +22,6 @@ class ResetTokens(PasswordResetTokenGenerator):
         return f"{super()._make_hash_value(user, timestamp)} {bound}"
 
     def check_token(self, user: User | None, token: str | None) -> bool:
-        """Whether `token` is that of the newest link, and the address that it was sent to is still the user's."""
+        """Returns whether `token` is that of the latest link and its address still belongs to the user."""
         link = ResetLink.objects.filter(user=user).first() if user else None
         return bool(user and link and addresses.is_of(link.address, user) and super().check_token(user, token))

@@ -1,4 +1,4 @@
-"""What follows from other events: accounts.apps connects it."""
+"""Signal handlers; accounts.apps connects them."""
 
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ def count_registration(**_: Any) -> None:
 
 
 def release_address(email_address: EmailAddress, **_: Any) -> None:
-    """A verified address goes from the accounts that have added it and not verified it."""
+    """Removes a newly verified address from other accounts that have added it without verifying it."""
     addresses.release(email_address.email, to=email_address.user)
 
 

@@ -1,4 +1,4 @@
-"""Uploads are held to their limit while they arrive, whoever sends them and to whatever page."""
+"""Limits the size of uploads while they arrive, on every page and for every client."""
 
 from io import BytesIO
 from typing import Any
@@ -9,15 +9,15 @@ from django.core.files.uploadhandler import FileUploadHandler
 
 from accounts.avatars import MAX_BYTES
 
-# A body up to this size is read to its end, so that its sender gets an answer and not a broken connection.
+# A body up to this many bytes is read to its end, so that the client gets a response and not a reset connection.
 MAX_BODY = 100_000_000
 
 
 class LimitedUploadHandler(FileUploadHandler):
-    """Keeps the files of a request in memory, MAX_BYTES of them in all, and never on disk.
+    """Keeps the files of a request in memory, MAX_BYTES in total, and never on disk.
 
-    A file that goes beyond is read and dropped as it arrives. The form gets it with its true size and without its
-    content, and so can say what was wrong.
+    What exceeds the limit is read and discarded. The form then gets the file with its true size but no content, so that
+    it can say what is wrong.
 
     Raises RequestDataTooBig (400) for a body of more than MAX_BODY bytes, before it is read.
     """
@@ -30,7 +30,7 @@ class LimitedUploadHandler(FileUploadHandler):
         self, input_data: Any, META: Any, content_length: int, boundary: Any, encoding: Any = None
     ) -> None:
         if content_length > MAX_BODY:
-            raise RequestDataTooBig(f"A request of {content_length} bytes is not read.")
+            raise RequestDataTooBig(f"Request body too large: {content_length} bytes, limit {MAX_BODY}.")
 
     def new_file(self, *args: Any, **kwargs: Any) -> None:
         super().new_file(*args, **kwargs)

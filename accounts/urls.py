@@ -1,4 +1,4 @@
-"""The pages about people. Of allauth's only those that are supported; their names are its own, which it looks up."""
+"""The account pages. Of allauth's only those that are supported, under the names by which it looks them up."""
 
 from allauth.account import views as allauth
 from django.urls import URLPattern, URLResolver, include, path, re_path
@@ -11,7 +11,7 @@ ours: list[URLPattern | URLResolver] = [
     re_path(rf"^media/{avatars.FOLDER}/(?P<name>{avatars.NAME})$", views.avatar, name="avatar"),
 ]
 
-# Pages about one's account: with personal data, or the key of a link. Neither a browser nor a proxy keeps them.
+# These show personal data or the key of a link, so neither browsers nor proxies may store them.
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include((ours, "accounts"))),
     path("accounts/signup/", never_cache(views.sends_mail(allauth.signup)), name="account_signup"),

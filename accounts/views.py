@@ -1,4 +1,4 @@
-"""The profile, the avatars, and what is different in allauth's views; accounts.urls takes the others from there."""
+"""The profile, the avatars, and what differs from allauth's views; accounts.urls uses the others unchanged."""
 
 import logging
 from collections.abc import Callable
@@ -28,7 +28,7 @@ RETRY_AFTER = "120"  # seconds
 
 
 def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """`view` as one transaction: when its mail cannot be sent it changes nothing, and answers 503."""
+    """Decorates a view to run in one transaction: if its mail cannot be sent, it changes nothing and returns 503."""
 
     @wraps(view)
     def wrapped(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -36,7 +36,7 @@ def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
             with transaction.atomic():
                 return view(request, *args, **kwargs)
         except MailNotSent:
-            logger.exception("A message could not be sent")
+            logger.exception("Cannot send a message")
             response = render(request, "503.html", status=503)
             response["Retry-After"] = RETRY_AFTER
             return response
@@ -45,10 +45,10 @@ def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
 
 
 class EmailView(allauth.EmailView):  # type: ignore[misc]
-    """allauth's; only an address that is verified becomes the primary one, as that one stands for the account."""
+    """allauth's view; only a verified address can become primary, as the primary address identifies the account."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        # One after the other with a reset: what it has ended must not add an address behind it.
+        # Locked against a concurrent password reset: a session that it has ended must not add an address.
         assert isinstance(request.user, User)
         account = User.objects.select_for_update().get(pk=request.user.pk)
         if account.password != request.user.password:
@@ -65,7 +65,7 @@ class EmailView(allauth.EmailView):  # type: ignore[misc]
             messages.error(
                 request,
                 f"{address.email} is the primary address of another account. Reset that account's password and change "
-                "its address first.",
+                "its primary address first.",
             )
             return None
         response: HttpResponse | None = super()._action_primary(request, *args, **kwargs)
@@ -73,7 +73,7 @@ class EmailView(allauth.EmailView):  # type: ignore[misc]
 
 
 class ConfirmEmailView(allauth.ConfirmEmailView):  # type: ignore[misc]
-    """allauth's; opening the link changes nothing, and signs nobody out."""
+    """allauth's view; opening the link changes nothing and signs nobody out."""
 
     def logout_other_user(self, confirmation: Any) -> None:
         if self.request.method == "POST":
@@ -81,14 +81,14 @@ class ConfirmEmailView(allauth.ConfirmEmailView):  # type: ignore[misc]
 
     def post(self, *args: Any, **kwargs: Any) -> HttpResponse:
         with transaction.atomic():
-            # One after the other with a reset, which removes addresses.
+            # Locked against a concurrent password reset, which removes addresses.
             User.objects.select_for_update().filter(pk=self.get_object().email_address.user_id).first()
             response: HttpResponse = super().post(*args, **kwargs)
             return response
 
 
 class PasswordResetFromKeyView(allauth.PasswordResetFromKeyView):  # type: ignore[misc]
-    """allauth's; opening the link signs nobody out, choosing the password does."""
+    """allauth's view; opening the link signs nobody out, choosing a password does."""
 
     def logout(self) -> None:
         if self.request.method == "POST":
@@ -100,25 +100,25 @@ class PasswordResetFromKeyView(allauth.PasswordResetFromKeyView):  # type: ignor
 @require_http_methods(["GET", "HEAD", "POST"])
 @rate_limit(action="profile")  # type: ignore[untyped-decorator]
 def profile(request: HttpRequest) -> HttpResponse:
-    # A copy of its own: what fails to validate must not show in the rest of the page.
+    # A separate copy, so that invalid input does not show in the rest of the page.
     user = get_object_or_404(User, pk=request.user.pk)
     form = ProfileForm(request.POST or None, request.FILES or None, instance=user)
     if request.method == "POST" and form.is_valid():
         try:
             form.save()
         except avatars.NotStored:
-            form.add_error("avatar", "The picture could not be stored just now, and nothing was changed. Try later.")
+            form.add_error("avatar", "Cannot store the picture right now. Nothing was changed; try again later.")
         else:
-            messages.success(request, "Your profile is saved.")
+            messages.success(request, "Profile saved.")
             return redirect("accounts:profile")
     return render(request, "accounts/profile.html", {"form": form})
 
 
 @require_safe
 def avatar(request: HttpRequest, name: str) -> FileResponse:
-    """A stored avatar, as a download of a safe type, for ever: another picture has another name.
+    """Serves a stored avatar as a download of a safe type, cacheable for ever as a new picture gets a new name.
 
-    nginx serves it in production, with the same headers (nginx.conf). `nosniff` comes with every answer here.
+    In production nginx serves it with the same headers (nginx.conf). A middleware adds `nosniff` to every response.
     """
     try:
         file = default_storage.open(f"{avatars.FOLDER}/{name}")

@@ -36,13 +36,13 @@ class Migration(migrations.Migration):
                         max_length=254,
                         unique=True,
                         validators=[settings.text.one_line],
-                        verbose_name="e-mail address",
+                        verbose_name="email address",
                     ),
                 ),
                 ("display_name", models.CharField(blank=True, max_length=80, validators=[settings.text.name])),
                 ("avatar", models.FileField(blank=True, editable=False, upload_to="")),
-                ("is_staff", models.BooleanField(default=False, verbose_name="may enter the admin")),
-                ("is_active", models.BooleanField(default=True, verbose_name="may sign in")),
+                ("is_staff", models.BooleanField(default=False, verbose_name="staff status")),
+                ("is_active", models.BooleanField(default=True, verbose_name="active")),
                 ("date_joined", models.DateTimeField(default=django.utils.timezone.now, editable=False)),
                 (
                     "groups",
@@ -72,7 +72,7 @@ class Migration(migrations.Migration):
                     models.UniqueConstraint(
                         django.db.models.functions.text.Lower("email"),
                         name="user_email_unique_in_any_case",
-                        violation_error_message="There is a user with this e-mail address already.",
+                        violation_error_message="A user with this email address already exists.",
                     )
                 ],
             },

@@ -356,7 +356,7 @@ def test_a_poll_uses_up_no_message_and_costs_no_session(client: Client) -> None:
     assert client.post("/accounts/profile/", {"display_name": "Ada"}).status_code == 302
     answer = client.get("/", {"seen": "x"}, headers=POLL)
     assert answer.status_code == 200 and not answer.cookies
-    assert "Your profile is saved." in text_of(client, "/")
+    assert "Profile saved." in text_of(client, "/")
 
 
 # The deployments

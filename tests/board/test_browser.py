@@ -125,7 +125,7 @@ def sign_in(window: Window, email: str = STAFF, password: str = PASSWORD) -> Non
 
 def sign_out(window: Window) -> None:
     window.page.get_by_role("button", name="Sign out").click()
-    window.page.get_by_text("You are signed out.").wait_for()
+    window.page.get_by_text("Signed out.").wait_for()
 
 
 def test_a_newcomer_signs_up_confirms_signs_in_and_makes_a_profile(site: Site, window: Window, tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_a_newcomer_signs_up_confirms_signs_in_and_makes_a_profile(site: Site, w
 
     window.fill(password1=PASSWORD, password2=PASSWORD)
     window.press("Sign up")
-    window.at("Check your mail")
+    window.at("Check your email")
     page.goto(site.mail.link("new@example.com"))
-    window.at("Confirm your email address")
-    window.press("Confirm")
-    page.get_by_text("new@example.com is confirmed.").wait_for()
+    window.at("Verify your email address")
+    window.press("Verify")
+    page.get_by_text("new@example.com is verified.").wait_for()
     sign_in(window, "new@example.com")
     window.at("What runs where")
     window.main.get_by_role("link", name="Choose a display name").click()
@@ -163,15 +163,15 @@ def test_a_newcomer_signs_up_confirms_signs_in_and_makes_a_profile(site: Site, w
     window.inspect()
     page.set_input_files("[name=avatar]", picture)
     window.press("Save")
-    page.get_by_text("Your profile is saved.").wait_for()
+    page.get_by_text("Profile saved.").wait_for()
     window.inspect()
     account = page.get_by_role("navigation", name="Account", exact=True)
     assert "Nova" in account.inner_text()
     assert account.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
 
-    page.get_by_label("Remove the picture").check()
+    page.get_by_label("Remove profile picture").check()
     window.press("Save")
-    page.get_by_text("Your profile is saved.").wait_for()
+    page.get_by_text("Profile saved.").wait_for()
     assert account.locator("img").count() == 0
     sign_out(window)
     window.inspect()
@@ -184,19 +184,19 @@ def test_a_forgotten_password_is_replaced(site: Site, window: Window) -> None:
     window.press("Sign in")
     page.get_by_text("are not correct").wait_for()
     window.inspect()
-    page.get_by_role("link", name="Forgotten your password?").click()
+    page.get_by_role("link", name="Forgot your password?").click()
     window.at("Reset your password")
     window.fill(email=STAFF)
     window.press("Send the link")
-    window.at("Check your mail")
+    window.at("Check your email")
     link = site.mail.link(STAFF)
     page.goto(link)
     window.at("Choose a new password")
     window.fill(password1=PASSWORD, password2=PASSWORD)
     window.press("Change password")
-    window.at("Your password is changed")
+    window.at("Password changed")
     page.goto(link)
-    window.at("This link no longer works")
+    window.at("Invalid or expired link")
     window.main.get_by_role("link", name="Send a new link").click()
     window.at("Reset your password")
     sign_in(window)
@@ -208,21 +208,21 @@ def test_addresses_are_managed_after_the_password_is_given_again(site: Site, win
     window.go("/accounts/email/", "Email addresses")
     page.get_by_role("textbox", name="Email").fill("second@example.com")
     window.press("Add address")
-    window.at("Confirm that it is you")
+    window.at("Confirm it's you")
     window.fill(password=PASSWORD)
     window.press("Confirm")
-    page.get_by_text("A link to confirm second@example.com is on its way.").wait_for()
+    page.get_by_text("Verification email sent to second@example.com.").wait_for()
     window.inspect()
     page.get_by_label("second@example.com").check()
     window.press("Remove")
-    page.get_by_text("second@example.com is removed.").wait_for()
+    page.get_by_text("second@example.com removed.").wait_for()
 
 
 def test_the_other_pages_are_sound(staff: Window, window: Window) -> None:
     staff.go("/accounts/password/change/", "Change your password")
     staff.go("/accounts/logout/", "Sign out?")
-    window.go("/accounts/inactive/", "This account is switched off")
-    window.go("/accounts/confirm-email/no-such-key/", "This link no longer works")
+    window.go("/accounts/inactive/", "This account is deactivated")
+    window.go("/accounts/confirm-email/no-such-key/", "Invalid or expired link")
 
 
 def running(site: Site) -> Any:
@@ -651,7 +651,7 @@ def test_everything_is_done_by_keyboard_alone(window: Window) -> None:
         page.keyboard.press("Tab")
     page.keyboard.type(STAFF)
     page.keyboard.press("Tab")
-    assert focused(page) == "Forgotten your password?"
+    assert focused(page) == "Forgot your password?"
     page.keyboard.press("Tab")
     assert focused(page) == "password"
     page.keyboard.type(PASSWORD)
@@ -663,7 +663,7 @@ def test_everything_is_done_by_keyboard_alone(window: Window) -> None:
     while focused(page) != "Sign out":
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.get_by_text("You are signed out.").wait_for()
+    page.get_by_text("Signed out.").wait_for()
 
 
 def test_everything_works_without_javascript(site: Site) -> None:
@@ -678,7 +678,7 @@ def test_everything_works_without_javascript(site: Site) -> None:
         window.page.goto("/accounts/profile/")
         window.fill(display_name="Ada L.")
         window.press("Save")
-        window.page.get_by_text("Your profile is saved.").wait_for()
+        window.page.get_by_text("Profile saved.").wait_for()
         assert "Ada L." in window.page.get_by_role("navigation", name="Account", exact=True).inner_text()
         sign_out(window)
 

@@ -335,22 +335,22 @@ def mails_of(client: Client, url: str, form: dict[str, str]) -> list[tuple[str, 
 def test_the_mails_to_a_newcomer_are_ours_and_lead_on(client: Client, member: User) -> None:
     form = {"email": "new@example.com", "password1": PASSWORD, "password2": PASSWORD}
     [(subject, body)] = mails_of(client, "/accounts/signup/", form)
-    assert subject == "Welcome: confirm your email address"
+    assert subject == "Welcome! Verify your email address"
     link = re.search(r"http://testserver(/\S+)", body)
     assert link
-    assert "Is <strong>new@example.com</strong> yours?" in client.get(link[1]).content.decode()
+    assert "Verify that <strong>new@example.com</strong> is" in client.get(link[1]).content.decode()
     assert client.post(link[1]).status_code == 302
-    assert "no longer works" in client.get(link[1]).content.decode(), "the link works once"
+    assert "Invalid or expired link" in client.get(link[1]).content.decode(), "the link works once"
 
     [(subject, body)] = mails_of(client, "/accounts/signup/", form | {"email": member.email})
-    assert subject == "You have an account already"
+    assert subject == "You already have an account"
     assert "http://testserver/accounts/password/reset/" in body
 
 
 @pytest.mark.django_db
 def test_the_mails_about_a_password_are_ours_and_lead_on(client: Client, member: User) -> None:
     [(subject, body)] = mails_of(client, "/accounts/password/reset/", {"email": "nobody@example.com"})
-    assert subject == "There is no account with this address"
+    assert subject == "No account with this address"
     assert "http://testserver/accounts/signup/" in body
     [(subject, body)] = mails_of(client, "/accounts/password/reset/", {"email": member.email})
     assert subject == "Reset your password"
@@ -370,7 +370,7 @@ def test_the_mails_about_an_address_are_ours(client: Client, member: User) -> No
     client.post("/accounts/reauthenticate/", {"password": PASSWORD})
     url = "/accounts/email/"
     [(subject, body)] = mails_of(client, url, {"action_add": "", "email": "b@example.com"})
-    assert subject == "Confirm your email address"
+    assert subject == "Verify your email address"
     assert "http://testserver/accounts/confirm-email/" in body
     member.emailaddress_set.update(verified=True)
     mails = mails_of(client, url, {"action_primary": "", "email": "b@example.com"})
@@ -385,7 +385,7 @@ def test_a_mail_does_not_escape_what_is_not_html(member_client: Client) -> None:
     member_client.post("/accounts/password/change/", form, HTTP_USER_AGENT="A & B <c> 'd'")
     [message] = mail.outbox
     assert message.subject == "Your password was changed"
-    assert "Browser:  A & B <c> 'd'" in str(message.body)
+    assert "Browser:     A & B <c> 'd'" in str(message.body)
 
 
 # The error pages: no database (there is no `db` fixture here), whatever the cookies are
