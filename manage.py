@@ -12,13 +12,13 @@ def main() -> None:
         from django.core.management.base import CommandParser
 
         from backstagetest1.usage import complain
-        from settings.env import Refused
+        from settings.env import ConfigError
     except ImportError as error:
         sys.exit(f"{error}. Type ./run serve first (it makes .venv), then .venv/bin/python manage.py")
     CommandParser.error = complain  # type: ignore[method-assign,assignment]
     try:
         execute_from_command_line(sys.argv)
-    except Refused as reason:
+    except ConfigError as reason:
         sys.exit(str(reason))
 
 

@@ -1,8 +1,9 @@
-"""Static files: this release's own, and the hashed ones of other releases. Pages that are still open in browsers need
-those, and so does the time in which two releases serve, when a page of one may ask the other for its style sheet.
+"""Static files: this release's own, and the hashed ones of other releases.
 
-Where nginx is in front, it has them (scripts/prepare.py). Where it is not, STATIC_SHARED names a folder that all
-instances see: each brings its own files there when it starts, and looks there for those that it does not have.
+Pages that are still open in browsers need the files of the release they came from. While two releases serve at once, a
+page of one may also request its style sheet from the other. Behind nginx, nginx serves them all (scripts/prepare.py).
+Elsewhere, STATIC_SHARED names a folder that all instances can access: each copies its own files there when it starts,
+and serves from there what it does not have itself.
 """
 
 import logging
@@ -26,11 +27,11 @@ from metrics import accept
 logger = logging.getLogger(__name__)
 
 HASHED = re.compile(r"(?:[\w-][\w.-]*/)*[\w-][\w.-]*\.[0-9a-f]{12}\.[a-z0-9]+", re.ASCII)
-KEPT = 30 * 86_400  # seconds from the last start of a release that has the file
+KEPT = 30 * 86_400  # seconds after the last start of a release that has the file
 
 
 class Storage(CompressedManifestStaticFilesStorage):  # type: ignore[misc]
-    """WhiteNoise's, with its manifest beside STATIC_ROOT and not in it: all that is in it is served to everybody."""
+    """WhiteNoise's storage, with its manifest beside STATIC_ROOT instead of in it, where everything is public."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         root = Path(settings.STATIC_ROOT)
@@ -39,10 +40,11 @@ class Storage(CompressedManifestStaticFilesStorage):  # type: ignore[misc]
 
 
 class Middleware(WhiteNoiseMiddleware):  # type: ignore[misc]
-    """WhiteNoise's, which takes any coding that Accept-Encoding names: here it sees only those that are not refused."""
+    """WhiteNoise's middleware, made to respect codings that Accept-Encoding excludes (q=0)."""
 
     @staticmethod
     def serve(static_file: Any, request: HttpRequest) -> HttpResponseBase:
+        """Serves the file with an encoding that the client accepts: WhiteNoise only looks for its name."""
         accepted = accept.codings(request.META.get("HTTP_ACCEPT_ENCODING", ""))
         request.META["HTTP_ACCEPT_ENCODING"] = ", ".join(name for name in ("gzip", "br") if name in accepted)
         response: HttpResponseBase = WhiteNoiseMiddleware.serve(static_file, request)
@@ -50,7 +52,10 @@ class Middleware(WhiteNoiseMiddleware):  # type: ignore[misc]
 
 
 def share() -> None:
-    """Brings this release's files to STATIC_SHARED, each at once, by rename(2). The service runs without it, too."""
+    """Copies this release's files to STATIC_SHARED, each atomically, by rename(2), and removes files that are too old.
+
+    A failure is logged only: the service works without it.
+    """
     if not settings.STATIC_SHARED:
         return
     source, target = Path(settings.STATIC_ROOT), Path(settings.STATIC_SHARED)
@@ -72,12 +77,12 @@ def share() -> None:
             if path.is_file() and time.time() - path.stat().st_mtime > KEPT:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("Static files are not shared with other releases: %s", error)
+        logger.warning("Static files could not be shared with other releases: %s", error)
 
 
 @require_safe
 def of_another_release(request: HttpRequest, name: str) -> HttpResponseBase:
-    """What WhiteNoise, which stands before it, does not have."""
+    """Serves a hashed file from STATIC_SHARED that WhiteNoise, which comes first, does not have. Raises Http404."""
     if not settings.STATIC_SHARED or not HASHED.fullmatch(name):
         raise Http404
     response = serve(request, name, document_root=settings.STATIC_SHARED)

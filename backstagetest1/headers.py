@@ -1,4 +1,4 @@
-"""Headers that every answer has, also those of the probes and of the scrape, which no later middleware sees."""
+"""Headers of every response, including those of probes and scrapes, which no later middleware sees."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,9 @@ from django.middleware.security import SecurityMiddleware
 
 
 class Headers:
-    """What SecurityMiddleware adds (HSTS over TLS, nosniff, ...), and who may embed the answer: this site alone.
+    """Adds the headers of SecurityMiddleware (HSTS over TLS, nosniff, ...), and lets only this site embed it.
 
-    An answer that has such a header keeps it. https://fetch.spec.whatwg.org/#cross-origin-resource-policy-header
+    A response that has such a header keeps it. https://fetch.spec.whatwg.org/#cross-origin-resource-policy-header
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:

@@ -1,6 +1,6 @@
-"""Logs as JSON lines, each with the id of the request that it belongs to.
+"""Logs as JSON lines, each with the id of its request.
 
-A line has `time` (RFC 3339, UTC), `level`, `logger`, `message`, `request_id`, and what the caller gave in `extra`.
+A line has `time` (RFC 3339, UTC), `level`, `logger`, `message`, `request_id`, and what the caller passed in `extra`.
 """
 
 import logging
@@ -11,19 +11,19 @@ from typing import Any
 from gunicorn.glogging import Logger
 from pythonjsonlogger.json import JsonFormatter as BaseJsonFormatter
 
-from backstagetest1.edge import request_id
+from backstagetest1.proxy import request_id
 
-# Django and allauth put one-time keys into paths: a log that is read by many must not hold them.
+# Django and allauth put one-time keys into paths; a log that many can read must not contain them.
 ONE_TIME_KEY = re.compile(r"(/(?:password/reset/key|confirm-email)/)[^/\s?]+")
 
 
 def without_keys(path: str) -> str:
-    """`path` without its query string and with one-time keys replaced, fit for a log."""
+    """Returns `path` for a log: without its query string, and with one-time keys replaced."""
     return ONE_TIME_KEY.sub(r"\1[key]", path.partition("?")[0])
 
 
 class RequestIdFilter(logging.Filter):
-    """Puts the current request's id on every record."""
+    """Adds the current request's id to every record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
@@ -43,15 +43,16 @@ class JsonFormatter(BaseJsonFormatter):
     def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         log_data["time"] = datetime.fromtimestamp(record.created, UTC).isoformat("T", "milliseconds")
         super().add_fields(log_data, record, message_dict)
-        # Django attaches the request itself, and its status under a name that says so.
+        # Django attaches the request object; the status code has a field of its own.
         log_data.pop("request", None)
         log_data["message"] = ONE_TIME_KEY.sub(r"\1[key]", str(log_data["message"]))
 
 
 class GunicornLogger(Logger):  # type: ignore[misc]
-    """gunicorn's own messages and its access log in the same form, on standard error."""
+    """Writes gunicorn's own messages and its access log in the same format, to standard error."""
 
     def setup(self, cfg: Any) -> None:
+        """Replaces gunicorn's handlers."""
         super().setup(cfg)
         handler = logging.StreamHandler()
         handler.setFormatter(JsonFormatter())
@@ -62,7 +63,7 @@ class GunicornLogger(Logger):  # type: ignore[misc]
         self.access_log.setLevel(logging.INFO)
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: Any) -> None:
-        """One line a request. The path has no query string: it may carry secrets."""
+        """Writes one line per request. The path has no query string, which may contain secrets."""
         self.access_log.info(
             "request",
             extra={

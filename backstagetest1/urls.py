@@ -22,8 +22,8 @@ urlpatterns: list[URLPattern | URLResolver] = [
 
 
 def restrict(patterns: Sequence[URLPattern | URLResolver]) -> None:
-    """Leaves the views of the admin and of accounts, which are pages and forms, the three methods of those: the admin
-    takes any method for GET, and allauth PUT for POST. Other views of ours say themselves what they take.
+    """Limits the views of the admin and of accounts to GET, HEAD and POST: the admin treats any method as GET, and
+    allauth treats PUT as POST. Our other views declare their methods themselves.
     """
     for each in patterns:
         if isinstance(each, URLResolver):
@@ -32,7 +32,7 @@ def restrict(patterns: Sequence[URLPattern | URLResolver]) -> None:
             each.callback = require_http_methods(["GET", "HEAD", "POST"])(each.callback)
 
 
-restrict([each for each in urlpatterns if str(each.pattern) != "api/"])  # which has its own rules for each address
+restrict([each for each in urlpatterns if str(each.pattern) != "api/"])  # whose operations declare their methods
 
 handler400 = "backstagetest1.errors.bad_request"
 handler429 = "backstagetest1.errors.too_many_requests"

@@ -1,6 +1,6 @@
-"""What manage.py says when a command is called in a wrong way: one line, with what was meant, and exit code 2.
+"""Usage errors of manage.py commands: one line with a suggestion, and exit code 2.
 
-argparse prints the whole usage before the line that matters. manage.py puts complain() in its place for all commands,
+argparse prints the whole usage before the line that matters. manage.py replaces that with complain() for all commands,
 Django's own included.
 """
 
@@ -17,7 +17,7 @@ CHOICE = re.compile(r"argument (?P<name>.+?): invalid choice: (?P<given>.*) \(ch
 
 
 def complain(parser: CommandParser, message: str) -> NoReturn:
-    """Ends the process with 2. Raises CommandError where the command is called by a program."""
+    """Prints the error and exits with 2. Raises CommandError instead if a program called the command."""
     text = f"{parser.prog}: {reworded(parser, message)}"
     if not parser.called_from_command_line:
         raise CommandError(text, returncode=2)
@@ -26,7 +26,7 @@ def complain(parser: CommandParser, message: str) -> NoReturn:
 
 
 def reworded(parser: CommandParser, message: str) -> str:
-    """argparse's message as what was wrong and what was expected, with the nearest of what there is."""
+    """Returns argparse's message as what was wrong, the closest match, and what was expected."""
     if found := CHOICE.fullmatch(message):
         given, known = found["given"].strip("'"), [each.strip("'") for each in found["known"].split(", ")]
         name = found["name"].rpartition("/")[2]
@@ -44,12 +44,13 @@ def reworded(parser: CommandParser, message: str) -> str:
 
 
 def did_you_mean(given: str, known: list[str]) -> str:
+    """Returns a suggestion, with a blank before it, or "" if nothing is close."""
     close = get_close_matches(given, known, 1)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 def options(parser: CommandParser) -> Iterator[str]:
-    """The options of a command and of its actions."""
+    """Yields the options of a command and of its subcommands."""
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action.choices, dict):

@@ -5,12 +5,12 @@ import sys
 
 from django.core.wsgi import get_wsgi_application
 
-from settings.env import Refused
+from settings.env import ConfigError
 
-# The strictest unless told: it refuses to start without its secrets.
+# The strictest by default: it does not start without its secrets.
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.production")
 
 try:
     application = get_wsgi_application()
-except Refused as reason:
+except ConfigError as reason:
     sys.exit(str(reason))

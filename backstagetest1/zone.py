@@ -1,7 +1,7 @@
-"""The reader's time zone, in which pages show times and filter by days: what the browser names in a cookie, else UTC.
+"""The reader's time zone, in which pages show times and filter by day: from the browser's cookie, else UTC.
 
-static/pages.js sets the cookie. Without it, as without JavaScript, pages are in UTC and say so. APIs and feeds are in
-UTC always.
+static/pages.js sets the cookie. Without the cookie or JavaScript, pages are in UTC and say so. APIs and feeds
+always use UTC.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ COOKIE = "tz"  # an IANA name, such as America/Los_Angeles
 
 @cache
 def known() -> frozenset[str]:
-    """The names that this machine's tz database has."""
+    """Returns the names in this machine's tz database."""
     return frozenset(available_timezones())
 
 
 class ZoneMiddleware:
-    """Activates the reader's zone for the request: django.utils.timezone.get_current_timezone() has it."""
+    """Activates the reader's time zone for the request, as django.utils.timezone.get_current_timezone() returns it."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response

@@ -1,4 +1,4 @@
-"""What every environment shares. Secure by default: dev.py and testing.py loosen what they must, by name."""
+"""Settings that all environments share. Secure by default: dev.py and testing.py relax what they must, one by one."""
 
 import os
 import re
@@ -12,11 +12,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
 
-from settings import env
+from settings import env, services
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-# What this instance is. The image's build arguments set version and commit.
+# The instance. The image's build arguments set version and commit.
 ENVIRONMENT = "development"
 VERSION = env.text("APP_VERSION", "dev")
 COMMIT = env.text("APP_COMMIT", "unknown")
@@ -49,14 +49,14 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
-    "backstagetest1.edge.EdgeMiddleware",  # request id, client address, scheme, headers: no answer of its own
+    "backstagetest1.proxy.ProxyMiddleware",  # sets request id, client address and scheme; never answers itself
     "health.middleware.ProbeMiddleware",  # before the Host check and the TLS redirect
     "metrics.middleware.MetricsMiddleware",
-    "ledger.api.problems.ProblemMiddleware",  # sees the errors of all below, and words those of /api/ for machines
+    "ledger.api.problems.ProblemMiddleware",  # sees the errors of all below, and turns those of /api/ into JSON
     "django.middleware.security.SecurityMiddleware",
     "csp.middleware.CSPMiddleware",
     "django_permissions_policy.PermissionsPolicyMiddleware",
-    "backstagetest1.bodies.BodyMiddleware",  # after what refuses or redirects without a look at the body
+    "backstagetest1.bodies.BodyMiddleware",  # after what rejects or redirects without reading the body
     "backstagetest1.assets.Middleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -93,7 +93,7 @@ USE_I18N = True
 # Static files are hashed and compressed at build time; media are what users upload.
 STATIC_URL = "/static/"
 STATIC_ROOT = Path(env.text("STATIC_ROOT", str(BASE_DIR / "staticfiles")))
-STATIC_SHARED = env.text("STATIC_SHARED")  # where instances of other releases find this one's files, if somewhere
+STATIC_SHARED = env.text("STATIC_SHARED")  # where instances of other releases find this one's files
 STATICFILES_DIRS = [BASE_DIR / "static"]
 MEDIA_URL = "/media/"
 MEDIA_ROOT = Path(env.text("MEDIA_ROOT", str(BASE_DIR / "media")))
@@ -103,7 +103,7 @@ STORAGES = {
 }
 FILE_UPLOAD_HANDLERS = ["accounts.uploads.LimitedUploadHandler"]
 FILE_UPLOAD_PERMISSIONS = 0o644
-DATA_UPLOAD_MAX_MEMORY_SIZE = 2_500_000  # bytes of a form without its files
+DATA_UPLOAD_MAX_MEMORY_SIZE = 2_500_000  # bytes of a form, not counting its files
 
 # People
 AUTH_USER_MODEL = "accounts.User"
@@ -122,7 +122,7 @@ ACCOUNT_SIGNUP_FIELDS = ["email*", "password1*", "password2*"]
 ACCOUNT_USER_MODEL_USERNAME_FIELD = None
 ACCOUNT_EMAIL_VERIFICATION = env.choice("EMAIL_VERIFICATION", "mandatory", ("mandatory", "optional", "none"))
 ACCOUNT_EMAIL_SUBJECT_PREFIX = ""
-ACCOUNT_EMAIL_NOTIFICATIONS = True  # a changed password or address is told to its owner
+ACCOUNT_EMAIL_NOTIFICATIONS = True  # owners are notified of a changed password or address
 ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
 ACCOUNT_FORMS = {
     "signup": "accounts.forms.SignupForm",
@@ -135,7 +135,7 @@ ACCOUNT_REAUTHENTICATION_REQUIRED = True  # before an address is added, removed 
 ACCOUNT_MAX_EMAIL_ADDRESSES = 3
 ACCOUNT_RATE_LIMITS = {  # besides allauth's others, which are on
     "profile": "20/m/user",
-    # By address (key): anybody may have mail sent to anybody, so an address gets only so much of it in a day.
+    # By address (key): anyone can have mail sent to any address, so an address gets a limited number a day.
     "reset_password": "20/m/ip,5/m/key,10/d/key",
     "confirm_email": "1/180s/key,10/d/key",
     "manage_email": "10/m/user,100/d/user",
@@ -143,9 +143,7 @@ ACCOUNT_RATE_LIMITS = {  # besides allauth's others, which are on
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = "/"
 ADMIN_URL = env.path("ADMIN_URL", "admin/")
-SITE_URL = env.text("SITE_URL").rstrip("/")  # what links in mail begin with; by default the host that was asked for
-if SITE_URL and not env.site(SITE_URL):
-    raise env.malformed("SITE_URL", "the site's address without a path, such as https://example.com")
+SITE_URL = env.site("SITE_URL")  # what links in mail start with; by default the request's host
 
 # Mail
 DEFAULT_FROM_EMAIL = SERVER_EMAIL = env.sender("DEFAULT_FROM_EMAIL", "noreply@backstagetest1.com")
@@ -156,7 +154,7 @@ EMAIL_HOST_PASSWORD = env.text("EMAIL_HOST_PASSWORD")
 EMAIL_USE_TLS = env.flag("EMAIL_USE_TLS", True)
 EMAIL_TIMEOUT = 10
 
-# Sessions outlive the cache: a Redis outage costs a query a request, and signs nobody out.
+# Sessions outlive the cache: a Redis outage costs one query per request, and signs nobody out.
 SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
 
 # Transport and browser. HTTPS_ONLY=false is for a stack on localhost without a certificate.
@@ -173,15 +171,13 @@ CSRF_COOKIE_HTTPONLY = True
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
-CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS")
-if not all(map(env.site, CSRF_TRUSTED_ORIGINS)):
-    raise env.malformed("CSRF_TRUSTED_ORIGINS", "origins with scheme and without path, such as https://example.com")
+CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS")
 CONTENT_SECURITY_POLICY = {
     "DIRECTIVES": {
         "default-src": [NONE],
         "script-src": [SELF],
         "style-src": [SELF],
-        "img-src": [SELF, "data:"],  # data: for the admin's and the style sheet's icons
+        "img-src": [SELF, "data:"],  # data: for icons of the admin and the style sheet
         "font-src": [SELF],
         "connect-src": [SELF],
         "form-action": [SELF],
@@ -194,28 +190,28 @@ PERMISSIONS_POLICY: dict[str, list[str]] = {
     name: [] for name in ("camera", "geolocation", "microphone", "payment", "usb", "display-capture")
 }
 
-# health/: what is checked, by when it must have answered (seconds), how long a result is shared, and for how long what
-# was healthy may give no answer before it counts as down: one late answer on a busy machine is not an outage.
+# health/: the checks; all times are in seconds. A check that was healthy may go without an answer for HEALTH_DOWN_AFTER
+# before it counts as down: one late answer on a busy machine is not an outage.
 HEALTH_CHECKS = {
     "database": "health.checks.Database",
     "cache": "health.checks.Cache",
     "migrations": "health.checks.Migrations",
-    # To be added where it is fit: "storage": "health.checks.Storage", "disk": "health.checks.Disk"
+    # Optional: "storage": "health.checks.Storage", "disk": "health.checks.Disk"
 }
-HEALTH_READY = ["database", "migrations"]  # not the cache: the app serves without it
+HEALTH_READY = ["database", "migrations"]  # not the cache: the app works without it
 HEALTH_CHECK_TIMEOUT = env.number("HEALTH_CHECK_TIMEOUT", 0.8, minimum=0.01)
 HEALTH_CACHE_SECONDS = env.number("HEALTH_CACHE_SECONDS", 1)
 HEALTH_DOWN_AFTER = env.number("HEALTH_DOWN_AFTER", 3)
-HEALTH_MIN_FREE_MB = env.number("HEALTH_MIN_FREE_MB", 200)  # for the check disk
-# A container has a temporary folder of its own; elsewhere user and address tell the instances of one machine apart.
+HEALTH_MIN_FREE_MB = env.number("HEALTH_MIN_FREE_MB", 200)  # megabytes, for the check disk
+# A container has its own temporary folder; elsewhere, user and address distinguish the instances on a machine.
 HEALTH_DRAIN_FILE = env.text(
     "HEALTH_DRAIN_FILE",
-    f"{gettempdir()}/backstagetest1-{os.getuid()}-{re.sub('[^0-9A-Za-z]+', '-', env.text('BIND', 'default'))}.drain",
+    f"{gettempdir()}/backstagetest1-{os.getuid()}-{re.sub('[^0-9A-Za-z]+', '-', env.text('BIND') or 'default')}.drain",
 )
-HEALTH_READY_FILE = f"{HEALTH_DRAIN_FILE}.ready"  # made when the instance is ready for the first time
+HEALTH_READY_FILE = f"{HEALTH_DRAIN_FILE}.ready"  # created when the instance is first ready
 
-# metrics/: who may read /metrics, the bounds of http_request_duration_seconds' buckets (seconds), what is computed at a
-# scrape, and by when it must be there (seconds).
+# metrics/: who may read /metrics, the upper bounds of the buckets of http_request_duration_seconds (seconds), and the
+# collectors that run at each scrape with their deadline (seconds).
 METRICS_TOKEN = env.text("METRICS_TOKEN")
 METRICS_BUCKETS = env.ascending("METRICS_BUCKETS", "0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10")
 METRICS_COLLECTOR_TIMEOUT = env.number("METRICS_COLLECTOR_TIMEOUT", 0.5, minimum=0.01)
@@ -228,51 +224,45 @@ METRICS_COLLECTORS = [
     "health.collector.health_check_up",
 ]
 
-# deploy/: the file that says where each environment is, and whether this instance asks the others how they are.
+# The file that lists the environments, and whether this instance checks the health of the others.
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
 WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
 SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", True)
 COMPARE_URL = env.comparison("COMPARE_URL")
 
 # The ledger that manage.py deploy and rollback record in: another instance's API, or the database of these settings.
-LEDGER_URL = env.text("LEDGER_URL").rstrip("/")
-if LEDGER_URL and not env.site(LEDGER_URL):
-    raise env.malformed("LEDGER_URL", "an instance's address, such as https://example.com")
-if not env.private(LEDGER_URL):
-    raise env.malformed(
-        "LEDGER_URL", "https://: over http:// anybody on the way could read the token (but to localhost)"
-    )
+LEDGER_URL = env.private_site("LEDGER_URL")
 LEDGER_TOKEN = env.text("LEDGER_TOKEN")
 
-# How many requests a minute the API takes from one token, and from one address. The cache counts them.
+# Rate limits of the API: requests per minute, by token and by client address. The cache counts them.
 API_RATE_PER_TOKEN = int(env.number("API_RATE_PER_TOKEN", 120, minimum=1))
 API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
 
-# What `manage.py demo_data` loads besides people: functions that take the profile's name and return a line to print,
-# or None. By path, as accounts knows no other app.
+# What `manage.py demo_data` loads besides people: functions that take the profile's name and return a line to print, or
+# None. They are given by path because accounts imports no other app.
 DEMO_DATA = ["ledger.demo.load", "statuspage.demo.load"]
 
 
 def redis_cache(default_url: str) -> dict[str, Any]:
-    """CACHES for Redis. It fails open: with Redis away a read is a miss, a write is lost, and nothing raises."""
+    """Returns CACHES for Redis. It fails open: while Redis is down, reads are misses and writes are lost."""
     return {
         "default": {
             "BACKEND": "backstagetest1.cache.RedisCache",
-            "LOCATION": env.redis_url(default_url),
+            "LOCATION": services.redis_url(default_url),
             "OPTIONS": {
-                # By name: redis-py's own defaults have been "for ever" and then five seconds.
+                # Seconds. Set explicitly, because redis-py's defaults have changed from none to five seconds.
                 "SOCKET_CONNECT_TIMEOUT": 0.5,
                 "SOCKET_TIMEOUT": 0.5,
-                # A connection that a restarted server has closed is opened anew; who waited in vain waits once.
+                # A connection that a restarted server has closed is reopened; a timeout is not retried.
                 "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 1, (RedisConnectionError,))},
-                "BREAKER_SECONDS": 2,  # for how long a server that did not answer is skipped
+                "BREAKER_SECONDS": 2,  # how long a server that did not answer is skipped
             },
         }
     }
 
 
 def logging_config(level: str, formatter: str) -> dict[str, Any]:
-    """LOGGING for one handler on standard error: JSON lines (`json`) or lines for people (`plain`)."""
+    """Returns LOGGING with one handler on standard error: JSON lines (`json`) or lines for people (`plain`)."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -289,7 +279,7 @@ def logging_config(level: str, formatter: str) -> dict[str, Any]:
             }
         },
         "root": {"handlers": ["default"], "level": level},
-        # Django's own handlers would print a second time, and mail stack traces to nobody.
+        # Django's own handlers would print everything twice, and mail stack traces to nobody.
         "loggers": {name: {"handlers": [], "propagate": True} for name in ("django", "django.server")},
     }
 

@@ -1,4 +1,4 @@
-"""Development: SQLite, the in-process cache and mock data. Needs no variable and no service."""
+"""Development: SQLite, the in-process cache and mock data. Requires no variables and no services."""
 
 from settings import env
 from settings.base import *  # noqa: F401,F403
@@ -6,15 +6,15 @@ from settings.base import BASE_DIR, LOG_LEVEL, STORAGES, logging_config
 
 ENVIRONMENT = "development"
 DEBUG = env.flag("DEBUG", True)
-SECRET_KEY = "development-only: every other environment refuses to start without a key of its own"
-# HOST is what ./run serve listens on.
+SECRET_KEY = "development-only: every other environment requires a key of its own"
+# HOST is the address that ./run serve listens on.
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *env.words("ALLOWED_HOSTS"), *env.words("HOST")]
 
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": BASE_DIR / "db.sqlite3",
-        # Writers wait for one another instead of failing when a read turns into a write.
+        # Writers wait for each other instead of failing when a read becomes a write.
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",
             "timeout": 5,
@@ -32,7 +32,7 @@ SESSION_COOKIE_NAME = "session"
 CSRF_COOKIE_NAME = "csrf"
 
 STORAGES = STORAGES | {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}}
-WHITENOISE_USE_FINDERS = True  # from where they are written, also with DEBUG=false: nothing is collected here
+WHITENOISE_USE_FINDERS = True  # from the source folders, also with DEBUG=false: nothing is collected here
 ACCOUNT_EMAIL_VERIFICATION = env.choice("EMAIL_VERIFICATION", "optional", ("mandatory", "optional", "none"))
 EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
 LOGGING = logging_config(LOG_LEVEL, "plain")

@@ -1,6 +1,6 @@
-"""Production. It refuses to start rather than start unsafe."""
+"""Production. It would rather not start than start unsafe."""
 
-from settings import env
+from settings import env, services
 from settings.base import *  # noqa: F401,F403
 from settings.base import redis_cache
 
@@ -8,5 +8,5 @@ ENVIRONMENT = "production"
 env.no_debug()
 SECRET_KEY = env.secret_key()
 ALLOWED_HOSTS = env.hosts("backstagetest1.com,www.backstagetest1.com")
-DATABASES = {"default": env.database("prod_user", "prod-db.example.com", "backstagetest1_production")}
+DATABASES = {"default": services.database("prod_user", "prod-db.example.com", "backstagetest1_production")}
 CACHES = redis_cache("redis://prod-redis.example.com:6379/1")

@@ -1,6 +1,6 @@
 """Testing: real PostgreSQL and Redis, plain HTTP, test data. For the test suite and the testing environment."""
 
-from settings import env
+from settings import env, services
 from settings.base import *  # noqa: F401,F403
 from settings.base import redis_cache
 
@@ -9,7 +9,7 @@ env.no_debug()
 SECRET_KEY = env.secret_key()
 ALLOWED_HOSTS = env.hosts("testing.backstagetest1.com,localhost,127.0.0.1,testserver")
 
-DATABASES = {"default": env.database()}
+DATABASES = {"default": services.database()}
 CACHES = redis_cache(env.required("REDIS_URL", "redis://HOST:6379/1"))
 
 HTTPS_ONLY = False
@@ -19,4 +19,4 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = False
 SESSION_COOKIE_NAME = "session"
 CSRF_COOKIE_NAME = "csrf"
 
-SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", False)  # no thread beside the tests
+SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", False)  # no thread in the background of the tests

@@ -126,7 +126,7 @@ def told(incident: Incident) -> dict[str, Any]:
         "started": incident.started.isoformat(),
         "resolved": incident.resolved.isoformat() if incident.resolved else None,
         "updates": [
-            {"at": each.at.isoformat(), "status": each.status, "message": text.UNFIT.sub(" ", each.message)}
+            {"at": each.at.isoformat(), "status": each.status, "message": text.FORBIDDEN.sub(" ", each.message)}
             for each in incident.updates.all()
         ],
     }

@@ -1,4 +1,4 @@
-"""Django's backend for PostgreSQL, for connections that are kept while servers come, go and freeze."""
+"""Django's backend for PostgreSQL, made for persistent connections while servers restart, fail over and freeze."""
 
 import select
 import time
@@ -12,17 +12,17 @@ from psycopg2 import extensions
 from health.checks import Reason
 from health.runner import report, watched
 
-UNASKED = 1.0  # seconds that a statement may take before it is asked whether the database is still there
-CONNECTING = 5.0  # seconds; libpq's own connect_timeout does not hold where the waiting is done here
+GRACE = 1.0  # seconds that a statement may take before the health check is consulted
+CONNECT_TIMEOUT = 5.0  # seconds; libpq's own connect_timeout does not apply while wait() does the waiting
 
 
 def wait(connection: Any) -> None:
-    """Waits for PostgreSQL as long as it is there. Raises psycopg2.OperationalError when it is known to be silent.
+    """Waits for PostgreSQL while it responds. Raises psycopg2.OperationalError once the health check finds it silent.
 
-    To a statement sent to a frozen server no time-out of libpq applies: its kernel goes on acknowledging. Soon every
-    thread would wait for it, and none would be left for the page that explains, for the status page and for the probes.
-    So the thread that waits asks what the health check knows, which has a connection of its own and cannot be held up.
-    A statement may take as long as its statement_timeout allows while the server answers others.
+    None of libpq's timeouts applies to a statement sent to a frozen server, because the server's kernel goes on
+    acknowledging packets. Soon every thread would be waiting, and none would be left for the error page, the status
+    page and the probes. So a waiting thread consults the health check, which has its own connection and never blocks.
+    While the server answers others, a statement may take as long as its statement_timeout allows.
     https://www.psycopg.org/docs/advanced.html#support-for-coroutine-libraries
     """
     started = time.monotonic()
@@ -33,15 +33,15 @@ def wait(connection: Any) -> None:
         waited = time.monotonic() - started
         if poll.poll(50 if waited < 0.05 else 500):
             continue
-        if connecting and waited > CONNECTING:
-            raise psycopg2.OperationalError(f"PostgreSQL did not complete the connection in {CONNECTING:g} s")
-        if known_silent(ask=waited > UNASKED):
-            raise psycopg2.OperationalError("PostgreSQL does not answer")
+        if connecting and waited > CONNECT_TIMEOUT:
+            raise psycopg2.OperationalError(f"PostgreSQL timed out while connecting, after {CONNECT_TIMEOUT:g} s")
+        if known_silent(ask=waited > GRACE):
+            raise psycopg2.OperationalError("PostgreSQL does not respond")
 
 
 def known_silent(*, ask: bool) -> bool:
-    """Whether the health check has had no answer for HEALTH_DOWN_AFTER. It is not waited for; where nobody has asked
-    for it before, it begins only if `ask`.
+    """Whether the health check has had no answer for HEALTH_DOWN_AFTER. This does not wait for the check, and starts it
+    only if it is running already or if `ask`.
     """
     if "database" not in settings.HEALTH_CHECKS or not (ask or watched("database")):
         return False
@@ -54,12 +54,13 @@ extensions.set_wait_callback(wait)
 
 class DatabaseWrapper(base.DatabaseWrapper):
     def is_usable(self) -> bool:
-        """Whether the server answers and takes writes.
+        """Whether the server responds and accepts writes.
 
-        Django asks before a kept connection's first use in a request (CONN_HEALTH_CHECKS), and at the end of a request
-        in which the database raised an error. After a failover the old primary answers every SELECT and refuses every
-        write: so each thread of each process leaves it at its next request, and connects anew to where the name points.
-        It is what libpq asks for target_session_attrs=read-write; it covers default_transaction_read_only, too.
+        Django asks before a persistent connection's first use in a request (CONN_HEALTH_CHECKS), and at the end of a
+        request in which the database raised an error. After a failover the old primary answers every SELECT and rejects
+        every write; with this, each thread of each process leaves it at its next request and reconnects to wherever the
+        host name points now. libpq's target_session_attrs=read-write asks the same, which covers
+        default_transaction_read_only as well.
         https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-TARGET-SESSION-ATTRS
         """
         if self.connection is None:

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from settings import base, env
+from settings import base, env, services
 
 VARIANT = os.environ.get("BENCH_VARIANT", "bare")
 ASYNC = env.flag("BENCH_ASYNC", False)
@@ -20,7 +20,7 @@ LOGGING: dict[str, Any] = {"version": 1, "root": {"level": "CRITICAL"}}  # nobod
 # checks its connections before it uses them.
 DATABASES: dict[str, Any] = {"default": {"ENGINE": "django.db.backends.sqlite3"}}
 if "DATABASE_URL" in os.environ:
-    DATABASES = {"default": env.database()}
+    DATABASES = {"default": services.database()}
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = VARIANT == "ours"
 CACHES: dict[str, Any] = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 if "REDIS_URL" in os.environ:

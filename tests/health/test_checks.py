@@ -124,7 +124,7 @@ def test_the_urls_have_names_and_the_views_of_the_middleware() -> None:
 
 def test_the_middleware_stands_before_all_that_refuses_or_redirects(settings: Settings) -> None:
     assert settings.MIDDLEWARE.index("health.middleware.ProbeMiddleware") == 1
-    assert settings.MIDDLEWARE[0] == "backstagetest1.edge.EdgeMiddleware", "it has no answer of its own"
+    assert settings.MIDDLEWARE[0] == "backstagetest1.proxy.ProxyMiddleware", "it has no answer of its own"
 
 
 def test_liveness_asks_nothing(settings: Settings, django_assert_num_queries: DjangoAssertNumQueries, db: None) -> None:

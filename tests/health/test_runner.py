@@ -13,7 +13,7 @@ import pytest
 from django.core.checks import run_checks
 from pytest_django import Settings
 
-from backstagetest1.edge import request_id
+from backstagetest1.proxy import request_id
 from backstagetest1.logs import RequestIdFilter
 from health import runner
 from health.checks import Check, Reason, Unhealthy

@@ -112,7 +112,7 @@ def test_a_count_that_is_none_stops_it_by_name() -> None:
         text=True,
     )
     assert done.returncode != 0
-    assert "THREADS is malformed: expected a whole number" in done.stderr
+    assert "THREADS is invalid: expected a whole number" in done.stderr
 
 
 def test_idle_times_are_ordered() -> None:
@@ -120,4 +120,4 @@ def test_idle_times_are_ordered() -> None:
     conf = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
     assert conf["keepalive"] > 60
     assert conf["graceful_timeout"] < 30
-    assert conf["timeout"] > 15, "a statement may take 15 s (settings.env.database)"
+    assert conf["timeout"] > 15, "a statement may take 15 s (settings.services.database)"

@@ -9,7 +9,7 @@ from django.test import Client, RequestFactory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backstagetest1.edge import EdgeMiddleware, client_address
+from backstagetest1.proxy import ProxyMiddleware, client_address
 from tests.support.servers import ROOT
 
 PROXY, STRANGER = "127.0.0.1", "203.0.113.9"
@@ -24,7 +24,7 @@ def passed_on(peer: str, **headers: str) -> tuple[HttpRequest, HttpResponse]:
         return HttpResponse()
 
     meta: dict[str, Any] = {"REMOTE_ADDR": peer} | headers
-    response = EdgeMiddleware(view)(RequestFactory().get("/", **meta))
+    response = ProxyMiddleware(view)(RequestFactory().get("/", **meta))
     assert isinstance(response, HttpResponse)
     return seen[0], response
 

@@ -1,8 +1,8 @@
-"""What the proxy in front tells of a request, taken once and only from a proxy that is trusted.
+"""What the proxy in front says about a request: its id, the client's address and the scheme.
 
-The rest of the house reads the result from where Django keeps such things: `REQUEST_ID`, `REMOTE_ADDR` and
-`wsgi.url_scheme` in request.META. So there is no SECURE_PROXY_SSL_HEADER, and gunicorn is told to trust nobody:
-one place decides. See docs/decisions.md.
+Headers are read once, here, and only from a trusted proxy. The other apps read the result from where Django keeps it:
+`REQUEST_ID`, `REMOTE_ADDR` and `wsgi.url_scheme` in request.META. So that one place decides, there is no
+SECURE_PROXY_SSL_HEADER, and gunicorn trusts no proxy. See docs/decisions.md.
 """
 
 import ipaddress
@@ -17,22 +17,22 @@ from django.http import HttpRequest, HttpResponseBase
 
 from backstagetest1.headers import Headers
 
-# Long enough for any tracing scheme, and nothing in it that could break out of a log line or a header.
-SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,127}", re.ASCII)
+# Long enough for any tracing scheme, without anything that could break out of a log line or a header.
+VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{7,127}", re.ASCII)
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
-# A hop of X-Forwarded-For as proxies write it: an address, in brackets if it is of IPv6 and has a port. Balancers of
-# Azure and AWS add the client's port. Some quote the whole, as the header Forwarded has it (RFC 7239, section 6).
+# A hop of X-Forwarded-For as proxies write it: an address, in brackets if it is IPv6 and has a port. Load balancers of
+# Azure and AWS add the client's port. Some quote the whole, as in the header Forwarded (RFC 7239, section 6).
 HOP = re.compile(
     r'(?P<quote>"?)(?:\[(?P<v6>[^][]+)\]|(?P<v4>[0-9.]+)(?=:)|(?P<bare>[^]["]+))(?::[0-9]{1,5})?(?P=quote)'
 )
 
 
 def parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address without what may stand around it: blanks, quotes, brackets, a port and an IPv6 zone, all of which a
-    client may vary. An IPv4 client of a dual-stack socket (::ffff:192.0.2.1) is the IPv4 address that it is.
+    """Returns the address without blanks, quotes, brackets, port and IPv6 zone, all of which a client may vary. An
+    IPv4-mapped address of a dual-stack socket (::ffff:192.0.2.1) becomes the IPv4 address.
 
     Raises ValueError.
     """
@@ -55,9 +55,9 @@ def trusted(address: str) -> bool:
 
 
 def client_address(peer: str, forwarded_for: str) -> str:
-    """The last hop of X-Forwarded-For that is not one of our proxies, or `peer` if the header says nothing usable.
+    """Returns the last hop of X-Forwarded-For that is not a trusted proxy, or `peer` if there is none.
 
-    Empty hops do not count (RFC 9110, section 5.6.1).
+    Empty hops are skipped (RFC 9110, section 5.6.1).
     """
     for hop in reversed(forwarded_for.split(",")):
         if not hop.strip():
@@ -71,10 +71,10 @@ def client_address(peer: str, forwarded_for: str) -> str:
     return peer
 
 
-class EdgeMiddleware:
+class ProxyMiddleware:
     """Sets the request id, the client's address and the scheme, and sends the id back as X-Request-ID.
 
-    Standing first, it also completes the headers of every answer.
+    As the outermost middleware, it also completes the headers of every response.
     """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
@@ -89,7 +89,7 @@ class EdgeMiddleware:
         return response
 
     def read(self, request: HttpRequest) -> str:
-        """Writes what is believed into request.META and returns the request id."""
+        """Writes what is trusted into request.META and returns the request id."""
         meta = request.META
         peer = meta.get("REMOTE_ADDR", "")
         if ":" in peer:
@@ -101,7 +101,7 @@ class EdgeMiddleware:
             meta["REMOTE_ADDR"] = client_address(peer, meta.get("HTTP_X_FORWARDED_FOR", ""))
             if meta.get("HTTP_X_FORWARDED_PROTO", "").lower() in ("http", "https"):
                 meta["wsgi.url_scheme"] = meta["HTTP_X_FORWARDED_PROTO"].lower()
-        if not SANE_ID.fullmatch(identifier):
+        if not VALID_ID.fullmatch(identifier):
             identifier = uuid.uuid4().hex
         meta["REQUEST_ID"] = identifier
         request_id.set(identifier)
