@@ -1,41 +1,138 @@
 #!/usr/bin/env bash
-# Brings back an earlier version with bash (3.2 or newer) and kubectl (1.20 or newer) alone: for when nothing else works.
-# docs/operations.md explains it. `rollback.sh --help` says how it is called.
+# Rolls a cluster back to an earlier version with nothing but bash (3.2 or newer) and kubectl (1.20 or newer), for when
+# nothing else works. See docs/operations.md, and `rollback.sh --help` for its options.
+#
+# The dollars in single quotes are variables of Go templates: https://pkg.go.dev/text/template
+# shellcheck disable=SC2016
 set -euo pipefail
-export LC_ALL=C # [a-z] is these letters alone, and tr takes bytes
+export LC_ALL=C # [a-z] matches these letters only, and tr works on bytes
 
-readonly APP=backstagetest1 LEASE=backstagetest1-deploy LEASE_SECONDS=60
-readonly GOOD=backstagetest1/verified-good GONE=backstagetest1/withdrawn BEFORE=backstagetest1/before
-readonly BREAK=backstagetest1/schema-break BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
-readonly LIVE=backstagetest1/live-since
-readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
-readonly DONE=0 USAGE=2 LOCKED=3 REFUSED=4 WENT_BACK=5 NEEDS_A_PERSON=6 INTERRUPTED=130
-readonly POLL=1 # seconds between two looks
-readonly TEXT=500 # characters of a reason that the ledger takes
-# The rule for versions is that of ledger/versions.py; a test compares the two.
+readonly OK=0 USAGE=2 LOCKED=3 REFUSED=4 ROLLED_BACK=5 NEEDS_HELP=6 INTERRUPTED=130 # exit codes
+readonly APP=backstagetest1
+readonly POLL_SECONDS=1
+readonly LOOK='To see what is running: rollback.sh --list'
+readonly REASON_LENGTH=500 # characters, the ledger's limit
+# The same rule as in ledger/versions.py; a test compares the two.
 readonly VERSION='[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}'
-# What kubectl prints is read by fields. Anybody's text comes as a Go string, {{printf "%q"}}, which holds no control
-# character; so this one separates fields, and a line break separates records.
+readonly TIME='^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$'
+
+# What manage.py deploy reads and writes as well. A test compares both languages' values.
+readonly LEASE=backstagetest1-deploy LEASE_SECONDS=60
+readonly GOOD=backstagetest1/verified-good BAD=backstagetest1/withdrawn BEFORE=backstagetest1/before
+readonly SCHEMA_BREAK=backstagetest1/schema-break LIVE_SINCE=backstagetest1/live-since
+readonly BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
+readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
+readonly LOST_LOG='unable to retrieve container logs' # printed like a log once the kubelet has removed the container
+
+# The reasons for which a waiting container will not start by itself. A test compares them with the Python target's.
+# https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
+readonly FATAL_WAITING_REASONS='
+  CrashLoopBackOff
+  CreateContainerConfigError
+  CreateContainerError
+  ErrImageNeverPull
+  ErrImagePull
+  ImageInspectError
+  ImagePullBackOff
+  InvalidImageName
+  RunContainerError
+'
+
+# What is read from the cluster: one record a line, its fields separated by US. Free text is printed as a quoted Go
+# string, which contains no control character, so no text can shift the fields or end the record.
 readonly US=$'\037'
+
+# Every template starts with these variables. Functions put others in front: $image, $deployment and $current.
+readonly VARIABLES='{{$us := "\x1f"}}{{$app := "'$APP'"}}
+{{- $good := "'$GOOD'"}}{{$bad := "'$BAD'"}}{{$schema_break := "'$SCHEMA_BREAK'"}}{{$live_since := "'$LIVE_SINCE'"}}
+{{- $by_hand := "'$BY_HAND'"}}{{$purpose := "'$PURPOSE'"}}{{$cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}'
+
+readonly SERVICE_COLOUR='{{with .spec.selector.colour}}{{.}}{{end}}'
+readonly SERVICE_PORT='{{(index .spec.ports 0).port}}'
+readonly NAMES='{{range .items}}{{.metadata.name}} {{end}}'
+readonly REPLICAS='{{.spec.replicas}}'
+readonly CONTAINER_IMAGE='{{range .spec.template.spec.containers}}{{if eq .name $app}}{{.image}}{{end}}{{end}}'
+readonly IMAGES='{{range .items}}
+  {{- .metadata.name}}{{$us}}'$CONTAINER_IMAGE'{{"\n"}}
+{{- end}}'
+
+# `index` fails on annotations that are missing, hence the `or`: no key of metadata looks like an annotation's.
+readonly CURRENT_REVISION='{{with index (or .metadata.annotations .metadata) $revision}}{{.}}{{end}}'
+readonly REVISIONS='
+{{- range .items}}{{$set := .}}{{$notes := or .metadata.annotations .metadata}}
+{{- range .metadata.ownerReferences}}{{if and (eq .kind "Deployment") (eq .name $deployment)}}
+  {{- with index $notes $live_since}}{{printf "%q" .}}{{end}}{{$us}}
+  {{- $set.metadata.creationTimestamp}}{{$us}}
+  {{- .name}}{{$us}}
+  {{- with index $notes $revision}}{{printf "%q" .}}{{end}}{{$us}}
+  {{- range $set.spec.template.spec.containers}}{{if eq .name $app}}{{printf "%q" .image}}{{end}}{{end}}{{$us}}
+  {{- with index $notes $good}}{{printf "%q" .}}{{end}}{{$us}}
+  {{- with index $notes $bad}}{{printf "%q" .}}{{end}}{{$us}}
+  {{- with index $notes $schema_break}}{{printf "%q" .}}{{end}}{{$us}}
+  {{- if eq (print (index $notes $revision)) $current}}current{{end}}{{$us}}
+  {{- with index $notes $cause}}{{printf "%q" .}}{{end}}{{"\n"}}
+{{- end}}{{end}}
+{{- end}}'
+
+readonly ROLLOUT='
+{{- .metadata.generation}}{{$us}}
+{{- with .status.observedGeneration}}{{.}}{{else}}0{{end}}{{$us}}
+{{- .spec.replicas}}{{$us}}
+{{- with .status.replicas}}{{.}}{{else}}0{{end}}{{$us}}
+{{- with .status.updatedReplicas}}{{.}}{{else}}0{{end}}{{$us}}
+{{- with .status.availableReplicas}}{{.}}{{else}}0{{end}}{{$us}}
+{{- with .spec.paused}}paused{{end}}'
+readonly PROGRESS='{{range .status.conditions}}{{if eq .type "Progressing"}}{{.reason}}{{end}}{{end}}'
+readonly REPLICA_FAILURE='{{range .status.conditions}}{{if eq .type "ReplicaFailure"}}
+  {{- "  "}}{{.reason}}: {{.message}}{{"\n"}}
+{{- end}}{{end}}'
+
+readonly PODS='
+{{- range .items}}{{$pod := .}}{{if not .metadata.deletionTimestamp}}
+{{- range .spec.containers}}{{if and (eq .name $app) (eq .image $image)}}
+  {{- $pod.metadata.name}}{{$us}}
+  {{- range $pod.status.conditions}}{{if eq .type "Ready"}}{{.status}}{{end}}{{end}}{{$us}}
+  {{- range $pod.status.containerStatuses}}{{if eq .name $app}}
+    {{- .restartCount}}{{$us}}
+    {{- with .state.waiting}}{{.reason}}{{end}}{{$us}}
+    {{- with .state.waiting}}{{with .message}}{{printf "%q" .}}{{end}}{{end}}{{$us}}
+    {{- with .lastState.terminated}}code {{.exitCode}} ({{.reason}}){{end}}
+  {{- end}}{{end}}{{"\n"}}
+{{- end}}{{end}}
+{{- end}}{{end}}'
+readonly EVENTS='{{range .items}}
+  {{- "  "}}{{.reason}}: {{.message}}{{"\n"}}
+{{- end}}'
+
+readonly LOCK='
+{{- .metadata.resourceVersion}}{{$us}}
+{{- with .spec.holderIdentity}}{{printf "%q" .}}{{end}}{{$us}}
+{{- with .spec.acquireTime}}{{.}}{{end}}{{$us}}
+{{- with .spec.renewTime}}{{.}}{{end}}{{$us}}
+{{- with .spec.leaseDurationSeconds}}{{.}}{{end}}{{$us}}
+{{- with index (or .metadata.annotations .metadata) $by_hand}}{{printf "%q" .}}{{end}}{{$us}}
+{{- with index (or .metadata.annotations .metadata) $purpose}}{{printf "%q" .}}{{end}}'
 
 usage() {
   cat <<'EOF'
 Usage: rollback.sh <previous_version> [namespace]
        rollback.sh --list | --previous  [namespace]
 
-Rolls back to a version that ran before, and waits until it serves. Without a version it lists the versions that the
-cluster remembers and, on a terminal, asks which one. The namespace is "default" unless given.
+Rolls back to a version that ran before and waits until it serves. Without a version, lists the versions in the
+cluster's history and, on a terminal, asks which one to roll back to. The namespace defaults to "default".
 
-  --list            list the versions to roll back to, and change nothing
-  --previous        roll back to the version that was live before this one and was verified good
-  --dry-run         print each command and have the cluster validate it, without changing anything
-  --yes             do not ask for confirmation, not even for production
-  --reason TEXT     why; kept as the change cause, and in the ledger (one line, 500 characters)
-  --timeout SECONDS how long the version may take to become ready (default 180)
-  --context NAME    the kubectl context (default: the current one)
-  --image IMAGE     the full image name, for a version that the cluster no longer remembers
-  --force           roll back even during a rollout, or to a version that does not fit the database schema
-  --help
+options:
+  --list                 list the versions to roll back to and exit
+  --previous             roll back to the version that was live before this one and was verified good
+  --dry-run              print each command and have the cluster validate it without changing anything
+  -y, --yes              do not ask for confirmation, not even in production
+  --reason TEXT          recorded as the change cause and in the ledger (one line, 500 characters)
+  --timeout SECONDS      how long the version may take to become ready (default: 180)
+  --context NAME         kubectl context (default: the current one)
+  -n, --namespace NAME   the namespace, as an option
+  --image IMAGE          full image name, for a version that is no longer in the history
+  --force                roll back even during a rollout, or to a version that does not fit the database schema
+  -h, --help             show this help and exit
 
 examples:
   scripts/rollback.sh 1.4.0 backstagetest1-production
@@ -43,22 +140,777 @@ examples:
   scripts/rollback.sh --previous backstagetest1-production --yes --reason "sign-in is broken"
   scripts/rollback.sh 1.4.0 backstagetest1-staging --dry-run
 
-exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
-  5 the version did not become ready, and the previous one serves; 6 failed, and needs a person;
-  130 interrupted: the last line says what state it left.
+exit codes:
+  0    success
+  2    wrong usage
+  3    someone else holds the lock
+  4    refused; nothing was changed
+  5    the version failed; the one before it is still serving
+  6    failed; someone has to step in
+  130  interrupted; the last line says in which state
+
 With LEDGER_URL and LEDGER_TOKEN set, the rollback is recorded in the ledger. A ledger that is down never delays it.
 EOF
 }
 
-# What people see
+main() {
+  phase=checks locked='' shown=''
+  choose_colours
+  parse "$@"
+  trap finish EXIT
+  trap interrupted INT TERM HUP
+  connect
+  inspect
+  if [[ $list ]]; then
+    list_versions
+    return
+  fi
+  choose_target
+  check
+  confirm
+  acquire_lock
+  roll_back
+  verify
+  settle
+}
 
-if [[ -t 1 && -t 2 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
-  bold=$'\033[1m' red=$'\033[31m' green=$'\033[32m' yellow=$'\033[33m' plain=$'\033[0m'
-else
+# Parse
+
+parse() { # Sets target, namespace and the options.
+  local option
+  target='' namespace='' list='' previous='' dry='' yes='' force=''
+  context='' explicit_image='' given_reason='' timeout=180
+  while (($#)); do
+    case $1 in
+      --help | -h) usage && exit $OK ;;
+      --list) list=1 ;;
+      --previous) previous=1 ;;
+      --dry-run) dry=1 ;;
+      --yes | -y) yes=1 ;;
+      --force) force=1 ;;
+      --timeout=* | --context=* | --image=* | --reason=* | --namespace=*)
+        option=$1
+        shift
+        set -- "${option%%=*}" "${option#*=}" "$@"
+        continue
+        ;;
+      --timeout) value "$@" && timeout=$2 && shift ;;
+      --context) value "$@" && context=$2 && shift ;;
+      --image) value "$@" && explicit_image=$2 && shift ;;
+      --reason) value "$@" && given_reason=$2 && shift ;;
+      --namespace | -n) value "$@" && namespace=$2 && shift ;;
+      '') misused 'Empty argument. Is a variable unset?' ;; # or the namespace would be taken for the version
+      -*) misused "Unknown option $1." ;;
+      *) positional "$1" ;;
+    esac
+    shift
+  done
+  if [[ ($list || $previous) && $target ]]; then # rollback.sh NAMESPACE --list
+    [[ ! $namespace ]] || misused "--list and --previous take no version."
+    namespace=$target target=''
+  fi
+  namespace=${namespace:-default}
+  reason=$(one_line "$given_reason" $REASON_LENGTH)
+  validate
+}
+value() { # value OPTION [VALUE...]
+  [[ ${2+set} ]] || misused "$1 requires a value."
+}
+positional() {
+  if [[ ! $target && ! $list && ! $previous ]]; then
+    target=$1
+  elif [[ ! $namespace ]]; then
+    namespace=$1
+  else
+    misused "Unexpected argument: $1."
+  fi
+}
+validate() {
+  [[ ! $target ]] || validate_version
+  [[ $namespace =~ ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ ]] ||
+    misused "'$namespace' is not a valid namespace; expected lower-case letters, digits and dashes."
+  [[ $timeout =~ ^[1-9][0-9]{0,4}$ ]] || misused "--timeout $timeout is not valid; expected seconds, such as 180."
+  [[ ! $explicit_image || $explicit_image =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] ||
+    misused "--image '$explicit_image' is not a valid image; expected its full name, such as host/team/app:1.4.0."
+  [[ ! $context || $context != -* ]] || misused "--context '$context' is not a valid context."
+  if [[ $explicit_image && $target && $(tag_of "$explicit_image") != "$target" && $explicit_image != *@* ]]; then
+    misused "--image $explicit_image is not version $target; the tag must be the version."
+  fi
+  if [[ ! $target && ! $list && ! $previous && ! -t 0 ]]; then
+    usage >&2
+    exit $USAGE
+  fi
+}
+validate_version() {
+  [[ $target =~ ^$VERSION$ ]] || misused "'$target' is not a valid version;" \
+    "expected an image tag of at most 64 letters, digits, '_', '.' and '-', such as 1.4.0."
+  [[ $target != latest ]] ||
+    misused "'latest' is not a valid version, as it names no single build; expected a tag such as 1.4.0."
+}
+
+# Inspect
+
+connect() { # One request tells whether the cluster is reachable; kubectl would make five first, to discover its API.
+  local answer
+  command -v kubectl >/dev/null || refuse 'kubectl not found; install it.'
+  shown_context=${context:-$(kubectl config current-context 2>/dev/null || echo 'none; the default configuration')}
+  if ! answer=$(kubectl --request-timeout=5s ${context:+"--context=$context"} get --raw /version 2>&1); then
+    case $answer in
+      *orbidden*) ;; # It is reachable; what else may be forbidden shows next.
+      *) unreachable "$answer"$'\n' ;;
+    esac
+  fi
+}
+unreachable() { # unreachable [ERROR]
+  refuse "${1:-}The cluster is unreachable. Check the context ($shown_context) and the network."
+}
+inspect() { # Sets colour, deployment (the one with the traffic), running_image, running, history and suggested.
+  local found
+  colour=$(fields "$SERVICE_COLOUR" service $APP --ignore-not-found) || unreachable
+  deployment=$APP${colour:+-$colour}
+  found=$(kube get deployment "$deployment" --ignore-not-found -o name) || unreachable
+  if [[ ! $found ]]; then
+    found=$(fields "$NAMES" deployments 2>/dev/null || true)
+    found=${found:-none }
+    refuse "Deployment $deployment not found in namespace $namespace (context $shown_context)," \
+      "which has: ${found% }. Pass the right namespace: rollback.sh VERSION NAMESPACE [--context NAME]."
+  fi
+  running_image=$(fields "$CONTAINER_IMAGE" deployment "$deployment")
+  [[ $running_image ]] || refuse "deployment/$deployment has no container named $APP."
+  running=$(tag_of "$running_image")
+  idle_colour=''
+  if [[ $colour ]]; then idle_colour=$(other_colour); fi
+  history=$(revisions || true)
+  suggested=$(previous_good)
+}
+other_colour() { if [[ $colour == blue ]]; then printf green; else printf blue; fi; }
+revisions() { # Prints the revisions that the cluster remembers, the one that became live last first.
+  # A Deployment gives a revision a new number each time it becomes current. Two colours count each for itself, and
+  # traffic moves between them without a new revision; so there the annotation counts, or else the creation.
+  local name current live created rest
+  for name in ${colour:-$APP} $idle_colour; do
+    if [[ $colour ]]; then name=$APP-$name; fi
+    current=$(fields "$CURRENT_REVISION" deployment "$name" 2>/dev/null) || continue
+    fields "{{\$deployment := \"$name\"}}{{\$current := \"$current\"}}$REVISIONS" replicasets -l "app=$APP"
+  done | while IFS=$US read -r live created rest; do
+    live=${live//\"/}
+    [[ $created =~ $TIME ]] || continue
+    [[ $live =~ $TIME ]] || live=$created
+    printf '%s\n' "$live$US$created$US$rest"
+  done | if [[ $colour ]]; then sort -r; else sort -t "$US" -k 4.2,4nr; fi
+}
+next_revision() { # Reads one line of the history and sets its_... from it. Fails at the end.
+  IFS=$US read -r its_start its_creation its_deployment its_number its_image its_good its_bad its_break its_current \
+    its_cause && [[ $its_start ]] || return 1
+  its_number=${its_number//\"/} its_image=${its_image//\"/} its_good=${its_good//\"/} its_break=${its_break//\"/}
+  its_version=$(tag_of "$its_image")
+}
+previous_good() { # Prints the version that was live last, was verified good and is not running.
+  while next_revision; do
+    if [[ $its_version != "$running" && $its_good == "$its_version" ]]; then
+      printf '%s' "$its_version"
+      return
+    fi
+  done <<<"$history"
+}
+list_versions() {
+  local state
+  say "Namespace $namespace, context $shown_context, deployment/$deployment:"
+  headline "$(printf '%-9s %-20s %-6s %-14s %s' REVISION VERSION AGE STATE 'CHANGE CAUSE')"
+  while next_revision; do
+    if [[ $its_current && $its_deployment == "$deployment" && $its_good == "$its_version" ]]; then
+      state="${green}running, good${plain} "
+    elif [[ $its_current && $its_deployment == "$deployment" ]]; then
+      state="${green}running${plain}       "
+    elif [[ $its_good == "$its_version" ]]; then
+      state="${green}verified good${plain} "
+    elif [[ $its_bad ]]; then
+      state="${red}rolled back${plain}   "
+    else
+      state='not verified  '
+    fi
+    its_cause=$(unquoted "$its_cause")
+    printf '%-9s %-20s %-6s %s %s\n' "${its_number:-?}${colour:+ ${its_deployment##*-}}" "$its_version" \
+      "$(age "$its_start")" "$state" "${its_cause:--}"
+  done <<<"$history"
+  if [[ $suggested ]]; then
+    say "Rollback target: $suggested (rollback.sh $suggested $namespace)"
+  else
+    say 'Rollback target: none. No other version was verified good.'
+  fi
+}
+
+# Check
+
+choose_target() { # Sets target, unless it was given.
+  if [[ $previous ]]; then
+    [[ $suggested ]] || refuse "No version other than $running was verified good in $namespace." \
+      "Choose one from: rollback.sh --list $namespace."
+    target=$suggested
+  elif [[ ! $target ]]; then
+    list_versions
+    read -r -p "Which version? [${suggested:-none}] " target || true
+    target=${target:-$suggested}
+    [[ $target ]] || refuse 'No version given.'
+    validate_version
+  fi
+  headline "Rolling back to version: $target"
+  say "  namespace $namespace, context $shown_context, deployment/$deployment, now $running"
+  if [[ $given_reason != "$reason" ]]; then
+    say "  The reason was trimmed to one line of at most $REASON_LENGTH characters: $reason"
+  fi
+}
+check() { # Refuses what cannot work. Sets target_image, moving (the Deployment that gets it) and verified.
+  local complete=''
+  find_target
+  if is_complete "$deployment"; then complete=1; fi
+  check_not_live "$complete"
+  check_image
+  check_schema
+  moving=$deployment
+  if [[ $colour ]]; then
+    moving=$APP-$idle_colour
+    [[ $(fields "$CONTAINER_IMAGE" deployment "$moving" || true) ]] ||
+      refuse "No other colour to roll back to: deployment/$moving does not exist or has no container $APP."
+  fi
+  check_rollout "$complete"
+  [[ $verified ]] || warn "$target has not been verified good in $namespace"
+  say '  The database is left as it is; a rollback does not undo migrations.'
+}
+find_target() { # Sets remembered_image, last_live, verified and known from the history.
+  remembered_image='' last_live='' verified='' known=''
+  while next_revision; do
+    case "$known " in *" $its_version "*) ;; *) known="$known $its_version" ;; esac
+    [[ $its_version == "$target" ]] || continue
+    if [[ ! $remembered_image ]]; then remembered_image=$its_image; fi
+    if [[ $last_live < $its_start ]]; then last_live=$its_start; fi
+    if [[ $its_good == "$target" ]]; then verified=1; fi
+  done <<<"$history"
+}
+check_not_live() { # check_not_live COMPLETE
+  [[ $target == "$running" && (! $explicit_image || $explicit_image == "$running_image") ]] || return 0
+  if [[ $1 || ! $force ]]; then
+    refuse "$target is already live in deployment/$deployment. List the others: rollback.sh --list $namespace."
+  fi
+}
+check_image() {
+  target_image=${explicit_image:-$remembered_image}
+  [[ $target_image ]] || refuse "Version $target is not in the history of $namespace, which has:$known." \
+    "If it is still in the registry, pass its full image: --image $(repository_of "$running_image"):$target."
+}
+check_schema() {
+  local floor unless=''
+  floor=$(schema_floor)
+  [[ $floor && ! $force ]] || return 0
+  if [[ ! $remembered_image ]]; then unless=' unless it is newer (the history does not say)'; fi
+  refuse "The database has the migrations of $floor, which $target cannot run on$unless;" \
+    "a rollback does not undo them. Choose $floor or a newer version, or override with --force."
+}
+schema_floor() { # Prints a version whose migrations the target cannot run on, if there is one.
+  # The target must have been live since; one that the history has forgotten is not assumed to fit.
+  local broken all='' floor=''
+  while next_revision; do
+    if [[ $its_break =~ ^$VERSION$ && $its_break != "$target" ]]; then all="$all $its_break"; fi
+  done <<<"$history"
+  for broken in $all; do
+    if [[ ! $remembered_image ]]; then floor=$broken; fi
+    while next_revision; do
+      if [[ $its_version == "$broken" && $its_creation > $last_live ]]; then floor=$broken; fi
+    done <<<"$history"
+  done
+  printf '%s' "$floor"
+}
+check_rollout() { # check_rollout COMPLETE
+  if [[ ${wanted:-} == 0 && ! $colour ]]; then
+    refuse "deployment/$deployment is scaled to 0, so $target could not be verified." \
+      "Scale it up first: $(kubectl_here) scale deployment/$deployment --replicas=3."
+  fi
+  if [[ ${paused:-} ]]; then
+    refuse "deployment/$deployment is paused." \
+      "Resume it first: $(kubectl_here) rollout resume deployment/$deployment."
+  fi
+  if [[ $1 || $force || ${DEPLOY_LOCK_HOLDER:-} ]]; then return 0; fi
+  if [[ ! $(failure_reason "$deployment" "$running_image") ]] && is_progressing "$deployment"; then
+    refuse "A rollout to $running is in progress in deployment/$deployment" \
+      "($updated of $wanted updated, $available available). Wait for it to finish, or override it with --force."
+  fi
+}
+confirm() { # Asks before production is touched.
+  local answer=''
+  if [[ $namespace != *prod* || $yes || $dry ]]; then return 0; fi
+  [[ -t 0 ]] || refuse "$namespace is a production namespace, and there is no terminal to confirm on; pass --yes."
+  read -r -p "Type the namespace to confirm: " answer || true
+  [[ $answer == "$namespace" ]] || refuse 'Not confirmed.'
+}
+
+# Roll back
+
+roll_back() {
+  if [[ $colour ]]; then
+    start_idle_colour
+    phase=switching
+    say "Switching service/$APP from $colour to $idle_colour"
+    switch_traffic "$idle_colour" || fail $NEEDS_HELP "Could not switch the traffic; see above. $running is serving."
+  else
+    replace_pods
+  fi
+}
+replace_pods() { # Rolling: pods of the target replace the others one by one.
+  phase=moving
+  set_image "$deployment" "$target_image" "rollback to $target${reason:+: $reason}" "${verified:+$target}" || rejected
+  if [[ ! $dry ]] && ! wait_until_ready "$deployment" "$target_image"; then restore_image; fi
+}
+start_idle_colour() { # Blue-green: the target becomes ready without traffic.
+  local idle_image replicas
+  idle_image=$(fields "$CONTAINER_IMAGE" deployment "$moving") # one a line, so that each one's failure counts
+  idle_replicas=$(fields "$REPLICAS" deployment "$moving")
+  replicas=$(fields "$REPLICAS" deployment "$deployment")
+  ((replicas > 0)) || replicas=1
+  phase=idle
+  if [[ $idle_image != "$target_image" ]] || ((idle_replicas < replicas)); then
+    say "Starting $target as deployment/$moving alongside $running"
+    set_image "$moving" "$target_image" "rollback to $target${reason:+: $reason}" "${verified:+$target}" "$replicas" ||
+      rejected
+  fi
+  if [[ ! $dry ]] && ! wait_until_ready "$moving" "$target_image"; then stop_idle_colour; fi
+}
+rejected() {
+  phase=checks
+  refuse 'The cluster rejected the change; see above.'
+}
+set_image() { # set_image DEPLOYMENT IMAGE CAUSE VERIFIED [REPLICAS]: one write, so a new revision gets the annotations
+  local good=null live=null notes pod
+  if [[ $4 ]]; then good=$(json "$4"); fi
+  if [[ ! $colour ]]; then live=$(json "$(now)"); fi # a colour becomes live when the traffic moves
+  notes="\"$CAUSE\":$(json "$3"),\"$BEFORE\":null,\"$GOOD\":$good,\"$LIVE_SINCE\":$live"
+  pod="{\"containers\":[{\"name\":\"$APP\",\"image\":$(json "$2")}]}"
+  change patch deployment "$1" --type=strategic -p \
+    "{\"metadata\":{\"annotations\":{$notes}},\"spec\":{${5:+\"replicas\":$5,}\"template\":{\"spec\":$pod}}}"
+}
+switch_traffic() { # switch_traffic COLOUR: also records since when that colour is live
+  change annotate deployment "$APP-$1" --overwrite "$LIVE_SINCE=$(now)" ||
+    warn "Could not mark deployment/$APP-$1 as live"
+  select_colour $APP "$1"
+}
+select_colour() { # select_colour SERVICE COLOUR
+  change patch service "$1" --type=merge -p "{\"spec\":{\"selector\":{\"colour\":$(json "$2")}}}"
+}
+wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot or does not become ready, and sets why
+  local start=$SECONDS
+  why=''
+  while true; do
+    renew_lock
+    if is_complete "$1"; then
+      progress "$updated of $wanted replicas updated, $available available ($((SECONDS - start)) s)"
+      end_progress
+      return 0
+    fi
+    progress "${updated:-?} of ${wanted:-?} replicas updated, ${available:-?} available" \
+      "($((SECONDS - start)) of $timeout s)"
+    why=$(failure_reason "$1" "$2")
+    if [[ ! $why ]] && ((SECONDS - start >= timeout)); then why="not ready after $timeout s"; fi
+    if [[ $why ]]; then
+      end_progress
+      return 1
+    fi
+    sleep $POLL_SECONDS
+  done
+}
+is_complete() { # is_complete DEPLOYMENT: as for `kubectl rollout status`; sets wanted, updated, available and paused
+  local generation observed all
+  IFS=$US read -r generation observed wanted all updated available paused <<<"$(
+    fields "$ROLLOUT" deployment "$1" 2>/dev/null || true
+  )"
+  [[ ${generation:-} ]] || return 1
+  ((observed >= generation && updated >= wanted && all <= updated && available >= updated))
+}
+is_progressing() { # is_progressing DEPLOYMENT: whether its controller has not given up
+  [[ $(fields "$PROGRESS" deployment "$1") != ProgressDeadlineExceeded ]]
+}
+failure_reason() { # failure_reason DEPLOYMENT IMAGE: prints why its pods will not become ready; nothing if they may
+  local name ready restarts waiting message exited
+  while IFS=$US read -r name ready restarts waiting message exited; do
+    if [[ $waiting && $FATAL_WAITING_REASONS == *" $waiting"$'\n'* ]]; then
+      printf 'pod %s: %s %s' "$name" "$waiting" "$(unquoted "$message")"
+      return
+    fi
+    if [[ $ready != True && ${restarts:-0} != 0 && $exited ]]; then
+      printf 'pod %s exited with %s; restarts: %s' "$name" "$exited" "$restarts"
+      return
+    fi
+  done <<<"$(pods "$1" "$2" 2>/dev/null || true)"
+}
+pods() { # pods DEPLOYMENT IMAGE: prints name, ready, restarts, waiting reason, message, exit of each that is not ending
+  fields "{{\$image := \"$2\"}}$PODS" pods -l "app=$APP${colour:+,colour=${1##*-}}"
+}
+
+# Verify
+
+verify() { # Asks /health/ whether the target serves; brings back what ran before if it does not.
+  phase=verifying
+  if [[ $dry ]] || verify_through_service || verify_in_pod; then return 0; fi
+  if [[ $colour ]]; then switch_back; else restore_image; fi
+}
+verify_through_service() { # Fails if the API server may not ask the Service, or gets no good answer.
+  local port answer path attempt
+  port=$(fields "$SERVICE_PORT" service $APP 2>/dev/null || true)
+  [[ $port ]] || return 1
+  for attempt in 1 2 3 4 5; do # the Service's endpoints follow its selector and the pods a moment later
+    for path in health/ health/ready/; do
+      if answer=$(get_raw "/api/v1/namespaces/$namespace/services/http:$APP:$port/proxy/$path"); then
+        if [[ $attempt != 5 ]] && ! is_target "$answer"; then break; fi
+        passed "service/$APP" "$path" "$answer"
+        return 0
+      fi
+      # RBAC or a NetworkPolicy may keep the API server from the pods.
+      case $answer in *orbidden* | *imeout* | *imed\ out* | *deadline*) return 1 ;; esac
+    done
+    sleep $POLL_SECONDS
+  done
+  return 1
+}
+get_raw() { # get_raw PATH: prints the answer; fails if there is none, or if it says degraded, which readiness tolerates
+  local answer
+  answer=$(kube --request-timeout=5s get --raw "$1" 2>&1) || { printf '%s' "$answer" && return 1; }
+  printf '%s' "$answer"
+  [[ $answer != *'"degraded"'* ]]
+}
+verify_in_pod() { # Has a pod ask itself; fails and sets why if it does not serve.
+  local pod path answer
+  pod=$(pods "$moving" "$target_image" | sed -n "/${US}True$US/{s/$US.*//p;q;}")
+  if [[ ! $pod ]]; then
+    why="no pod of $target is ready"
+    return 1
+  fi
+  for path in health/ health/ready/; do
+    if answer=$(kube exec "$pod" -c $APP -- python -m health --json --url "http://127.0.0.1:8000/$path" 2>&1) &&
+      [[ $answer != *'"degraded"'* ]]; then
+      passed "pod $pod" "$path" "$answer"
+      if [[ $path != health/ ]]; then warn '/health/ is degraded (see above), but /health/ready/ passes'; fi
+      return 0
+    fi
+    say "  pod $pod, /$path: $answer"
+  done
+  case $answer in
+    *unhealthy* | *'answers 5'*)
+      why="pod $pod reports: $answer"
+      return 1
+      ;;
+  esac
+  warn '/health/ could not be queried; relying on the readiness of the pods alone'
+}
+passed() { # passed WHO PATH ANSWER
+  say "  $1 answers /$2: $3"
+  is_target "$3" || warn "it reports version $(reported_version "$3"), not $target"
+}
+is_target() { # is_target ANSWER: whether it reports the target's version, or none
+  local reported
+  reported=$(reported_version "$1")
+  [[ ! $reported || $reported == "$target" ]]
+}
+reported_version() { printf '%s' "$1" | sed -n 's/.*"version": *"\([^"]*\)".*/\1/p'; }
+
+# Undo what failed. Each of these ends the script.
+
+restore_image() { # Rolling: pods of the running version that are still there serve meanwhile.
+  local failure=$why
+  explain "$deployment" "$target_image"
+  phase=restoring
+  say "Restoring $running"
+  if set_image "$deployment" "$running_image" "rollback to $target failed" '' &&
+    wait_until_ready "$deployment" "$running_image"; then
+    mark_bad "$target_image" "failed: $failure"
+    fail $ROLLED_BACK "$target did not become ready: $failure. $running is still serving. $(next_step)"
+  fi
+  is_complete "$deployment" || true
+  if [[ ${available:-0} != 0 ]]; then
+    fail $NEEDS_HELP "$target did not become ready: $failure. $available of $wanted replicas are serving." \
+      "$running could not be restored: $why. $(next_step)"
+  fi
+  fail $NEEDS_HELP "$target did not become ready: $failure. $running could not be restored: $why." \
+    "Nothing is serving. $(next_step)"
+}
+stop_idle_colour() { # Blue-green, before the traffic moved.
+  explain "$moving" "$target_image"
+  phase=restoring
+  unmark_good "$moving"
+  mark_bad "$target_image" "failed: $why"
+  change scale deployment "$moving" --replicas="$idle_replicas" || true
+  fail $ROLLED_BACK "$target did not become ready: $why. $running kept all traffic and is serving. $(next_step)"
+}
+switch_back() { # Blue-green, after the traffic moved.
+  phase=restoring
+  switch_traffic "$colour" ||
+    fail $NEEDS_HELP "$target is not serving: $why. The traffic could not be switched back; see above." \
+      "Next: $(kubectl_here) get pods -l app=$APP"
+  unmark_good "$moving"
+  mark_bad "$target_image" "failed: $why"
+  fail $ROLLED_BACK "$target is not serving: $why. The traffic is back on $running. $(next_step)"
+}
+next_step() { printf 'Next: rollback.sh --list %s' "$namespace"; }
+fail() { # fail CODE MESSAGE...
+  record failed
+  die "$@"
+}
+explain() { # explain DEPLOYMENT IMAGE: shows which of its pods are not ready, with their events and logs
+  local name ready rest
+  fields "$REPLICA_FAILURE" deployment "$1" 2>/dev/null || true # as when a quota is used up, and there is no pod
+  while IFS=$US read -r name ready rest; do
+    [[ $name && $ready != True ]] || continue
+    headline "Pod $name is not ready:"
+    fields "$EVENTS" events --field-selector "involvedObject.name=$name,type=Warning" 2>/dev/null | tail -n 5 || true
+    last_log "$name" | sed 's/^/  | /'
+  done <<<"$(pods "$1" "$2" 2>/dev/null || true)"
+}
+last_log() { # last_log POD: tries twice, as in a crash loop one container's log goes while the next one's comes
+  local previous text
+  for previous in true false true false; do
+    text=$(kube logs "$1" -c $APP --previous=$previous --tail=20 2>/dev/null) || continue
+    if [[ $text == "$LOST_LOG"* ]]; then
+      sleep $POLL_SECONDS
+    elif [[ $text ]]; then
+      printf '%s\n' "$text"
+      return 0
+    fi
+  done
+  kube logs "$1" -c $APP --tail=20 2>&1 || true # or why there is none
+}
+
+# Settle
+
+settle() { # Marks what was left, shows the pods, records the rollback. The lock is released at the exit.
+  if [[ $colour ]]; then
+    show_in_preview "$colour"
+    unmark_good "$deployment"
+  fi
+  if [[ $running_image != "$target_image" ]]; then mark_bad "$running_image" "${reason:-by $owner}"; fi
+  trap '' INT TERM HUP
+  kube get pods -l "app=$APP${colour:+,colour=$idle_colour}" || true
+  record succeeded
+  if [[ $dry ]]; then
+    say 'Dry run: the cluster accepts the changes. Nothing was changed.'
+  else
+    printf '%sRollback completed successfully%s\n' "$green" "$plain"
+  fi
+}
+show_in_preview() { # show_in_preview COLOUR: the one without traffic, if there is a preview
+  [[ $(kube get service "$APP-preview" --ignore-not-found -o name || true) ]] || return 0
+  select_colour "$APP-preview" "$1" || warn "Could not point service/$APP-preview to $1"
+}
+mark_bad() { # mark_bad IMAGE WHY: --previous never rolls back to what was left or what failed
+  local found name its_image
+  found=$(fields "$IMAGES" replicasets -l "app=$APP") || return 0
+  while IFS=$US read -r name its_image; do
+    [[ $name && $its_image == "$1" ]] || continue
+    change annotate replicaset "$name" --overwrite "$GOOD-" "$BAD=$(now) $2" ||
+      warn "Could not mark replicaset/$name as rolled back"
+  done <<<"$found"
+}
+unmark_good() { # unmark_good DEPLOYMENT: or its controller would copy the mark to the ReplicaSet again
+  change annotate deployment "$1" "$GOOD-" "$BEFORE-" || warn "Could not remove $GOOD from deployment/$1"
+}
+
+# The end, whatever it is
+
+finish() { # Releases the lock, and says what state an unexpected failure leaves.
+  local code=$?
+  trap - EXIT INT TERM HUP
+  end_progress
+  release_lock
+  case $code in
+    [02-6] | 130) exit "$code" ;; # any other is of a command that was not expected to fail, and has said why
+  esac
+  if [[ $phase == checks ]]; then refuse 'Failed; see above.'; fi
+  die $NEEDS_HELP "Failed while rolling back to $target; see above. $LOOK $namespace"
+}
+interrupted() {
+  end_progress
+  trap '' INT TERM HUP
+  case $phase in
+    checks) die $INTERRUPTED 'Interrupted. Nothing was changed.' ;;
+    idle)
+      die $INTERRUPTED "Interrupted. $running still has all traffic; deployment/$moving is starting $target" \
+        "without traffic. To resume, run the same command again."
+      ;;
+    moving)
+      die $INTERRUPTED "Interrupted. deployment/$moving is between $running and $target; pods that are ready serve." \
+        "To resume, run the same command with --force; to return: rollback.sh $running $namespace --force"
+      ;;
+    switching) die $INTERRUPTED "Interrupted while switching the traffic from $running to $target. $LOOK $namespace" ;;
+    verifying) die $INTERRUPTED "Interrupted. $target has the traffic but was not verified. $LOOK $namespace" ;;
+    restoring) die $INTERRUPTED "Interrupted while restoring $running. $LOOK $namespace" ;;
+  esac
+}
+
+# The lock: a Lease, shared with manage.py deploy. https://kubernetes.io/docs/concepts/architecture/leases/
+
+acquire_lock() { # Sets owner, and locked once the lock is ours. Without the right to Leases it only warns.
+  local found version holder since renewed seconds by_hand purpose held
+  owner="$(one_line "${USER:-$(id -un)}" 50 | tr ' ' '-')@$(hostname 2>/dev/null || echo unknown) rollback.sh $$"
+  if ! found=$(fields "$LOCK" lease $LEASE --ignore-not-found 2>&1); then
+    warn "The lock cannot be read; continuing without it: $found"
+    return 0
+  elif [[ ! $found ]]; then
+    create_lock
+    return 0
+  fi
+  IFS=$US read -r version holder since renewed seconds by_hand purpose <<<"$found"
+  holder=$(unquoted "$holder") purpose=$(unquoted "$purpose")
+  # manage.py deploy runs this script under the lock that it holds already.
+  if [[ $holder && $holder == "${DEPLOY_LOCK_HOLDER:-}" ]]; then return 0; fi
+  held="the lock since ${since:-an unknown time}${purpose:+ for: $purpose}"
+  seconds=${seconds:-$LEASE_SECONDS} renewed=$(epoch "${renewed:-1970-01-01T00:00:00Z}")
+  if [[ $by_hand == '"true"' ]] || [[ $holder && $(($(epoch "$(now)") - renewed)) -le $seconds ]]; then
+    die $LOCKED "${holder:-Someone} has held $held.
+Wait for it to be released, or break it if you are sure: $(kubectl_here) delete lease $LEASE
+Nothing was changed."
+  fi
+  if [[ $holder ]]; then warn "Taking over from $holder, who held $held and has stopped renewing it"; fi
+  if [[ $dry ]]; then return 0; fi
+  if ! found=$(lease "$version" | kube replace --validate=false -f - 2>&1); then lost_race " ($found)"; fi
+  locked=1
+}
+create_lock() {
+  local answer
+  if [[ $dry ]]; then return 0; fi
+  if answer=$(lease | kube create --validate=false -f - 2>&1); then
+    locked=1
+    return 0
+  fi
+  case $answer in *AlreadyExists* | *'already exists'*) lost_race ;; esac
+  warn "The lock cannot be acquired; continuing without it: $answer"
+}
+lost_race() { die $LOCKED "Someone else has just taken the lock. Try again. Nothing was changed.${1:-}"; }
+lease() { # lease [RESOURCE VERSION]: prints the Lease; with a resource version, only one of two writers succeeds
+  local time
+  time=$(json "$(micro_time)")
+  printf '{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"%s"' $LEASE
+  printf ',"annotations":{"%s":%s}%s}' $PURPOSE "$(json "rollback to $target")" "${1:+,\"resourceVersion\":\"$1\"}"
+  printf ',"spec":{"holderIdentity":%s,"leaseDurationSeconds":%s' "$(json "$owner")" $LEASE_SECONDS
+  printf ',"acquireTime":%s,"renewTime":%s}}\n' "$time" "$time"
+}
+renew_lock() { # Every ten seconds at most.
+  [[ $locked ]] || return 0
+  ((SECONDS - ${renewed_at:-0} >= 10)) || return 0
+  renewed_at=$SECONDS
+  patch_lock renewTime "$(micro_time)" || warn 'Could not renew the lock'
+}
+release_lock() {
+  [[ $locked ]] || return 0
+  locked=''
+  patch_lock holderIdentity '' || true
+}
+patch_lock() { # patch_lock FIELD VALUE: only while the lock is ours; the "test" of RFC 6902 makes that one step
+  local ours step
+  ours="{\"op\":\"test\",\"path\":\"/spec/holderIdentity\",\"value\":$(json "$owner")}"
+  step="{\"op\":\"replace\",\"path\":\"/spec/$1\",\"value\":$(json "$2")}"
+  kube patch lease $LEASE --type=json -p "[$ours,$step]" >/dev/null 2>&1
+}
+
+# The ledger, if there is one. Whatever it answers, the rollback is done.
+
+record() { # record RESULT
+  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling id body http='' answer=''
+  [[ ${LEDGER_URL:-} && ! $dry ]] || return 0
+  if [[ $colour ]]; then strategy=blue-green; fi
+  body="\"environment\":$(json "$environment"),\"release\":\"$target\",\"strategy\":\"$strategy\",\"kind\":\"rollback\""
+  body="{$body,\"actor\":$(json "${owner%% *}"),\"reason\":$(json "$reason")}"
+  if ! can_record || ! api deployments "$body"; then
+    warn "This rollback is not in the ledger: $(problem)
+The ledger still shows the version before it. docs/operations.md says how to record it by hand."
+    return 0
+  fi
+  id=$(printf '%s' "$answer" | sed -n 's/^[^0-9]*"id": *\([0-9][0-9]*\).*/\1/p')
+  if [[ $id ]] && api "deployments/$id/start" '{}' && api "deployments/$id/finish" "{\"result\":\"$1\"}"; then
+    say "Recorded in the ledger as deployment $id."
+  else
+    warn "Deployment $id is in the ledger but could not be marked as $1: $(problem)
+It blocks the next deployment to $environment until it is finished; docs/api.md says how."
+  fi
+}
+can_record() { # Sets answer if not.
+  if [[ ! ${LEDGER_TOKEN:-} ]]; then
+    answer='LEDGER_TOKEN is not set'
+  elif ! command -v curl >/dev/null; then
+    answer='curl not found; install it'
+  elif ! is_private "$LEDGER_URL"; then
+    answer='LEDGER_URL must start with https:// to keep the token secret (http:// is accepted for localhost only)'
+  else
+    return 0
+  fi
+  return 1
+}
+is_private() { # is_private URL: whether nobody in between can read what is sent there
+  local host=${1#http://}
+  host=${host%%[/?#\\]*}
+  host=${host##*@}
+  case $1 in
+    https://*) return 0 ;;
+    http://*) [[ $host =~ ^(localhost|127(\.[0-9]+){3}|\[::1\])(:[0-9]+)?$ ]] ;;
+    *) return 1 ;;
+  esac
+}
+api() { # api PATH JSON: sets answer and http, its status. The token goes to standard input: command lines are public.
+  answer=$(printf 'header = "Authorization: Bearer %s"\n' "$(printf '%s' "$LEDGER_TOKEN" | tr -cd '!-~')" |
+    curl --silent --show-error --connect-timeout 1 --max-time 3 --config - -H 'Content-Type: application/json' \
+      --data "$2" --write-out '\n%{http_code}' "${LEDGER_URL%/}/api/$1" 2>&1) || true
+  http=${answer##*$'\n'} answer=${answer%$'\n'*}
+  [[ $http == 2?? ]]
+}
+problem() { # Prints the last answer for people: the problem's detail (RFC 9457), or what curl says.
+  local detail=${answer#*\"detail\": \"}
+  if [[ $detail == "$answer" ]]; then
+    detail=$(printf '%s' "$answer" | tr '\n' ' ' | cut -c 1-200)
+  else
+    detail=${detail%%\"*}
+  fi
+  case $http in
+    '' | 000) printf '%s.' "${detail:-no answer}" ;;
+    3??) printf 'HTTP %s, a redirect; set LEDGER_URL to its final address.' "$http" ;;
+    *) printf 'HTTP %s: %s' "$http" "${detail:-no details}" ;;
+  esac
+}
+
+# kubectl
+
+kube() { kubectl --request-timeout=20s ${context:+"--context=$context"} "--namespace=$namespace" "$@"; }
+kubectl_here() { printf '%s' "kubectl${context:+ --context=$context} --namespace=$namespace"; }
+fields() { # fields TEMPLATE KIND [NAME] [OPTION...]
+  local template=$1
+  shift
+  kube get "$@" -o "go-template=$VARIABLES$template"
+}
+change() { # change KUBECTL_ARGUMENT...: changes the cluster; with --dry-run says so, and has the server validate it
+  if [[ $dry ]]; then
+    say "  would run: $(kubectl_here) $(shell_quoted "$@")"
+    kube "$@" --dry-run=server >/dev/null
+  else
+    kube "$@" >/dev/null
+  fi
+}
+tag_of() { # tag_of IMAGE: prints the version in its name; a digest alone is its own
+  local name=${1##*/}
+  case ${name%%@*} in
+    *:*) name=${name%%@*} && printf '%s' "${name#*:}" ;;
+    *) printf '%s' "${name#*@}" ;;
+  esac
+}
+repository_of() { # repository_of IMAGE: prints its name with the registry, without tag and digest
+  local name=${1%%@*} last
+  last=${name##*/}
+  printf '%s' "${name%"$last"}${last%%:*}"
+}
+
+# Messages
+
+choose_colours() {
   bold='' red='' green='' yellow='' plain=''
-fi
+  if [[ -t 1 && -t 2 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then
+    bold=$'\033[1m' red=$'\033[31m' green=$'\033[32m' yellow=$'\033[33m' plain=$'\033[0m'
+  fi
+}
 say() { printf '%s\n' "$*"; }
-head_line() { printf '%s%s%s\n' "$bold" "$*" "$plain"; }
+headline() { printf '%s%s%s\n' "$bold" "$*" "$plain"; }
 warn() { printf '%sWarning: %s%s\n' "$yellow" "$*" "$plain" >&2; }
 die() { # die CODE MESSAGE...
   local code=$1
@@ -66,34 +918,48 @@ die() { # die CODE MESSAGE...
   printf '%s%s%s\n' "$red" "$*" "$plain" >&2
   exit "$code"
 }
-misused() { die $USAGE "$* See rollback.sh --help. Nothing was changed."; }
-progress() { # on a terminal one line that changes, else a line for each news
+refuse() { die $REFUSED "$*" 'Nothing was changed.'; }
+misused() { die $USAGE "$*" 'See rollback.sh --help. Nothing was changed.'; }
+progress() { # progress MESSAGE...: one line that changes on a terminal, else a line each time the message changes
   if [[ -t 1 ]]; then
     printf '\r\033[K  %s' "$*"
-    shown=$*
-  elif [[ $* != "${shown:-}" ]]; then
+  elif [[ $* != "$shown" ]]; then
     printf '  %s\n' "$*"
-    shown=$*
   fi
+  shown=$*
 }
-progress_ends() {
-  if [[ -t 1 && ${shown:-} ]]; then printf '\n'; fi
+end_progress() {
+  if [[ -t 1 && $shown ]]; then printf '\n'; fi
   shown=''
 }
 
-# kubectl
+# Text
 
-context='' namespace=default dry=''
-kube() { kubectl --request-timeout=20s ${context:+"--context=$context"} "--namespace=$namespace" "$@"; }
-change() { # a command that changes the cluster; says so, and with --dry-run lets the server check it only
-  if [[ $dry ]]; then
-    say "  would run: kubectl${context:+ --context=$context} --namespace=$namespace $(words "$@")"
-    kube "$@" --dry-run=server >/dev/null
-  else
-    kube "$@" >/dev/null
+one_line() { # one_line TEXT CHARACTERS: made to fit, as clean() of settings/text.py does; no text is refused
+  local text broken character=$'[^\x80-\xbf][\x80-\xbf]*' head tail
+  # Control characters and line breaks become spaces; surrogates, noncharacters and direction overrides go.
+  text=$(printf '%s' "$1" | tr '\001-\037\177' ' ' | sed $'s/\xc2[\x80-\x9f]/ /g; s/\xe2\x80[\xa8\xa9]/ /g
+    s/\xe2\x80[\xaa-\xae]//g; s/\xe2\x81[\xa6-\xa9]//g; s/\xed[\xa0-\xbf][\x80-\xbf]//g
+    s/\xef\xb7[\x90-\xaf]//g; s/\xef\xbf[\xbe\xbf]//g; s/[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]//g')
+  broken=$(printf '%s' "$text" | sed $'s/[\xc2-\xdf][\x80-\xbf]/ /g; s/\xe0[\xa0-\xbf][\x80-\xbf]/ /g
+    s/[\xe1-\xef][\x80-\xbf][\x80-\xbf]/ /g; s/\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]/ /g
+    s/[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]/ /g; s/\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf]/ /g' |
+    tr -d '\001-\177')
+  if [[ $broken ]]; then text=$(printf '%s' "$text" | tr -d '\200-\377'); fi # not UTF-8, which JSON has to be
+  text=$(printf '%s' "$text" | sed 's/^ *//; s/ *$//')
+  if (($(printf '%s' "$text" | tr -d '\200-\277' | wc -c) > $2)); then
+    head=$(($2 / 2)) tail=$((($2 - 1) / 2)) # a regular expression repeats 255 times at most
+    text=$(printf '%s' "$text" | sed "s/^\(\($character\)\{$head\}\($character\)\{$tail\}\).*/\1/; s/ *\$//")…
   fi
+  printf '%s' "$text"
 }
-words() { # quoted where the shell would need it
+json() { # json TEXT: prints it as a JSON string
+  printf '"%s"' "$(printf '%s' "$1" | tr '\001-\037\177' ' ' | sed 's/\\/\\\\/g; s/"/\\"/g')"
+}
+unquoted() { # unquoted GO_STRING: prints its text; what cannot be printed stays escaped, as a terminal needs it
+  printf '%s' "$1" | sed 's/^"//; s/"$//; s/\\"/"/g; s/\\\\/\\/g'
+}
+shell_quoted() { # shell_quoted WORD...: prints them as one command, quoted where the shell needs it
   local word all='' quote="'" quoted="'\\''"
   for word; do
     case $word in
@@ -103,48 +969,12 @@ words() { # quoted where the shell would need it
   done
   printf '%s' "${all# }"
 }
-escaped() { # as the inside of a JSON string
-  printf '%s' "$1" | tr '\001-\037\177' ' ' | sed 's/\\/\\\\/g; s/"/\\"/g'
-}
-unquoted() { # the text of a Go string; what cannot be printed stays escaped, which is what a terminal should get
-  printf '%s' "$1" | sed 's/^"//; s/"$//; s/\\"/"/g; s/\\\\/\\/g'
-}
-one_line() { # one_line TEXT CHARACTERS: TEXT made to fit, as clean() of settings/text.py does it, so that it stops nothing
-  local text broken character=$'[^\x80-\xbf][\x80-\xbf]*'
-  # Control characters and line breaks become spaces; surrogates, noncharacters and direction overrides go.
-  text=$(printf '%s' "$1" | tr '\001-\037\177' ' ' | sed $'s/\xc2[\x80-\x9f]/ /g; s/\xe2\x80[\xa8\xa9]/ /g
-    s/\xe2\x80[\xaa-\xae]//g; s/\xe2\x81[\xa6-\xa9]//g; s/\xed[\xa0-\xbf][\x80-\xbf]//g
-    s/\xef\xb7[\x90-\xaf]//g; s/\xef\xbf[\xbe\xbf]//g; s/[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]//g')
-  broken=$(printf '%s' "$text" | sed $'s/[\xc2-\xdf][\x80-\xbf]/ /g; s/\xe0[\xa0-\xbf][\x80-\xbf]/ /g
-    s/[\xe1-\xef][\x80-\xbf][\x80-\xbf]/ /g; s/\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]/ /g
-    s/[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]/ /g; s/\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf]/ /g' | tr -d '\001-\177')
-  if [[ $broken ]]; then text=$(printf '%s' "$text" | tr -d '\200-\377'); fi # not UTF-8, which JSON must be
-  text=$(printf '%s' "$text" | sed 's/^ *//; s/ *$//')
-  if (($(printf '%s' "$text" | tr -d '\200-\277' | wc -c) > $2)); then
-    text=$(printf '%s' "$text" | sed "s/^\(\($character\)\{$(($2 / 2))\}\($character\)\{$((($2 - 1) / 2))\}\).*/\1/; s/ *\$//")…
-  fi
-  printf '%s' "$text"
-}
-annotation() { # annotation KIND NAME KEY: empty if there is none
-  kube get "$1" "$2" -o "go-template={{with .metadata.annotations}}{{with index . \"$3\"}}{{.}}{{end}}{{end}}"
-}
-tag_of() { # the version in an image's name; a digest alone is its own
-  local name=${1##*/}
-  case ${name%%@*} in
-    *:*) name=${name%%@*} && printf '%s' "${name#*:}" ;;
-    *) printf '%s' "${name#*@}" ;;
-  esac
-}
-repository_of() { # the image's name without tag and digest, with its registry
-  local name=${1%%@*} last
-  last=${name##*/}
-  printf '%s' "${name%"$last"}${last%%:*}"
-}
 
-readonly TIME='^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$'
-# Times are RFC 3339 in UTC, and counted as seconds since 1970: GNU's and BSD's date agree on nothing else.
+# Times are RFC 3339 in UTC, counted in seconds since 1970: GNU's and BSD's date have nothing else in common.
+
 now() { date -u +%Y-%m-%dT%H:%M:%SZ; }
-epoch() {
+micro_time() { date -u +%Y-%m-%dT%H:%M:%S.000000Z; }
+epoch() { # epoch TIME
   local date=${1%%T*} time=${1#*T} year month day days
   year=${date%%-*} month=${date#*-} day=${date##*-} time=${time%%[.Z]*}
   month=$((10#${month%%-*})) day=$((10#$day)) year=$((10#$year))
@@ -152,7 +982,7 @@ epoch() {
   days=$((365 * year + year / 4 - year / 100 + year / 400 + (153 * (month - 3) + 2) / 5 + day - 1 - 719468))
   printf '%s' $((days * 86400 + 10#${time:0:2} * 3600 + 10#${time:3:2} * 60 + 10#${time:6:2}))
 }
-age() {
+age() { # age TIME
   local seconds=$(($(epoch "$(now)") - $(epoch "$1")))
   if ((seconds < 120)); then
     printf '%ss' "$seconds"
@@ -165,613 +995,4 @@ age() {
   fi
 }
 
-# What runs, and what ran
-
-reach() { # one request, without the five of kubectl's discovery: a cluster that does not answer is known in ten seconds
-  local said
-  if ! said=$(kubectl --request-timeout=5s ${context:+"--context=$context"} get --raw /version 2>&1); then
-    case $said in
-      *orbidden*) ;; # it is there, and what is needed is asked next
-      *) die $REFUSED "$said
-The cluster is unreachable. Check the context ($shown_context) and the network. Nothing was changed." ;;
-    esac
-  fi
-}
-look() { # sets colour, deployment (the one that has the traffic), image, running, container_found
-  local answer
-  colour=$(kube get service "$APP" --ignore-not-found -o 'go-template={{with .spec.selector.colour}}{{.}}{{end}}') ||
-    die $REFUSED "The cluster is unreachable: see above. Check the context ($shown_context) and the network. Nothing was changed."
-  deployment=$APP${colour:+-$colour}
-  answer=$(kube get deployment "$deployment" --ignore-not-found -o name) ||
-    die $REFUSED "The cluster is unreachable: see above. Nothing was changed."
-  if [[ ! $answer ]]; then
-    die $REFUSED "Deployment $deployment not found in the namespace $namespace (context $shown_context), which has: $(
-      kube get deployments -o 'go-template={{range .items}}{{.metadata.name}} {{end}}' 2>/dev/null || true
-    ). Name the right one: rollback.sh VERSION NAMESPACE [--context NAME]. Nothing was changed."
-  fi
-  image=$(image_of "$deployment")
-  [[ $image ]] || die $REFUSED "deployment/$deployment has no container named $APP. Nothing was changed."
-  running=$(tag_of "$image")
-}
-image_of() {
-  kube get deployment "$1" -o "go-template={{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}"
-}
-other_colour() { if [[ $colour == blue ]]; then printf green; else printf blue; fi; }
-
-# shellcheck disable=SC2016 # these are variables of Go templates: https://pkg.go.dev/text/template
-noted() { printf '{{with $set.metadata.annotations}}{{with index . "%s"}}{{printf "%%q" .}}{{end}}{{end}}' "$1"; }
-# shellcheck disable=SC2016
-# One line for each revision, what became live last comes first:
-# live since, created, deployment, revision, image, verified, withdrawn, schema break, current, change cause
-# A Deployment numbers a revision anew each time it becomes current. Two colours count each for itself, and traffic moves
-# between them without a new revision: that is what the annotation is for. Without it, a revision was live from its creation.
-revisions() {
-  local name current live created rest
-  for name in $APP ${colour:+"$APP-blue" "$APP-green"}; do
-    [[ $name != "$APP" || ! $colour ]] || continue
-    current=$(annotation deployment "$name" $REVISION 2>/dev/null) || continue
-    kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{\$set := .}}{{range .metadata.ownerReferences}}{{if and (eq .kind \"Deployment\") (eq .name \"$name\")}}$(
-      printf "%s$US"'{{$set.metadata.creationTimestamp}}'"$US{{.name}}$US%s$US%s$US%s$US%s$US%s$US"'{{with $set.metadata.annotations}}{{if eq (print (index . "%s")) "%s"}}current{{end}}{{end}}'"$US%s" \
-        "$(noted $LIVE)" "$(noted $REVISION)" \
-        "{{range \$set.spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{printf \"%q\" .image}}{{end}}{{end}}" \
-        "$(noted $GOOD)" "$(noted $GONE)" "$(noted $BREAK)" $REVISION "$current" "$(noted $CAUSE)"
-    ){{\"\\n\"}}{{end}}{{end}}{{end}}"
-  done | while IFS=$US read -r live created rest; do
-    live=${live//\"/}
-    [[ $created =~ $TIME ]] || continue
-    [[ $live =~ $TIME ]] || live=$created
-    printf '%s\n' "$live$US$created$US$rest"
-  done | if [[ $colour ]]; then sort -r; else sort -t "$US" -k 4.2,4nr; fi
-}
-fields() { # reads the next revision; sets live, name, revision, its_image, good, gone, breaks, current, cause, version
-  IFS=$US read -r live created name revision its_image good gone breaks current cause || return 1
-  revision=${revision//\"/} its_image=${its_image//\"/} good=${good//\"/} breaks=${breaks//\"/}
-  version=$(tag_of "$its_image")
-}
-versions() { # prints the history for people
-  local live created name revision its_image good gone breaks current cause version state
-  printf '%s%-9s %-20s %-6s %-14s %s%s\n' "$bold" REVISION VERSION AGE STATE 'CHANGE CAUSE' "$plain"
-  while fields; do
-    [[ $live ]] || continue
-    if [[ $current && $name == "$deployment" && $good == "$version" ]]; then
-      state="${green}running, good${plain} "
-    elif [[ $current && $name == "$deployment" ]]; then
-      state="${green}running${plain}       "
-    elif [[ $good == "$version" ]]; then
-      state="${green}verified good${plain} "
-    elif [[ $gone ]]; then
-      state="${red}rolled back${plain}   "
-    else
-      state='not verified  '
-    fi
-    cause=$(unquoted "$cause")
-    printf '%-9s %-20s %-6s %s %s\n' "${revision:-?}${colour:+ ${name##*-}}" "$version" "$(age "$live")" "$state" "${cause:--}"
-  done <<<"$past"
-}
-find_previous() { # sets suggested: what was live last, was verified good, and does not run
-  local live created name revision its_image good gone breaks current cause version
-  suggested=''
-  while fields; do
-    if [[ $version != "$running" && $good == "$version" && ! $suggested ]]; then suggested=$version; fi
-  done <<<"$past"
-}
-find_version() { # sets found_image, verified, known and floor for $target, by when it was live last
-  local live created name revision its_image good gone breaks current cause version found_time='' all='' broken
-  found_image='' verified='' known='' floor=''
-  while fields; do
-    if [[ $breaks =~ ^$VERSION$ ]]; then all="$all $breaks"; fi
-    case " $known " in *" $version "*) ;; *) known="$known $version" ;; esac
-    [[ $version == "$target" ]] || continue
-    if [[ ! $found_image ]]; then found_image=$its_image; fi
-    if [[ $found_time < $live ]]; then found_time=$live; fi
-    if [[ $good == "$target" ]]; then verified=1; fi
-  done <<<"$past"
-  # A release that was live for the last time before one of these came, or that is too long ago to be in the history,
-  # does not fit the schema.
-  for broken in $all; do
-    if [[ $broken == "$target" ]]; then
-      continue
-    elif [[ ! $found_image ]]; then
-      floor=$broken
-    else
-      while fields; do
-        if [[ $version == "$broken" && $created > $found_time ]]; then floor=$broken; fi
-      done <<<"$past"
-    fi
-  done
-}
-
-# The lock: a Lease, as manage.py deploy takes it. https://kubernetes.io/docs/concepts/architecture/leases/
-
-locked='' owner="$(one_line "${USER:-$(id -un)}" 50 | tr ' ' '-')@$(hostname 2>/dev/null || echo unknown) rollback.sh $$"
-lease() { # lease HOLDER PURPOSE [RESOURCE VERSION]: the Lease as YAML
-  printf 'apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata:\n  name: %s\n' $LEASE
-  if [[ ${3:-} ]]; then printf '  resourceVersion: "%s"\n' "$3"; fi
-  printf '  annotations: {%s: "%s"}\n' $PURPOSE "$(escaped "$2")"
-  printf 'spec: {holderIdentity: "%s", leaseDurationSeconds: %s, acquireTime: "%s", renewTime: "%s"}\n' \
-    "$(escaped "$1")" $LEASE_SECONDS "$(micro)" "$(micro)"
-}
-micro() { date -u +%Y-%m-%dT%H:%M:%S.000000Z; }
-lock() {
-  local said who since renewed seconds by_hand version purpose
-  said=$(kube get lease $LEASE --ignore-not-found -o "go-template={{.metadata.resourceVersion}}$US{{with .spec.holderIdentity}}{{printf \"%q\" .}}{{end}}$US{{with .spec.acquireTime}}{{.}}{{end}}$US{{with .spec.renewTime}}{{.}}{{end}}$US{{with .spec.leaseDurationSeconds}}{{.}}{{end}}$US{{with .metadata.annotations}}{{with index . \"$BY_HAND\"}}{{printf \"%q\" .}}{{end}}{{end}}$US{{with .metadata.annotations}}{{with index . \"$PURPOSE\"}}{{printf \"%q\" .}}{{end}}{{end}}" 2>&1) || {
-    warn "The lock cannot be read, so others are not kept out: $said"
-    return 0
-  }
-  if [[ ! $said ]]; then
-    if [[ $dry ]]; then return 0; fi
-    if said=$(lease "$owner" "$purpose_text" | kube create --validate=false -f - 2>&1); then
-      locked=1
-      return 0
-    fi
-    case $said in
-      *AlreadyExists* | *'already exists'*) die $LOCKED "Somebody else has just taken the lock. Try again. Nothing was changed." ;;
-    esac
-    warn "The lock cannot be taken, so others are not kept out: $said"
-    return 0
-  fi
-  IFS=$US read -r version who since renewed seconds by_hand purpose <<<"$said"
-  who=$(unquoted "$who") purpose=$(unquoted "$purpose")
-  # manage.py deploy rolls back by this script, under the lock that it holds already
-  if [[ $who && $who == "${DEPLOY_LOCK_HOLDER:-}" ]]; then return 0; fi
-  if [[ $by_hand == '"true"' || ($who && $(($(epoch "$(now)") - $(epoch "${renewed:-1970-01-01T00:00:00Z}"))) -le ${seconds:-$LEASE_SECONDS}) ]]; then
-    die $LOCKED "${who:-Somebody} has held the lock since ${since:-an unknown time}${purpose:+ for: $purpose}.
-Wait for it, or break it if you are sure: kubectl${context:+ --context=$context} --namespace=$namespace delete lease $LEASE
-Nothing was changed."
-  fi
-  if [[ $who ]]; then warn "$who had held the lock since ${since:-an unknown time}${purpose:+ for: $purpose}, and no longer renews it: its process has died"; fi
-  if [[ $dry ]]; then return 0; fi
-  if ! said=$(lease "$owner" "$purpose_text" "$version" | kube replace --validate=false -f - 2>&1); then
-    die $LOCKED "Somebody else has just taken the lock. Try again. Nothing was changed. ($said)"
-  fi
-  locked=1
-}
-renew() { # at most every ten seconds; another's lock is left alone
-  [[ $locked ]] || return 0
-  ((SECONDS - ${renewed_at:-0} >= 10)) || return 0
-  renewed_at=$SECONDS
-  kube patch lease $LEASE --type=json -p "[{\"op\":\"test\",\"path\":\"/spec/holderIdentity\",\"value\":\"$(escaped "$owner")\"},{\"op\":\"replace\",\"path\":\"/spec/renewTime\",\"value\":\"$(micro)\"}]" >/dev/null 2>&1 ||
-    warn 'The lock could not be renewed'
-}
-unlock() {
-  [[ $locked ]] || return 0
-  locked=''
-  kube patch lease $LEASE --type=json -p "[{\"op\":\"test\",\"path\":\"/spec/holderIdentity\",\"value\":\"$(escaped "$owner")\"},{\"op\":\"replace\",\"path\":\"/spec/holderIdentity\",\"value\":\"\"}]" >/dev/null 2>&1 || true
-}
-
-# The rollout
-
-pods_of() { # pods_of DEPLOYMENT IMAGE: a line for each pod that is not ending: name, ready, restarts, waiting, message, ended
-  kube get pods -l "app=$APP${colour:+,colour=${1##*-}}" -o "go-template={{range .items}}{{if not .metadata.deletionTimestamp}}{{\$pod := .}}{{range .spec.containers}}{{if and (eq .name \"$APP\") (eq .image \"$2\")}}{{\$pod.metadata.name}}$US{{range \$pod.status.conditions}}{{if eq .type \"Ready\"}}{{.status}}{{end}}{{end}}$US{{range \$pod.status.containerStatuses}}{{if eq .name \"$APP\"}}{{.restartCount}}$US{{with .state.waiting}}{{.reason}}$US{{with .message}}{{printf \"%q\" .}}{{end}}{{else}}$US{{end}}$US{{with .lastState.terminated}}{{.reason}} {{.exitCode}}{{end}}{{end}}{{end}}{{\"\\n\"}}{{end}}{{end}}{{end}}{{end}}"
-}
-hopeless() { # hopeless DEPLOYMENT IMAGE: why its pods will not get ready; empty if they may
-  local name ready restarts waiting message ended
-  while IFS=$US read -r name ready restarts waiting message ended; do
-    case $waiting in
-      CrashLoopBackOff | ErrImagePull | ImagePullBackOff | InvalidImageName | ErrImageNeverPull | ImageInspectError | \
-        CreateContainerConfigError | CreateContainerError | RunContainerError)
-        printf 'pod %s: %s %s' "$name" "$waiting" "$(unquoted "$message")"
-        return
-        ;;
-    esac
-    if [[ $ready != True && ${restarts:-0} != 0 && $ended ]]; then
-      printf 'pod %s ended (%s) and was restarted %s times' "$name" "$ended" "$restarts"
-      return
-    fi
-  done <<<"$(pods_of "$1" "$2" 2>/dev/null || true)"
-}
-state_of() { # state_of DEPLOYMENT: generation, observed, wanted, all, updated, available, paused
-  kube get deployment "$1" -o "go-template={{.metadata.generation}}$US{{with .status.observedGeneration}}{{.}}{{else}}0{{end}}$US{{.spec.replicas}}$US{{with .status.replicas}}{{.}}{{else}}0{{end}}$US{{with .status.updatedReplicas}}{{.}}{{else}}0{{end}}$US{{with .status.availableReplicas}}{{.}}{{else}}0{{end}}$US{{with .spec.paused}}paused{{end}}"
-}
-is_complete() { # is_complete DEPLOYMENT: as `kubectl rollout status` has it; sets wanted, updated, available
-  local generation observed all
-  IFS=$US read -r generation observed wanted all updated available paused <<<"$(state_of "$1" 2>/dev/null || true)"
-  [[ ${generation:-} ]] || return 1
-  ((observed >= generation && updated >= wanted && all <= updated && available >= updated))
-}
-wait_for() { # wait_for DEPLOYMENT IMAGE: 0 when all is ready; else 1, and why is set
-  local began=$SECONDS
-  why=''
-  while true; do
-    renew
-    if is_complete "$1"; then
-      progress "$updated of $wanted replicas are updated and $available available, after $((SECONDS - began)) s"
-      progress_ends
-      return 0
-    fi
-    progress "${updated:-?} of ${wanted:-?} replicas are updated, ${available:-?} available ($((SECONDS - began)) of $timeout s)"
-    why=$(hopeless "$1" "$2")
-    if [[ ! $why ]] && ((SECONDS - began >= timeout)); then why="not ready after $timeout s"; fi
-    if [[ $why ]]; then
-      progress_ends
-      return 1
-    fi
-    sleep $POLL
-  done
-}
-last_words() { # last_words POD: in a crash loop one container's log goes while the next one's comes, so it looks twice
-  local previous text
-  for previous in true false true false; do
-    text=$(kube logs "$1" -c $APP --previous=$previous --tail=20 2>/dev/null) || continue
-    if [[ $text == 'unable to retrieve container logs'* ]]; then
-      sleep 1
-    elif [[ $text ]]; then
-      printf '%s\n' "$text"
-      return 0
-    fi
-  done
-  kube logs "$1" -c $APP --tail=20 2>&1 || true # why there is none
-}
-explain() { # explain DEPLOYMENT IMAGE: which of its pods are not ready, and what they and the cluster say
-  local name ready rest
-  # No pod at all, as with a quota that is used up
-  kube get deployment "$1" -o 'go-template={{range .status.conditions}}{{if eq .type "ReplicaFailure"}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}{{end}}' 2>/dev/null || true
-  while IFS=$US read -r name ready rest; do
-    [[ $name && $ready != True ]] || continue
-    head_line "Pod $name is not ready:"
-    kube get events --field-selector "involvedObject.name=$name,type=Warning" \
-      -o 'go-template={{range .items}}  {{.reason}}: {{.message}}{{"\n"}}{{end}}' 2>/dev/null | tail -n 5 || true
-    last_words "$name" | sed 's/^/  | /'
-  done <<<"$(pods_of "$1" "$2" 2>/dev/null || true)"
-}
-to_image() { # to_image DEPLOYMENT IMAGE CAUSE VERIFIED [REPLICAS]: one write, so that the new revision gets its notes with it
-  local good=null live=null
-  if [[ $4 ]]; then good="\"$4\""; fi
-  if [[ ! $colour ]]; then live="\"$(now)\""; fi # a colour becomes live when the traffic moves
-  change patch deployment "$1" --type=strategic -p "{\"metadata\":{\"annotations\":{\"$CAUSE\":\"$(escaped "$3")\",\"$BEFORE\":null,\"$GOOD\":$good,\"$LIVE\":$live}},\"spec\":{${5:+\"replicas\":$5,}\"template\":{\"spec\":{\"containers\":[{\"name\":\"$APP\",\"image\":\"$2\"}]}}}}"
-}
-to_colour() { # to_colour COLOUR: moves the traffic, and notes since when that colour's version is live
-  change annotate deployment "$APP-$1" --overwrite "$LIVE=$(now)" || warn "deployment/$APP-$1 could not be marked as live"
-  change patch service $APP --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$1\"}}}"
-}
-rolling_out() { # whether the Deployment's rollout still gets on: it has not given up
-  [[ $(kube get deployment "$1" -o 'go-template={{range .status.conditions}}{{if eq .type "Progressing"}}{{.reason}}{{end}}{{end}}') != ProgressDeadlineExceeded ]]
-}
-replicas_of() { kube get deployment "$1" -o 'go-template={{.spec.replicas}}'; }
-
-verify() { # verify DEPLOYMENT IMAGE: /health/ through the Service, else from inside a pod; 0 if it serves, else why is set
-  local port answer pod path tries
-  [[ ! $dry ]] || return 0
-  port=$(kube get service $APP -o 'go-template={{(index .spec.ports 0).port}}' 2>/dev/null || true)
-  for tries in 1 2 3 4 5; do # the Service's endpoints follow its selector and the pods a moment later
-    [[ $port ]] || break
-    for path in health/ health/ready/; do
-      if answer=$(kube --request-timeout=5s get --raw "/api/v1/namespaces/$namespace/services/http:$APP:$port/proxy/$path" 2>&1) && [[ $answer != *'"degraded"'* ]]; then # ready once is not well now
-        if [[ $tries != 5 ]] && ! is_target "$answer"; then break; fi
-        say "  service/$APP answers /$path: $answer"
-        is_target "$answer" || warn "it says of itself that it is version $told, not $target"
-        return 0
-      fi
-      # The API server may not be let through to the pods, by RBAC or by a NetworkPolicy.
-      case $answer in *orbidden* | *imeout* | *imed\ out* | *deadline*) break 2 ;; esac
-    done
-    sleep $POLL
-  done
-  # A pod can ask itself.
-  pod=$(pods_of "$1" "$2" | sed -n "/${US}True$US/{s/$US.*//p;q;}")
-  if [[ ! $pod ]]; then
-    why='no pod of it is ready'
-    return 1
-  fi
-  for path in health/ health/ready/; do
-    if answer=$(kube exec "$pod" -c $APP -- python -m health --json --url "http://127.0.0.1:8000/$path" 2>&1) && [[ $answer != *'"degraded"'* ]]; then
-      say "  pod $pod answers /$path: $answer"
-      if [[ $path != health/ ]]; then warn "/health/ is not well, see above, and /health/ready/ is: it serves"; fi
-      is_target "$answer" || warn "it says of itself that it is version $told, not $target"
-      return 0
-    fi
-    say "  pod $pod, /$path: $answer"
-  done
-  case $answer in
-    *unhealthy* | *'answers 5'*)
-      why="pod $pod says: $answer"
-      return 1
-      ;;
-  esac
-  warn "/health/ could not be asked, so only the readiness of the pods is known"
-}
-is_target() { # whether the answer of /health/ tells the version that was asked for, or none; sets told
-  told=$(printf '%s' "$1" | sed -n 's/.*"version": *"\([^"]*\)".*/\1/p')
-  [[ ! $told || $told == "$target" ]]
-}
-
-record() { # record RESULT: in the ledger, if there is one; whatever it answers, the rollback is done
-  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling key words http='' answer=''
-  [[ ${LEDGER_URL:-} && ! $dry ]] || return 0
-  if [[ $colour ]]; then strategy=blue-green; fi
-  if [[ ! ${LEDGER_TOKEN:-} ]]; then
-    answer='LEDGER_TOKEN is not set'
-  elif ! command -v curl >/dev/null; then
-    answer='curl not found; install it'
-  elif ! private "$LEDGER_URL"; then
-    answer='LEDGER_URL must begin with https://, or everybody on the way could read the token (http:// is for localhost)'
-  else
-    words="\"environment\":\"$(escaped "$environment")\",\"release\":\"$target\",\"strategy\":\"$strategy\",\"kind\":\"rollback\""
-    if api deployments "{$words,\"actor\":\"$(escaped "${owner%% *}")\",\"reason\":\"$(escaped "$reason")\"}"; then
-      key=$(printf '%s' "$answer" | sed -n 's/^[^0-9]*"id": *\([0-9][0-9]*\).*/\1/p')
-      if [[ $key ]] && api "deployments/$key/start" '{}' && api "deployments/$key/finish" "{\"result\":\"$1\"}"; then
-        say "Recorded in the ledger as deployment $key."
-        return 0
-      fi
-      warn "Deployment $key is in the ledger, but not as $1: $(said_by_ledger)
-It bars the next deployment to $environment until it is finished: docs/api.md says how."
-      return 0
-    fi
-  fi
-  warn "This rollback is not in the ledger: $(said_by_ledger)
-The ledger still shows what ran before. docs/operations.md says how to record it by hand."
-}
-private() { # private URL: whether nobody on the way can read what is sent there
-  local host=${1#http://}
-  host=${host%%[/?#\\]*}
-  host=${host##*@}
-  case $1 in
-    https://*) return 0 ;;
-    http://*) [[ $host =~ ^(localhost|127(\.[0-9]+){3}|\[::1\])(:[0-9]+)?$ ]] ;;
-    *) return 1 ;;
-  esac
-}
-said_by_ledger() { # the last answer, for people: what the problem's detail says (RFC 9457), or what curl says
-  local detail=${answer#*\"detail\": \"}
-  if [[ $detail == "$answer" ]]; then
-    detail=$(printf '%s' "$answer" | tr '\n' ' ' | cut -c 1-200)
-  else
-    detail=${detail%%\"*}
-  fi
-  case $http in
-    '' | 000) printf '%s.' "${detail:-no answer}" ;;
-    3??) printf 'it answers HTTP %s, a redirect: LEDGER_URL must be its final address.' "$http" ;;
-    *) printf 'it answers HTTP %s: %s' "$http" "${detail:-nothing more}" ;;
-  esac
-}
-api() { # api PATH JSON: sets answer and http, its status. The token goes by standard input: command lines are public.
-  answer=$(printf 'header = "Authorization: Bearer %s"\n' "$(printf '%s' "$LEDGER_TOKEN" | tr -cd '!-~')" |
-    curl --silent --show-error --connect-timeout 1 --max-time 3 --config - -H 'Content-Type: application/json' \
-      --data "$2" --write-out '\n%{http_code}' "${LEDGER_URL%/}/api/$1" 2>&1) || true
-  http=${answer##*$'\n'} answer=${answer%$'\n'*}
-  [[ $http == 2?? ]]
-}
-
-# What it is called with
-
-target='' place='' list='' previous='' yes='' reason='' timeout=180 exact='' force='' phase=checks shown=''
-value() { [[ ${2+set} ]] || misused "$1 requires a value."; }
-known_form() { # stops what can be no version
-  [[ $target =~ ^$VERSION$ ]] ||
-    misused "'$target' is not a valid version; expected an image tag of at most 64 letters, digits, '_', '.' and '-', such as 1.4.0."
-  [[ $target != latest ]] || misused "'latest' is not a valid version, as it names no single build; expected a tag such as 1.4.0."
-}
-while (($#)); do
-  case $1 in
-    --help | -h) usage && exit $DONE ;;
-    --list) list=1 ;;
-    --previous) previous=1 ;;
-    --dry-run) dry=1 ;;
-    --yes | -y) yes=1 ;;
-    --force) force=1 ;;
-    --timeout=* | --context=* | --image=* | --reason=*)
-      option=${1%%=*} rest=${1#*=}
-      shift
-      set -- "$option" "$rest" "$@"
-      continue
-      ;;
-    --timeout) value "$@" && timeout=$2 && shift ;;
-    --context) value "$@" && context=$2 && shift ;;
-    --image) value "$@" && exact=$2 && shift ;;
-    --reason) value "$@" && reason=$2 && shift ;;
-    -n | --namespace) value "$@" && place=$2 && shift ;;
-    '') misused 'An argument is empty. Is a variable unset?' ;; # else the namespace would be taken for the version
-    -*) misused "Unknown option $1." ;;
-    *)
-      if [[ ! $target && ! $list && ! $previous ]]; then
-        target=$1
-      elif [[ ! $place ]]; then
-        place=$1
-      else
-        misused "Unexpected argument: $1."
-      fi
-      ;;
-  esac
-  shift
-done
-if [[ ($list || $previous) && $target ]]; then # rollback.sh NAMESPACE --list
-  [[ ! $place ]] || misused "--list and --previous take no version."
-  place=$target target=''
-fi
-namespace=${place:-default}
-given=$reason reason=$(one_line "$reason" $TEXT)
-[[ ! $target ]] || known_form
-[[ $namespace =~ ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ ]] || misused "'$namespace' is not a valid namespace; expected lower-case letters, digits and dashes."
-[[ $timeout =~ ^[1-9][0-9]{0,4}$ ]] || misused "--timeout $timeout is not valid; expected seconds, such as 180."
-[[ ! $exact || $exact =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || misused "--image '$exact' is not a valid image; expected its full name, such as host/team/app:1.4.0."
-[[ ! $context || $context != -* ]] || misused "--context '$context' is not a valid context."
-if [[ $exact && $target && $(tag_of "$exact") != "$target" && $exact != *@* ]]; then misused "--image $exact is not version $target; the tag must be the version."; fi
-command -v kubectl >/dev/null || die $REFUSED 'kubectl not found; install it. Nothing was changed.'
-if [[ ! $target && ! $list && ! $previous && ! -t 0 ]]; then
-  usage >&2
-  exit $USAGE
-fi
-
-# What is there
-
-shown_context=${context:-$(kubectl config current-context 2>/dev/null || echo 'none: the environment of this pod or machine')}
-ends() { # whatever happens: the lock is given back, and an interruption says in which state it leaves things
-  local code=$?
-  trap - EXIT INT TERM HUP
-  progress_ends
-  unlock
-  case $code in
-    [02-6] | 130) exit "$code" ;; # all others are of a command that was not expected to fail, and said why
-  esac
-  if [[ $phase == checks ]]; then die $REFUSED 'Failed: see above. Nothing was changed.'; fi
-  die $NEEDS_A_PERSON "Failed while rolling back to $target: see above. rollback.sh --list $namespace shows what runs."
-}
-interrupted() {
-  progress_ends
-  trap '' INT TERM HUP
-  case $phase in
-    checks) die $INTERRUPTED 'Interrupted. Nothing was changed.' ;;
-    idle) die $INTERRUPTED "Interrupted: $running still has the traffic; deployment/$moving is on its way to $target, without traffic. Run the same command to resume." ;;
-    moving) die $INTERRUPTED "Interrupted: deployment/$moving is on its way from $running to $target; what is ready serves. The same command with --force resumes; rollback.sh $running $namespace --force returns to $running." ;;
-    verifying) die $INTERRUPTED "Interrupted: $target has the traffic; only its check is missing. rollback.sh --list $namespace shows what runs." ;;
-    returning) die $INTERRUPTED "Interrupted while $running was being brought back: rollback.sh --list $namespace shows what runs." ;;
-  esac
-}
-trap ends EXIT
-trap interrupted INT TERM HUP
-
-reach
-look
-past=$(revisions || true)
-find_previous
-
-if [[ $list || (! $target && ! $previous) ]]; then
-  say "Namespace $namespace, context $shown_context, deployment/$deployment:"
-  versions
-  if [[ $suggested ]]; then say "Rollback target: $suggested (rollback.sh $suggested $namespace)"; else say 'Rollback target: none. No other version was verified good.'; fi
-  [[ ! $list ]] || exit $DONE
-  read -r -p "Which version? [${suggested:-none}] " target || true
-  target=${target:-$suggested}
-  [[ $target ]] || die $REFUSED 'No version given. Nothing was changed.'
-  known_form
-fi
-if [[ $previous ]]; then
-  [[ $suggested ]] || die $REFUSED "No version but $running was verified good here. Choose one that rollback.sh --list $namespace shows. Nothing was changed."
-  target=$suggested
-fi
-find_version
-
-head_line "Rolling back to version: $target"
-say "  namespace $namespace, context $shown_context, deployment/$deployment, now $running"
-if [[ $given != "$reason" ]]; then say "  The reason was changed to fit (one line, $TEXT characters): $reason"; fi
-
-serves_target() { [[ $target == "$running" && $(state_of "$deployment") ]] && is_complete "$deployment"; }
-if [[ $target == "$running" && (! $exact || $exact == "$image") ]]; then
-  if serves_target || [[ ! $force ]]; then
-    die $REFUSED "$target is already live in deployment/$deployment. rollback.sh --list $namespace shows the others. Nothing was changed."
-  fi
-fi
-new_image=${exact:-$found_image}
-[[ $new_image ]] || die $REFUSED "Version $target is not in the history of $namespace. It has:$known. If it is in the registry, name its full image: --image $(repository_of "$image"):$target. Nothing was changed."
-if [[ $floor && ! $force ]]; then
-  die $REFUSED "The database has migrations of $floor, which $target cannot run on$([[ $found_image ]] || printf ' unless it is newer, which the history does not tell'), and a rollback does not undo them. Choose $floor or a newer version, or override with --force. Nothing was changed."
-fi
-if [[ $colour ]]; then
-  said=$(image_of "$APP-$(other_colour)" || true)
-  [[ $said ]] || die $REFUSED "No other colour to roll back to: deployment/$APP-$(other_colour) does not exist or has no container $APP. Nothing was changed."
-fi
-is_complete "$deployment" || true
-if [[ ${wanted:-} == 0 && ! $colour ]]; then die $REFUSED "deployment/$deployment is scaled to 0, so nothing would show whether $target works: kubectl${context:+ --context=$context} --namespace=$namespace scale deployment/$deployment --replicas=3. Nothing was changed."; fi
-if [[ ${paused:-} ]]; then die $REFUSED "deployment/$deployment is paused: kubectl --namespace=$namespace rollout resume deployment/$deployment. Nothing was changed."; fi
-if [[ ! $force && ! ${DEPLOY_LOCK_HOLDER:-} ]] && ! is_complete "$deployment" && [[ ! $(hopeless "$deployment" "$image") ]] && rolling_out "$deployment"; then
-  die $REFUSED "A rollout to $running is under way in deployment/$deployment ($updated of $wanted updated, $available available). Wait for it, or interrupt it with --force. Nothing was changed."
-fi
-[[ $verified ]] || warn "$target was not verified good here"
-say '  The database stays as it is: a rollback does not undo migrations.'
-case $namespace in
-  *prod*)
-    if [[ ! $yes && ! $dry ]]; then
-      [[ -t 0 ]] || die $REFUSED "$namespace is production, and there is no terminal to confirm on: pass --yes. Nothing was changed."
-      read -r -p "Type the namespace to confirm: " answer || true
-      [[ ${answer:-} == "$namespace" ]] || die $REFUSED 'Nothing was changed.'
-    fi
-    ;;
-esac
-purpose_text="rollback to $target" cause="rollback to $target${reason:+: $reason}"
-lock
-
-# And back
-
-fails() { # fails MESSAGE CODE
-  record failed
-  die "$2" "$1"
-}
-withdraw() { # withdraw IMAGE WHY: what was left for another, or failed, is no longer a version to go back to by itself
-  local its_image sets name
-  sets=$(kube get replicasets -l "app=$APP" -o "go-template={{range .items}}{{.metadata.name}}$US{{range .spec.template.spec.containers}}{{if eq .name \"$APP\"}}{{.image}}{{end}}{{end}}{{\"\n\"}}{{end}}") || return 0
-  while IFS=$US read -r name its_image; do
-    if [[ $name && $its_image == "$1" ]]; then
-      change annotate replicaset "$name" --overwrite "$GOOD-" "$GONE=$(now) $2" || warn "replicaset/$name could not be marked as rolled back"
-    fi
-  done <<<"$sets"
-}
-unmark() { # unmark DEPLOYMENT: its controller would copy the mark anew
-  change annotate deployment "$1" "$GOOD-" "$BEFORE-" || warn "deployment/$1 still has the mark $GOOD"
-}
-
-if [[ $colour ]]; then
-  moving=$APP-$(other_colour)
-  idle_image=$(image_of "$moving") # one to a line: only the last one's failure would count
-  idle_replicas=$(replicas_of "$moving")
-  wanted_replicas=$(replicas_of "$deployment")
-  ((wanted_replicas > 0)) || wanted_replicas=1
-  phase=idle
-  if [[ $idle_image != "$new_image" ]] || ((idle_replicas < wanted_replicas)); then
-    say "Bringing up $target as deployment/$moving, beside $running"
-    to_image "$moving" "$new_image" "$cause" "${verified:+$target}" "$wanted_replicas" ||
-      { phase=checks && die $REFUSED "The cluster refused it: see above. Nothing was changed."; }
-  fi
-  if [[ ! $dry ]] && ! wait_for "$moving" "$new_image"; then
-    explain "$moving" "$new_image"
-    phase=returning
-    unmark "$moving"
-    withdraw "$new_image" "failed: $why"
-    change scale deployment "$moving" --replicas="$idle_replicas" || true
-    fails "$target did not become ready: $why. $running never lost the traffic, and serves. Next: rollback.sh --list $namespace" $WENT_BACK
-  fi
-  phase=moving
-  say "Moving the traffic of service/$APP from $colour to $(other_colour)"
-  old_colour=$colour
-  to_colour "$(other_colour)" ||
-    fails "The traffic could not be moved: see above. $running serves." $NEEDS_A_PERSON
-  phase=verifying colour=$(other_colour)
-  if ! verify "$moving" "$new_image"; then
-    phase=returning
-    to_colour "$old_colour" ||
-      fails "$target does not serve ($why), and the traffic could not be moved back: see above. kubectl --namespace=$namespace get pods -l app=$APP" $NEEDS_A_PERSON
-    unmark "$moving"
-    withdraw "$new_image" "failed: $why"
-    fails "$target does not serve: $why. The traffic is back at $running. Next: rollback.sh --list $namespace" $WENT_BACK
-  fi
-  if [[ $(kube get service "$APP-preview" --ignore-not-found -o name || true) ]]; then
-    change patch service "$APP-preview" --type=merge -p "{\"spec\":{\"selector\":{\"colour\":\"$old_colour\"}}}" ||
-      warn "service/$APP-preview does not show $old_colour"
-  fi
-else
-  moving=$deployment phase=moving
-  to_image "$deployment" "$new_image" "$cause" "${verified:+$target}" ||
-    { phase=checks && die $REFUSED "The cluster refused it: see above. Nothing was changed."; }
-  ok=''
-  if [[ $dry ]]; then
-    ok=1
-  elif wait_for "$deployment" "$new_image"; then
-    phase=verifying
-    if verify "$deployment" "$new_image"; then ok=1; fi
-  fi
-  if [[ ! $ok ]]; then
-    failed_why=$why
-    explain "$deployment" "$new_image"
-    phase=returning
-    say "Bringing back $running"
-    # Pods of it that are still there serve all the while: none is taken away before another is ready.
-    if to_image "$deployment" "$image" "rollback to $target failed" '' && wait_for "$deployment" "$image"; then
-      withdraw "$new_image" "failed: $failed_why"
-      fails "$target did not become ready: $failed_why. $running serves, as before. Next: rollback.sh --list $namespace" $WENT_BACK
-    fi
-    is_complete "$deployment" || true
-    if [[ ${available:-0} != 0 ]]; then
-      fails "$target did not become ready: $failed_why. $available of $wanted replicas serve. $running: $why. Next: rollback.sh --list $namespace" $NEEDS_A_PERSON
-    fi
-    fails "$target did not become ready: $failed_why. Nor did $running: $why. Nothing serves. Next: rollback.sh --list $namespace, and another version" $NEEDS_A_PERSON
-  fi
-fi
-if [[ $deployment != "$moving" ]]; then unmark "$deployment"; fi
-if [[ $image != "$new_image" ]]; then withdraw "$image" "${reason:-by $owner}"; fi
-trap '' INT TERM HUP
-kube get pods -l "app=$APP${colour:+,colour=$colour}" || true
-record succeeded
-if [[ $dry ]]; then
-  say 'Dry run: the cluster would accept it. Nothing was changed.'
-else
-  printf '%sRollback completed successfully%s\n' "$green" "$plain"
-fi
+main "$@"

@@ -36,8 +36,9 @@ POLL = 1.0  # seconds between two looks
 MIGRATE = f"{APP}-migrate"  # the Secret with the database URL of the tables' owner
 MIGRATION = 1800  # seconds that a migrate Job gets
 GONE = "unable to retrieve container logs"  # printed as if it were the log, when the kubelet has removed the container
-# What a container waits for in vain: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
-HOPELESS = {
+# The reasons for which a waiting container will not start by itself; scripts/rollback.sh has the same list.
+# https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
+FATAL_WAITING_REASONS = {
     "CrashLoopBackOff",
     "CreateContainerConfigError",
     "CreateContainerError",
@@ -326,7 +327,7 @@ class Kubernetes:
             status = pod.get("status", {})
             for each in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
                 waiting = each.get("state", {}).get("waiting", {})
-                if waiting.get("reason") in HOPELESS:
+                if waiting.get("reason") in FATAL_WAITING_REASONS:
                     return f"pod {name}: {waiting['reason']} {first_line(waiting.get('message', ''))}".strip()
                 over = each.get("state", {}).get("terminated")
                 if over and self.trial and (over.get("exitCode") or each["name"] == APP):
