@@ -8,7 +8,7 @@ from django.conf import settings
 from django.db.models import prefetch_related_objects
 
 from ledger import rules
-from ledger.environments import places
+from ledger.environments import environment_configs
 from ledger.models import IN_FLIGHT, Deployment, Environment
 from statuspage.readings import Reading, readings
 
@@ -76,7 +76,7 @@ def cards(now: datetime, *, commands: bool) -> list[Card]:
         if commands and row.in_flight:
             advice = abort(row, row.in_flight, row.current)
         elif commands and row.current:
-            advice = rollback(row, rules.way_back(row))
+            advice = rollback(row, rules.previous_good(row))
         found.append(Card(row, heard[row.name], progress(row.in_flight, now), advice))
     return found
 
@@ -92,7 +92,7 @@ def advice(deployment: Deployment, current: Deployment | None) -> Advice | None:
         return Advice("In progress:", flying.release.version, text, "")
     if deployment.status != Deployment.Status.SUCCEEDED or current is None:
         return None
-    back = rules.way_back(environment) if current == deployment else deployment.release.version
+    back = rules.previous_good(environment) if current == deployment else deployment.release.version
     return rollback(environment, back) if back != current.release.version else None
 
 
@@ -130,7 +130,7 @@ def way(environment: str, version: str) -> str:
 
     For Kubernetes the script, which needs nothing but kubectl and works when everything else is down.
     """
-    place = places()[environment]
+    place = environment_configs()[environment]
     if place.target == "kubernetes":
         context = f" --context {shlex.quote(place.context)}" if place.context else ""
         return f"scripts/rollback.sh {shlex.quote(version)} {place.namespace}{context}"

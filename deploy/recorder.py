@@ -64,7 +64,7 @@ class Flight:
 
 
 class Book(Protocol):
-    """A ledger. Every method may raise Away, and those that write rules.Refused or rules.Invalid, by its rules."""
+    """A ledger. Every method may raise Away; those that write also rules.RuleViolation or rules.Invalid."""
 
     name: str
 
@@ -100,7 +100,7 @@ def database() -> Iterator[None]:
     except DataError as error:
         raise rules.Invalid("", first_line(error)) from None
     except IntegrityError as error:
-        raise rules.Refused("conflict", first_line(error)) from None
+        raise rules.RuleViolation("conflict", first_line(error)) from None
     except Error as error:
         connection.close()
         raise Away(f"the database of {settings.SETTINGS_MODULE} ({type(error).__name__})") from None
@@ -188,7 +188,7 @@ class Api:
         self.name = self.url
 
     def ask(self, path: str, sent: dict[str, Any] | None = None, method: str = "") -> Any:
-        """Raises Away, rules.Refused (403, 409), LookupError (404) and rules.Invalid (422)."""
+        """Raises Away, rules.RuleViolation (403, 409), LookupError (404) and rules.Invalid (422)."""
         method = method or ("GET" if sent is None else "POST")
         body = json.dumps(sent).encode() if sent is not None else None
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
@@ -200,7 +200,7 @@ class Api:
             problem = self.problem(error)
             detail = str(problem.get("detail", ""))
             if error.code == 409 or error.code == 403 and problem:
-                raise rules.Refused(str(problem.get("type", "")).rpartition("#")[2], detail) from None
+                raise rules.RuleViolation(str(problem.get("type", "")).rpartition("#")[2], detail) from None
             kind = str(problem.get("type", "")).rpartition("#")[2]
             if problem and (error.code == 404 or kind == "unknown-release"):
                 raise LookupError(detail) from None
@@ -362,7 +362,7 @@ class Record:
                 f"Not recorded: {self.why}. Pass --commit SHA, or let the pipeline that builds it register it "
                 "(docs/api.md)."
             )
-        except (rules.Refused, rules.Invalid) as error:
+        except (rules.RuleViolation, rules.Invalid) as error:
             if self.request.kind == "deploy":
                 raise Refused(named(error)) from None
             self.hopeless, self.why = True, named(error)  # no rule of the ledger bars a rollback
@@ -378,11 +378,11 @@ class Record:
 
     def resume(self, key: int) -> None:
         """Starts it if it is pending. Asked also if it is running, so that a token that may not continue it is refused
-        now, before anything is changed. Raises rules.Refused.
+        now, before anything is changed. Raises rules.RuleViolation.
         """
         try:
             self.book.start(key)
-        except rules.Refused as error:
+        except rules.RuleViolation as error:
             if error.code != "wrong-state":
                 raise
         self.started = True
@@ -396,7 +396,7 @@ class Record:
             if self.release:
                 try:
                     self.book.register(self.request.release, *self.release)
-                except rules.Refused:
+                except rules.RuleViolation:
                     pass  # whoever built it has registered it, in other words; or only they may
             self.key = self.book.create(self.request)
         if self.path:
@@ -447,14 +447,14 @@ class Record:
                 method, *words = self.waiting[0]
                 try:
                     getattr(self.book, method)(self.key, *words)
-                except (rules.Refused, rules.Invalid) as error:
+                except (rules.RuleViolation, rules.Invalid) as error:
                     self.note(f"The ledger refused the {method}: {named(error)}")
                     if method == "finish" and not self.seen():
                         raise
                 self.waiting.pop(0)
         except Away as error:
             self.why = str(error)
-        except (rules.Refused, rules.Invalid, LookupError) as error:
+        except (rules.RuleViolation, rules.Invalid, LookupError) as error:
             self.hopeless, self.why, self.code = True, named(error), getattr(error, "code", "")
             self.note(f"Not recorded: {self.why}")
 

@@ -10,8 +10,10 @@ from typing import Any, Literal, cast
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-NAMES = ("development", "testing", "staging", "production")
-CHOICES = {"target": ("compose", "kubernetes"), "strategy": ("rolling", "blue-green")}
+from ledger.models import Deployment, Environment
+
+NAMES = tuple(Environment.Name.values)
+CHOICES = {"target": ("compose", "kubernetes"), "strategy": tuple(Deployment.Strategy.values)}
 # Kubernetes namespaces are DNS labels (RFC 1123); a repository is as the OCI distribution specification has it.
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 URL = re.compile(
@@ -21,7 +23,7 @@ REPOSITORY = re.compile(r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+
 
 
 @dataclass(frozen=True)
-class Place:
+class EnvironmentConfig:
     """One environment's section of the file.
 
     `url` has no slash at its end. `context` is kubectl's, empty for the current one. `digest` is not of the file: it
@@ -31,7 +33,7 @@ class Place:
     name: str
     url: str = ""
     target: Literal["compose", "kubernetes"] = "compose"
-    strategy: Literal["rolling", "blue-green"] = "rolling"
+    strategy: str = Deployment.Strategy.ROLLING
     image: str = "backstagetest1"
     context: str = ""
     namespace: str = "default"
@@ -42,8 +44,8 @@ class Place:
         return f"{self.image}:{version}{self.digest and '@'}{self.digest}"
 
 
-def places() -> dict[str, Place]:
-    """Every environment of the file settings.ENVIRONMENTS_FILE, by name; one it does not have has Place's defaults.
+def environment_configs() -> dict[str, EnvironmentConfig]:
+    """Every environment of the file settings.ENVIRONMENTS_FILE, by name. One that it does not have has the defaults.
 
     Raises ImproperlyConfigured, saying which line of the file is wrong and what was expected.
     """
@@ -51,7 +53,7 @@ def places() -> dict[str, Place]:
 
 
 @lru_cache(maxsize=4)
-def read(path: Path) -> dict[str, Place]:
+def read(path: Path) -> dict[str, EnvironmentConfig]:
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -64,8 +66,8 @@ def read(path: Path) -> dict[str, Place]:
     return {name: section(path, name, sections.get(name, {})) for name in NAMES}
 
 
-def section(path: Path, name: str, values: Any) -> Place:
-    known = [field.name for field in fields(Place) if field.name not in ("name", "digest")]
+def section(path: Path, name: str, values: Any) -> EnvironmentConfig:
+    known = [field.name for field in fields(EnvironmentConfig) if field.name not in ("name", "digest")]
     if not isinstance(values, dict):
         raise ImproperlyConfigured(f"{path}: {name} is no section. Write [{name}] and its lines below.")
     for key, value in values.items():
@@ -84,4 +86,4 @@ def section(path: Path, name: str, values: Any) -> Place:
             if not URL.fullmatch(value):  # which may hold a password, so it is not repeated
                 raise ImproperlyConfigured(f"{where}: expected an address, as in https://example.com, without user.")
     place = {**values, "url": values.get("url", "").rstrip("/")}
-    return Place(name, **cast(dict[str, Any], place))
+    return EnvironmentConfig(name, **cast(dict[str, Any], place))

@@ -101,10 +101,10 @@ class Environment(models.Model):
 
 # The guide's table. Migration 0003 writes it; deploy.apps puts rows back that a flush has taken.
 ENVIRONMENTS = (
-    (1, "development", "Local development", "Mock data", "Developers only", "Manual", None),
-    (2, "testing", "Automated testing", "Test data", "CI/CD system", "Automated", None),
-    (3, "staging", "Pre-production testing", "Production-like data", "QA team", "Automated", None),
-    (4, "production", "Live application", "Real data", "End users", "Manual approval", 3),
+    (1, Environment.Name.DEVELOPMENT, "Local development", "Mock data", "Developers only", "Manual", None),
+    (2, Environment.Name.TESTING, "Automated testing", "Test data", "CI/CD system", "Automated", None),
+    (3, Environment.Name.STAGING, "Pre-production testing", "Production-like data", "QA team", "Automated", None),
+    (4, Environment.Name.PRODUCTION, "Live application", "Real data", "End users", "Manual approval", 3),
 )
 
 

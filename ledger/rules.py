@@ -19,17 +19,16 @@ from django.db import IntegrityError, transaction
 from django.db.models import Field, Model
 from django.utils import timezone
 
-from ledger import metrics
+from ledger import metrics, versions
 from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Release, Step
-from ledger.versions import fault
 
 RECENT = 200  # how far promotable() and rollback_targets() look back, in deployments or releases
-LATELY = 50  # how far way_back() looks back, in deployments
+LATELY = 50  # how far previous_good() looks back, in deployments
 MAX_STEPS = 200
 CLOCKS_DIFFER = timedelta(minutes=5)  # by which a build machine's clock may be ahead of ours
 
 
-class Refused(Exception):
+class RuleViolation(Exception):
     """The ledger's state does not allow it. `code` is a stable name of the rule; the text says what to do."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -45,7 +44,7 @@ class Invalid(ValueError):
         self.field = field
 
 
-def refuse_unfit_text(kind: type[Model], **values: str) -> None:
+def validate_text(kind: type[Model], **values: str) -> None:
     """Raises Invalid if the model `kind` has no room for one of `values`, or a character of it is not allowed."""
     for name, value in values.items():
         field = kind._meta.get_field(name)
@@ -71,14 +70,16 @@ def register(
 ) -> tuple[Release, bool]:
     """The release of that version, and whether it is new. Registering the same one again changes nothing.
 
-    Raises Invalid, and Refused (release-differs) if the version is that of another build.
+    Raises Invalid, and RuleViolation (release-differs) if the version is that of another build.
     """
     commit = commit.lower()
     if not re.fullmatch(r"[0-9a-f]{7,64}", commit):
         raise Invalid("commit", "Expected 7 to 64 hex digits, as git prints them.")
-    if wrong := fault(version):
-        raise Invalid("version", wrong)
-    refuse_unfit_text(Release, version=version, message=message, image=image)
+    try:
+        versions.validate(version)
+    except ValueError as error:
+        raise Invalid("version", str(error)) from None
+    validate_text(Release, version=version, message=message, image=image)
     if built_at > (at or timezone.now()) + CLOCKS_DIFFER:
         raise Invalid("built_at", "It lies in the future: look at the build machine's clock and time zone.")
     given = {"commit": commit, "built_at": built_at, "message": message, "image": image}
@@ -86,7 +87,7 @@ def register(
     release, new = Release.objects.get_or_create(version=version, defaults=given | who)
     for name, value in given.items():
         if getattr(release, name) != value:
-            raise Refused(
+            raise RuleViolation(
                 "release-differs",
                 f"Release {version} is already registered with another {name.replace('_', ' ')}"
                 f"{registration(release)}. "
@@ -106,13 +107,13 @@ def registration(release: Release) -> str:
 def withdraw(version: str) -> Release:
     """Removes a release that was never deployed, such as one registered by mistake, and returns what it was.
 
-    Raises Release.DoesNotExist, and Refused (release-used) once a deployment refers to it: history stays.
+    Raises Release.DoesNotExist, and RuleViolation (release-used) once a deployment refers to it: history stays.
     """
     with refused_by_the_database(), transaction.atomic():
         release = Release.objects.select_for_update().get(version=version)
         used = Deployment.objects.filter(release=release).select_related("environment").order_by("created").first()
         if used:
-            raise Refused(
+            raise RuleViolation(
                 "release-used",
                 f"Release {version} was deployed (deployment {used.pk}, to {used.environment}) and stays in the "
                 "history. Give the other build a version of its own.",
@@ -139,27 +140,27 @@ def create(
 ) -> Deployment:
     """A pending deployment. From now on the environment takes no other until this one has ended.
 
-    Raises Environment.DoesNotExist, Release.DoesNotExist, Invalid, and Refused: environment-busy, not-promotable,
+    Raises Environment.DoesNotExist, Release.DoesNotExist, Invalid, and RuleViolation: environment-busy, not-promotable,
     never-live, already-live.
     """
     if hotfix and not reason.strip():
         raise Invalid("reason", "A hotfix needs a reason: say what cannot wait.")
     if hotfix and kind == Deployment.Kind.ROLLBACK:
         raise Invalid("hotfix", "A rollback cannot be a hotfix; choose one.")
-    refuse_unfit_text(Deployment, reason=reason.strip(), actor=actor)
+    validate_text(Deployment, reason=reason.strip(), actor=actor)
     with refused_by_the_database(), transaction.atomic():
         # Whoever comes second waits here for whoever came first, and then sees what the first one wrote.
         place = Environment.objects.select_for_update(of=("self",)).get(name=environment)
         wanted = Release.objects.get(version=release)
         busy = Deployment.objects.filter(environment=place, status__in=IN_FLIGHT).select_related("release").first()
         if busy:
-            raise Refused(
+            raise RuleViolation(
                 "environment-busy",
                 f"Deployment {busy.pk} of {busy.release} to {environment} is {busy.status}. Wait for its end, or "
                 "report it as failed if its pipeline is gone.",
             )
         previous = live(place)
-        refuse_unfit(place, wanted, kind, hotfix, previous)
+        validate(place, wanted, kind, hotfix, previous)
         return Deployment.objects.create(
             environment=place,
             release=wanted,
@@ -175,18 +176,18 @@ def create(
         )
 
 
-def refuse_unfit(place: Environment, release: Release, kind: str, hotfix: bool, previous: Deployment | None) -> None:
-    """Raises Refused if `release` may not go to `place` in this way."""
+def validate(place: Environment, release: Release, kind: str, hotfix: bool, previous: Deployment | None) -> None:
+    """Raises RuleViolation if `release` may not go to `place` in this way."""
     if kind == Deployment.Kind.ROLLBACK:
         if previous and previous.release_id == release.pk:
-            raise Refused("already-live", f"Release {release} is already live in {place}; nothing to roll back.")
+            raise RuleViolation("already-live", f"Release {release} is already live in {place}; nothing to roll back.")
         if not succeeded(release, place.pk):
-            raise Refused(
+            raise RuleViolation(
                 "never-live",
                 f"Release {release} was never live in {place}. Ask for its rollback targets, and take one.",
             )
     elif place.promotes_from_id and not hotfix and not succeeded(release, place.promotes_from_id):
-        raise Refused(
+        raise RuleViolation(
             "not-promotable",
             f"Release {release} has not succeeded in {place.promotes_from}. Deploy it there first, or make it a hotfix "
             "and say why.",
@@ -194,11 +195,13 @@ def refuse_unfit(place: Environment, release: Release, kind: str, hotfix: bool, 
 
 
 def start(key: int, *, at: datetime | None = None) -> Deployment:
-    """The deployment, running. Raises Deployment.DoesNotExist and Refused (wrong-state)."""
+    """The deployment, running. Raises Deployment.DoesNotExist and RuleViolation (wrong-state)."""
     with refused_by_the_database(), transaction.atomic():
         deployment = locked(key)
         if deployment.status != Deployment.Status.PENDING:
-            raise Refused("wrong-state", f"Deployment {key} is {label(deployment)}: only a pending one can be started.")
+            raise RuleViolation(
+                "wrong-state", f"Deployment {key} is {label(deployment)}: only a pending one can be started."
+            )
         deployment.status = Deployment.Status.RUNNING
         deployment.started = at or timezone.now()
         deployment.save(update_fields=["status", "started"])
@@ -208,29 +211,31 @@ def start(key: int, *, at: datetime | None = None) -> Deployment:
 def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | None = None) -> tuple[Step, bool]:
     """The step of that name with its outcome, and whether it is new. One that had no beginning begins and ends at once.
 
-    Raises Deployment.DoesNotExist, Invalid, and Refused (wrong-state, too-many-steps).
+    Raises Deployment.DoesNotExist, Invalid, and RuleViolation (wrong-state, too-many-steps).
     """
-    refuse_unfit_text(Step, name=name)
+    validate_text(Step, name=name)
     now = at or timezone.now()
     ended = None if outcome == Step.Outcome.RUNNING else now
     with refused_by_the_database(), transaction.atomic():
         deployment = locked(key)
         if deployment.status != Deployment.Status.RUNNING:
-            raise Refused("wrong-state", f"Deployment {key} is {label(deployment)}: only a running one has steps.")
+            raise RuleViolation(
+                "wrong-state", f"Deployment {key} is {label(deployment)}: only a running one has steps."
+            )
         steps = list(deployment.steps.order_by("position"))
         for one in steps:
             if one.name == name:
                 if one.outcome != Step.Outcome.RUNNING:
                     if one.outcome == outcome:
                         return one, False
-                    raise Refused(
+                    raise RuleViolation(
                         "wrong-state", f"Step {name} has ended: it {one.outcome}. Give a repetition a new name."
                     )
                 one.outcome, one.finished, one.token = outcome, ended, token
                 one.save(update_fields=["outcome", "finished", "token"])
                 return one, False
         if len(steps) >= MAX_STEPS:
-            raise Refused("too-many-steps", f"A deployment has {MAX_STEPS} steps at most.")
+            raise RuleViolation("too-many-steps", f"A deployment has {MAX_STEPS} steps at most.")
         position = steps[-1].position + 1 if steps else 1
         given = {"name": name, "outcome": outcome, "started": now, "finished": ended, "token": token}
         return deployment.steps.create(position=position, **given), True
@@ -243,7 +248,7 @@ def finish(
 
     `failed_requests` is how many of the probe traffic failed; None if there was none.
 
-    A pending one can only fail. Raises Deployment.DoesNotExist, Refused (wrong-state), and Invalid.
+    A pending one can only fail. Raises Deployment.DoesNotExist, RuleViolation (wrong-state), and Invalid.
     """
     if result not in FINISHED:
         raise Invalid("result", f"Expected one of {', '.join(FINISHED)}.")
@@ -251,9 +256,13 @@ def finish(
     with refused_by_the_database(), transaction.atomic():
         deployment = locked(key)
         if deployment.is_finished:
-            raise Refused("wrong-state", f"Deployment {key} has {label(deployment)} already, and that does not change.")
+            raise RuleViolation(
+                "wrong-state", f"Deployment {key} has {label(deployment)} already, and that does not change."
+            )
         if deployment.status == Deployment.Status.PENDING and result != Deployment.Status.FAILED:
-            raise Refused("wrong-state", f"Deployment {key} is pending: start it first, or report that it failed.")
+            raise RuleViolation(
+                "wrong-state", f"Deployment {key} is pending: start it first, or report that it failed."
+            )
         won = result == Deployment.Status.SUCCEEDED
         first = won and not succeeded(deployment.release, deployment.environment_id)
         deployment.steps.filter(outcome=Step.Outcome.RUNNING).update(
@@ -279,13 +288,13 @@ def label(deployment: Deployment) -> str:
 
 @contextmanager
 def refused_by_the_database() -> Iterator[None]:
-    """Turns a constraint's refusal into Refused: the backstop of the rules above, should two writers ever pass them."""
+    """Turns a constraint's refusal into RuleViolation: the backstop of the rules above, should two writers pass."""
     try:
         yield
     except IntegrityError as error:
         name = next((name for name in BY_CONSTRAINT if name in str(error)), "")
         code, message = BY_CONSTRAINT.get(name, ("conflict", "Somebody else has just changed the same. Look again."))
-        raise Refused(code, message) from error
+        raise RuleViolation(code, message) from error
 
 
 # By what the database's message holds. SQLite names a unique index by its columns.
@@ -318,8 +327,8 @@ def live(environment: Environment) -> Deployment | None:
     """What put there what runs in `environment` now: the last deployment that succeeded.
 
     An environment takes one deployment at a time, so the order in which they were created is the order in which their
-    releases became live. That holds for rollback_targets() and way_back() too: a release counts by its last deployment
-    there, and not by when it was built or first came.
+    releases became live. The same holds for rollback_targets() and previous_good(): a release counts by its last
+    deployment there, not by when it was built or first arrived.
     """
     found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED)
     return found.newest_first().select_related("release").first()
@@ -358,24 +367,24 @@ def promotable(environment: Environment, limit: int = 20) -> list[Candidate]:
 
 
 @dataclass(frozen=True)
-class Target:
+class RollbackTarget:
     """A release that an environment can go back to, and the last deployment that had put it there."""
 
     release: Release
     deployment: Deployment
 
 
-def rollback_targets(environment: Environment, limit: int = 20) -> list[Target]:
+def rollback_targets(environment: Environment, limit: int = 20) -> list[RollbackTarget]:
     """Releases that were live there before the one that is, the last first; of the last RECENT that succeeded."""
     found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED)
-    targets: dict[int, Target] = {}
+    targets: dict[int, RollbackTarget] = {}
     for each in found.newest_first().select_related("release")[:RECENT]:
         each.environment = environment
-        targets.setdefault(each.release_id, Target(each.release, each))
+        targets.setdefault(each.release_id, RollbackTarget(each.release, each))
     return list(targets.values())[1 : limit + 1]  # the first is what runs
 
 
-def way_back(environment: Environment) -> str | None:
+def previous_good(environment: Environment) -> str | None:
     """The version to go back to if what runs there proves bad: the last that was live before it and that nobody has
     rolled back from. None if there is none among the last LATELY that succeeded.
     """

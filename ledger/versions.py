@@ -18,8 +18,8 @@ EXPECTED = f"an image tag of at most {LENGTH} letters, digits, '_', '.' and '-',
 RULE = re.compile(PATTERN)
 
 
-def fault(version: str) -> str:
-    """What is wrong with `version`, in a sentence; empty if it is valid."""
-    if RULE.fullmatch(version) and version != MOVING:
-        return ""
-    return f"{version[:100]!r} is not a valid version; expected {EXPECTED}."
+def validate(version: str) -> str:
+    """Returns `version`. Raises ValueError, with what was expected, if it is not a valid one."""
+    if not RULE.fullmatch(version) or version == MOVING:
+        raise ValueError(f"{version[:100]!r} is not a valid version; expected {EXPECTED}.")
+    return version

@@ -18,7 +18,7 @@ from django.db.models import Max, Q, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from ledger.environments import NAMES, places
+from ledger.environments import NAMES, environment_configs
 from ledger.models import Environment
 from settings import text
 from statuspage import uptime
@@ -143,7 +143,7 @@ def now() -> dict[str, Reading]:
 
 def monitored(name: str) -> bool:
     """Whether anybody asks the environment how it is."""
-    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and places()[name].url)
+    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and environment_configs()[name].url)
 
 
 def state(reading: Reading) -> State:

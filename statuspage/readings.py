@@ -17,7 +17,7 @@ from django.core.cache import cache
 
 from health.client import Late, Unreachable, ask, doubtful
 from health.runner import Report, report
-from ledger.environments import NAMES, places
+from ledger.environments import NAMES, environment_configs
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
     `sure` is for who writes it down: it waits until CERTAIN and TIMEOUT are over, and who has not answered by then is
     unreachable.
     """
-    watched = {name: place.url for name, place in places().items() if settings.WATCH_ENVIRONMENTS and place.url}
+    watched = {
+        name: place.url for name, place in environment_configs().items() if settings.WATCH_ENVIRONMENTS and place.url
+    }
     watched.pop(settings.ENVIRONMENT, None)
     known = recall(list(watched))
     threads = {name: begin(name, url) for name, url in watched.items() if known[name].age > FRESH}

@@ -20,7 +20,8 @@ from deploy.recorder import Record, Request, book
 from deploy.targets.base import Busy, Failed, Misused, Refused, Target, call
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes import Kubernetes
-from ledger.environments import NAMES, Place, places
+from ledger.environments import NAMES, EnvironmentConfig, environment_configs
+from ledger.models import Deployment
 from settings.text import clean
 
 TEXT = 500  # characters of a reason or a lock's purpose
@@ -47,7 +48,7 @@ class Operation(BaseCommand):
             "-e", "--environment", required=True, choices=NAMES, help="where, as environments.toml has it"
         )
         parser.add_argument("--target", choices=("kubernetes", "compose"), help="instead of the environment's own")
-        parser.add_argument("--strategy", choices=("rolling", "blue-green"), help="instead of the environment's own")
+        parser.add_argument("--strategy", choices=Deployment.Strategy.values, help="instead of the environment's own")
         parser.add_argument(
             "--reason", default="", metavar="TEXT", help="why, for the ledger: one line, 500 characters"
         )
@@ -97,14 +98,14 @@ class Operation(BaseCommand):
             self.output.note(f"The {name} was changed to fit (one line, {TEXT} characters): {fit}")
         return fit
 
-    def operate(self, place: Place, options: dict[str, Any]) -> int:
+    def operate(self, place: EnvironmentConfig, options: dict[str, Any]) -> int:
         raise NotImplementedError
 
-    def place(self, options: dict[str, Any]) -> Place:
-        place = places()[options["environment"]]
+    def place(self, options: dict[str, Any]) -> EnvironmentConfig:
+        place = environment_configs()[options["environment"]]
         return replace(place, target=options["target"] or place.target, strategy=options["strategy"] or place.strategy)
 
-    def target(self, place: Place, version: str) -> Target:
+    def target(self, place: EnvironmentConfig, version: str) -> Target:
         kind = Compose if place.target == "compose" else Kubernetes
         return kind(place, version, place.strategy, Path(settings.BASE_DIR))
 
@@ -115,7 +116,7 @@ class Operation(BaseCommand):
             self.stderr.write(text)
         return code
 
-    def sure(self, place: Place, options: dict[str, Any], what: str) -> None:
+    def sure(self, place: EnvironmentConfig, options: dict[str, Any], what: str) -> None:
         """On a terminal, asks before production is touched; a pipeline has its own approval. Raises Refused."""
         if place.name != "production" or options["yes"] or options["dry_run"] or not sys.stdin.isatty():
             return
@@ -123,7 +124,7 @@ class Operation(BaseCommand):
         if input("Type production to confirm: ").strip() != "production":
             raise Refused("Nothing was changed.")
 
-    def run(self, target: Target, place: Place, version: str, options: dict[str, Any], **more: Any) -> int:
+    def run(self, target: Target, place: EnvironmentConfig, version: str, options: dict[str, Any], **more: Any) -> int:
         """Carries it out."""
         kind = "deploy" if more.get("migrate", True) else "rollback"
         request = Request(

@@ -16,8 +16,8 @@ from typing import Any
 
 from deploy.locks import FileLock
 from deploy.targets.base import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
-from ledger.environments import Place
-from ledger.versions import fault
+from ledger import versions
+from ledger.environments import EnvironmentConfig
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
 POLL = 0.5  # seconds between two looks at a container that starts
@@ -33,7 +33,7 @@ class Compose:
 
     name = "compose"
 
-    def __init__(self, place: Place, version: str, strategy: str, folder: Path) -> None:
+    def __init__(self, place: EnvironmentConfig, version: str, strategy: str, folder: Path) -> None:
         self.place, self.version, self.strategy, self.folder = place, version, strategy, folder
         self.image = place.tagged(version)
         self.colour = ""
@@ -51,8 +51,11 @@ class Compose:
                 "The compose target deploys blue-green only: there is one app behind nginx, so replacing it in place "
                 "would leave nobody to serve meanwhile. Leave --strategy out."
             )
-        if self.version and (wrong := fault(self.version)):
-            raise Misused(wrong)
+        if self.version:
+            try:
+                versions.validate(self.version)
+            except ValueError as error:
+                raise Misused(str(error)) from None
         if not (self.folder / "docker-compose.yml").is_file():
             raise Refused(f"{self.folder} has no docker-compose.yml. Run this where the stack is.")
         missing = {name for name in ("nginx", "db") if not self.running_id(name)}

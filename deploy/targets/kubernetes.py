@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from deploy.locks import LeaseLock
 from deploy.targets.base import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
-from ledger.environments import Place
-from ledger.versions import fault
+from ledger import versions
+from ledger.environments import EnvironmentConfig
 from settings.text import clean
 
 APP = "backstagetest1"
@@ -56,7 +56,7 @@ class Kubernetes:
 
     name = "kubernetes"
 
-    def __init__(self, place: Place, version: str, strategy: str, folder: Path) -> None:
+    def __init__(self, place: EnvironmentConfig, version: str, strategy: str, folder: Path) -> None:
         self.place, self.version, self.strategy, self.folder = place, version, strategy, folder
         clear = f"manage.py deploy --unlock -e {place.name}"
         self.lock = LeaseLock(f"{APP}-deploy", self.try_kubectl, clear)
@@ -66,8 +66,11 @@ class Kubernetes:
     # What is there
 
     def refuse_unfit(self) -> None:
-        if self.version and (wrong := fault(self.version)):
-            raise Misused(wrong)
+        if self.version:
+            try:
+                versions.validate(self.version)
+            except ValueError as error:
+                raise Misused(str(error)) from None
         done = self.try_kubectl("get", "deployments", "--output", "name")
         if done.returncode:
             raise Refused(

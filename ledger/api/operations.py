@@ -44,16 +44,9 @@ Line500 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500
 Line100 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100), AfterValidator(fit)]
 
 
-def deployable(version: str) -> str:
-    """Raises ValueError for what can be no version (rules.versions)."""
-    if wrong := versions.fault(version):
-        raise ValueError(wrong)
-    return version
-
-
 Version = Annotated[
     str,
-    AfterValidator(deployable),
+    AfterValidator(versions.validate),
     Field(
         description=f"Expected {versions.EXPECTED}.",
         examples=["1.4.0"],
@@ -75,7 +68,7 @@ Retry = Annotated[
         "answered again and not done again; known for 48 hours, to your token alone.",
     ),
 ]
-Place = models.Environment.Name
+EnvironmentName = models.Environment.Name
 Strategy = models.Deployment.Strategy
 Kind = models.Deployment.Kind
 Status = models.Deployment.Status
@@ -99,7 +92,7 @@ class NewRelease(Strict):
 
 
 class NewDeployment(Strict):
-    environment: Place
+    environment: EnvironmentName
     release: Version
     strategy: Strategy
     kind: Kind = Kind.DEPLOY
@@ -138,8 +131,8 @@ class Ending(Strict):
     ] = None
 
 
-class Filters(Strict):
-    environment: Place | None = None
+class DeploymentQuery(Strict):
+    environment: EnvironmentName | None = None
     status: Status | None = None
     strategy: Strategy | None = None
     actor: Line100 | None = None
@@ -265,14 +258,14 @@ class CandidateList(Schema):
     items: list[CandidateOut]
 
 
-class TargetOut(Schema):
+class RollbackTargetOut(Schema):
     release: ReleaseOut
     deployment: Annotated[int, Field(description="The last deployment that had put it there.")]
     finished: datetime | None
 
 
-class TargetList(Schema):
-    items: list[TargetOut]
+class RollbackTargetList(Schema):
+    items: list[RollbackTargetOut]
 
 
 class ErrorOut(Schema):
@@ -356,12 +349,12 @@ def list_environments(request: HttpRequest) -> HttpResponse:
 
 
 @api.get("/environments/{name}", response={200: EnvironmentOut, **errors(404)}, summary="What runs in one environment")
-def read_environment(request: HttpRequest, name: Path[Place]) -> HttpResponse:
+def read_environment(request: HttpRequest, name: Path[EnvironmentName]) -> HttpResponse:
     return answer(EnvironmentOut.of(models.Environment.objects.filter(name=name).board(0)[0]))
 
 
 @api.get("/environments/{name}/promotable", response={200: CandidateList, **errors(404)}, summary="What may go there")
-def list_promotable(request: HttpRequest, name: Path[Place], limit: Limit = 20) -> HttpResponse:
+def list_promotable(request: HttpRequest, name: Path[EnvironmentName], limit: Limit = 20) -> HttpResponse:
     """Releases that may go there without being a hotfix and have not been live there yet, the newest first."""
     found = rules.promotable(models.Environment.objects.select_related("promotes_from").get(name=name), limit)
     items = [CandidateOut(release=ReleaseOut.from_orm(each.release), proven=each.proven) for each in found]
@@ -369,20 +362,22 @@ def list_promotable(request: HttpRequest, name: Path[Place], limit: Limit = 20) 
 
 
 @api.get(
-    "/environments/{name}/rollback-targets", response={200: TargetList, **errors(404)}, summary="What it may go back to"
+    "/environments/{name}/rollback-targets",
+    response={200: RollbackTargetList, **errors(404)},
+    summary="What it may go back to",
 )
-def list_rollback_targets(request: HttpRequest, name: Path[Place], limit: Limit = 20) -> HttpResponse:
+def list_rollback_targets(request: HttpRequest, name: Path[EnvironmentName], limit: Limit = 20) -> HttpResponse:
     """Releases that were live there before the one that is, the last first."""
     found = rules.rollback_targets(models.Environment.objects.get(name=name), limit)
     items = [
-        TargetOut(
+        RollbackTargetOut(
             release=ReleaseOut.from_orm(each.release),
             deployment=each.deployment.pk,
             finished=each.deployment.finished,
         )
         for each in found
     ]
-    return answer(TargetList(items=items))
+    return answer(RollbackTargetList(items=items))
 
 
 @api.post("/releases", response={200: ReleaseOut, 201: ReleaseOut, **errors(403, 409)}, summary="Register a release")
@@ -435,9 +430,9 @@ def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key
 
 
 @api.get("/deployments", response={200: DeploymentPage, **errors()}, summary="List deployments")
-def list_deployments(request: HttpRequest, filters: Query[Filters]) -> HttpResponse:
+def list_deployments(request: HttpRequest, filters: Query[DeploymentQuery]) -> HttpResponse:
     """The newest first. All filters given must apply."""
-    if unknown := sorted(request.GET.keys() - Filters.model_fields.keys()):
+    if unknown := sorted(request.GET.keys() - DeploymentQuery.model_fields.keys()):
         raise invalid([{"parameter": name, "detail": "no such filter"} for name in unknown])
     given = filters.model_dump(exclude={"limit", "cursor"})
     found = models.Deployment.objects.select_related("environment", "release", "previous__release").matching(**given)
@@ -507,8 +502,8 @@ def on_problem(request: HttpRequest, problem: Problem) -> HttpResponse:
     return respond(request, problem)
 
 
-@api.exception_handler(rules.Refused)
-def on_refused(request: HttpRequest, error: rules.Refused) -> HttpResponse:
+@api.exception_handler(rules.RuleViolation)
+def on_refused(request: HttpRequest, error: rules.RuleViolation) -> HttpResponse:
     return respond(request, Problem(409, error.code, str(error)))
 
 

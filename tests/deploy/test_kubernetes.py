@@ -29,7 +29,7 @@ from deploy.management import base
 from deploy.targets import kubernetes
 from deploy.targets.base import Answer, Failed
 from ledger import rules
-from ledger.environments import Place
+from ledger.environments import EnvironmentConfig
 from ledger.models import Deployment
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
@@ -322,7 +322,7 @@ def test_no_text_of_the_history_is_taken_for_the_way_back(rolling: Apps) -> None
 
 
 def test_a_job_has_a_name_that_the_cluster_takes() -> None:
-    place = Place("staging")
+    place = EnvironmentConfig("staging")
     for version in ("1.4.0", "A_b.-c", "1..2", "_x", "x-." * 21, "1.4.0-rc.1", "a" * 64):
         name = kubernetes.Kubernetes(place, version, "rolling", ROOT).job_name()
         assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name), name

@@ -319,7 +319,7 @@ for act in (
               next(word for word in str(error).replace(":", " ").split() if word.startswith("ledger_")))
 try:
     rules.create("production", "9.0", "rolling", "x")
-except rules.Refused as error:
+except rules.RuleViolation as error:
     print(error.code)
 """
 

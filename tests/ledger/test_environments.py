@@ -8,12 +8,12 @@ from pytest_django import Settings
 
 from deploy.management.commands.deploy import built
 from deploy.targets.base import Misused
-from ledger.environments import NAMES, Place, places
+from ledger.environments import NAMES, EnvironmentConfig, environment_configs
 from ledger.models import ENVIRONMENTS
 
 
 def test_the_file_of_the_repository_has_every_environment_of_the_ledger() -> None:
-    found = places()
+    found = environment_configs()
     assert list(found) == list(NAMES) == [name for _, name, *_ in ENVIRONMENTS]
     assert found["production"].url == "https://backstagetest1.com"
     assert all(place.namespace == f"backstagetest1-{name}" for name, place in found.items() if name != "development")
@@ -22,8 +22,8 @@ def test_the_file_of_the_repository_has_every_environment_of_the_ledger() -> Non
 def test_what_a_section_leaves_out_has_its_default(tmp_path: Path, settings: Settings) -> None:
     settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
     settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "https://staging.example.com/"\n')
-    assert places()["staging"] == Place("staging", url="https://staging.example.com")
-    assert places()["production"] == Place("production")
+    assert environment_configs()["staging"] == EnvironmentConfig("staging", url="https://staging.example.com")
+    assert environment_configs()["production"] == EnvironmentConfig("production")
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, settings: Settings, t
     settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
     settings.ENVIRONMENTS_FILE.write_text(text)
     with pytest.raises(ImproperlyConfigured, match=message):
-        places()
+        environment_configs()
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, settings: Settings) -> None:
     settings.ENVIRONMENTS_FILE = tmp_path / "none.toml"
     with pytest.raises(ImproperlyConfigured, match="none.toml cannot be read .*ENVIRONMENTS_FILE"):
-        places()
+        environment_configs()
 
 
 DIGEST = "sha256:" + "a1" * 32
@@ -72,15 +72,15 @@ DIGEST = "sha256:" + "a1" * 32
     ],
 )
 def test_a_deployment_may_name_the_very_image(image: str, tagged: str) -> None:
-    assert built(Place("staging", target="kubernetes"), image, "1.4.0").tagged("1.4.0") == tagged
+    assert built(EnvironmentConfig("staging", target="kubernetes"), image, "1.4.0").tagged("1.4.0") == tagged
 
 
 @pytest.mark.parametrize("image", ["team/app:1.3.0", "team/app@", "team/app@sha256:12", f"@{DIGEST}", "a b", "-x", ""])
 def test_an_image_that_is_none_is_refused(image: str) -> None:
     with pytest.raises(Misused, match="expected a repository"):
-        built(Place("staging", target="kubernetes"), image, "1.4.0")
+        built(EnvironmentConfig("staging", target="kubernetes"), image, "1.4.0")
 
 
 def test_compose_takes_no_image_by_its_digest() -> None:
     with pytest.raises(Misused, match="is for a cluster"):
-        built(Place("development"), f"app@{DIGEST}", "1.4.0")
+        built(EnvironmentConfig("development"), f"app@{DIGEST}", "1.4.0")

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from ledger import demo, rules, steps
 from ledger.models import ENVIRONMENTS, Deployment, Environment, Release, Step
-from ledger.rules import Invalid, Refused
+from ledger.rules import Invalid, RuleViolation
 from metrics.registry import REGISTRY
 from tests.support.ledgers import START, begun, deployed, release
 from tests.support.servers import PATIENCE
@@ -22,7 +22,7 @@ HOUR = timedelta(hours=1)
 
 
 def refused(code: str) -> Any:
-    return pytest.raises(Refused, check=lambda error: error.code == code)
+    return pytest.raises(RuleViolation, check=lambda error: error.code == code)
 
 
 def denied(name: str) -> Any:
@@ -199,7 +199,7 @@ def test_of_many_creates_at_once_one_wins_and_the_others_are_told_so() -> None:
     release("1.0")
     results = race(*[lambda: rules.create("testing", "1.0", "rolling", "ci")] * 6)
     assert sum(isinstance(each, Deployment) for each in results) == 1
-    assert sum(isinstance(each, Refused) and each.code == "environment-busy" for each in results) == 5, results
+    assert sum(isinstance(each, RuleViolation) and each.code == "environment-busy" for each in results) == 5, results
 
 
 @pytest.mark.django_db(transaction=True)
@@ -410,7 +410,7 @@ def test_the_history_is_what_was_live_and_not_what_was_built() -> None:
         deployed("testing", version, at=START + number * HOUR)
     testing = Environment.objects.get(name="testing")
     assert [each.release.version for each in rules.rollback_targets(testing)] == ["1.0", "1.1"]
-    assert rules.way_back(testing) == "1.0"
+    assert rules.previous_good(testing) == "1.0"
 
 
 def versions(**filters: Any) -> list[str]:

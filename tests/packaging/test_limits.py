@@ -161,12 +161,12 @@ ROWS: dict[type[Schema], type[models.Model]] = {
     operations.NewRelease: Release,
     operations.NewDeployment: Deployment,
     operations.StepReport: Step,
-    operations.Filters: Deployment,
+    operations.DeploymentQuery: Deployment,
 }
 ELSEWHERE = {
     (operations.NewDeployment, "release"): (Release, "version"),
-    (operations.Filters, "search"): (Release, "version"),
-    (operations.Filters, "cursor"): None,  # read, and never stored
+    (operations.DeploymentQuery, "search"): (Release, "version"),
+    (operations.DeploymentQuery, "cursor"): None,  # read, and never stored
 }
 
 

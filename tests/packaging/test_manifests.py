@@ -21,7 +21,7 @@ from django.urls import resolve, reverse
 
 from deploy.targets.kubernetes import Kubernetes
 from health.middleware import PROBES
-from ledger.environments import places
+from ledger.environments import environment_configs
 from settings import base
 from tests.support.cluster import APP, Cluster
 from tests.support.servers import PATIENCE, ROOT, Postgres
@@ -141,7 +141,7 @@ def test_every_component_is_tried() -> None:
 def test_one_apply_makes_the_namespace_and_all_in_it(overlay: str) -> None:
     objects = render(overlay)
     namespace = objects[0]
-    assert (namespace["kind"], namespace["metadata"]["name"]) == ("Namespace", places()[overlay].namespace)
+    assert (namespace["kind"], namespace["metadata"]["name"]) == ("Namespace", environment_configs()[overlay].namespace)
     assert {each["metadata"]["namespace"] for each in objects[1:]} == {namespace["metadata"]["name"]}
     for mode in ("enforce", "warn", "audit"):
         assert namespace["metadata"]["labels"][f"pod-security.kubernetes.io/{mode}"] == "restricted"
@@ -383,7 +383,7 @@ def test_the_ingress_has_the_hosts_of_the_guide(overlay: str) -> None:
     spec = only(render(overlay), "Ingress")["spec"]
     assert {rule["host"] for rule in spec["rules"]} == HOSTS[overlay]
     assert {host for each in spec["tls"] for host in each["hosts"]} == HOSTS[overlay]
-    assert places()[overlay].url.removeprefix("https://") in HOSTS[overlay]
+    assert environment_configs()[overlay].url.removeprefix("https://") in HOSTS[overlay]
 
 
 @overlays
@@ -531,7 +531,7 @@ def live(cluster: Cluster, environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_what_is_printed_to_be_applied_again_leaves_the_traffic_the_images_and_the_replicas_as_they_are() -> None:
-    with Cluster(places()["production"].namespace) as cluster:
+    with Cluster(environment_configs()["production"].namespace) as cluster:
         cluster.service("green")
         cluster.deploy(f"{APP}-blue", "registry.example/team/backstagetest1:1", replicas=0)
         cluster.deploy(f"{APP}-green", "registry.example/team/backstagetest1:2", replicas=7)
@@ -554,14 +554,14 @@ def test_what_is_printed_to_be_applied_again_leaves_the_traffic_the_images_and_t
 
 
 def test_for_a_fresh_cluster_the_overlay_is_printed_as_it_is() -> None:
-    with Cluster(places()["staging"].namespace) as cluster:
+    with Cluster(environment_configs()["staging"].namespace) as cluster:
         done = live(cluster, "staging")
     assert tuple(yaml.safe_load_all(done.stdout)) == render("staging")
 
 
 def test_the_migrate_job_of_a_release_runs_wherever_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is made from the Deployment: it must not need the app's node, nor its volume, and the API must take it."""
-    place = places()["staging"]
+    place = environment_configs()["staging"]
     with Cluster(place.namespace) as cluster:
         monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
         cluster.service()
@@ -578,7 +578,7 @@ def test_the_migrate_job_of_a_release_runs_wherever_there_is_room(monkeypatch: p
 
 
 def test_a_release_that_is_found_good_takes_the_cronjobs_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = places()["staging"]
+    place = environment_configs()["staging"]
     with Cluster(place.namespace) as cluster:
         monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
         cluster.service()

@@ -8,7 +8,7 @@ from django.core.management.base import CommandParser
 
 from deploy.management.base import Operation
 from deploy.targets.base import Misused
-from ledger.environments import REPOSITORY, Place
+from ledger.environments import REPOSITORY, EnvironmentConfig
 
 WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
 WATCH_ELSEWHERE = 60.0
@@ -51,7 +51,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         )
         parser.add_argument("--unlock", action="store_true", help="remove a lock, whoever's it is")
 
-    def operate(self, place: Place, options: dict[str, Any]) -> int:
+    def operate(self, place: EnvironmentConfig, options: dict[str, Any]) -> int:
         version = options["version"]
         if options["lock"] or options["unlock"]:
             if version or (options["lock"] and options["unlock"]):
@@ -77,7 +77,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             unsafe_migrations=options["unsafe_migrations"],
         )
 
-    def by_hand(self, place: Place, options: dict[str, Any]) -> int:
+    def by_hand(self, place: EnvironmentConfig, options: dict[str, Any]) -> int:
         target = self.target(place, "")
         if options["unlock"]:
             whose = target.lock.clear()
@@ -89,7 +89,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         return 0
 
 
-def built(place: Place, image: str, version: str) -> Place:
+def built(place: EnvironmentConfig, image: str, version: str) -> EnvironmentConfig:
     """The place with that image; a tag in it can only be the version. Raises Misused."""
     name, _, digest = image.partition("@")
     name = name.removesuffix(f":{version}")

@@ -6,7 +6,7 @@ from django.core.management.base import CommandParser
 
 from deploy.management.base import Operation
 from deploy.targets.base import Refused
-from ledger.environments import Place
+from ledger.environments import EnvironmentConfig
 
 
 class Command(Operation):
@@ -26,7 +26,7 @@ examples:
         )
         super().add_arguments(parser)
 
-    def operate(self, place: Place, options: dict[str, Any]) -> int:
+    def operate(self, place: EnvironmentConfig, options: dict[str, Any]) -> int:
         version = options["version"]
         if not version:
             target = self.target(place, "")

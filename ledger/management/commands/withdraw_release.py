@@ -37,7 +37,7 @@ class Command(BaseCommand):
                 release = rules.withdraw(version)
         except Release.DoesNotExist:
             raise CommandError(f"Release {version} is not registered.") from None
-        except rules.Refused as error:
+        except rules.RuleViolation as error:
             raise CommandError(str(error)) from None
         what = f"Release {release}, commit {release.short_commit}, registered{rules.registration(release)}"
         log.warning("%s, was withdrawn", what)
