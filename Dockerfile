@@ -1,14 +1,14 @@
-# The image of backstagetest1. Three stages: the libraries, the app made ready, and what is shipped.
+# The image of backstagetest1, in three stages: the libraries, the prepared app, and the final image.
 #   docker build --build-arg APP_VERSION=0.1.0 --build-arg APP_COMMIT=$(git rev-parse HEAD) -t backstagetest1 .
-# A change of code repeats only the second stage and two copies; the libraries come from the build's cache.
+# A code change rebuilds only the second stage and two copies; the libraries come from the build cache.
 
 FROM python:3.11-slim AS libraries
 WORKDIR /build
 COPY requirements.txt ./
-# Wheels only, each checked against its hash: no compiler is needed, and nothing runs that was not locked. The libraries'
-# own tests, stubs, and texts in languages that the site does not speak are of no use to it.
-# Bytecode is trusted without a look at its source, as neither changes in an image. Without the columns for the ^^^^ of
-# stack traces it is smaller, and sooner loaded.
+# Wheels only, each verified against its hash: no compiler is needed, and no code runs that is not locked. The
+# libraries' tests, type stubs and translations are removed, as the site does not use them. Bytecode is not checked
+# against its source, as neither changes in an image. Without the column tables behind the ^^^^ in tracebacks it is
+# smaller and loads faster.
 ENV PYTHONNODEBUGRANGES=1
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/venv \
@@ -22,10 +22,10 @@ FROM libraries AS app
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONTZPATH=/usr/share/zoneinfo
 WORKDIR /app
 COPY . .
-# The settings refuse to be loaded without secrets, so they get throw-away ones, made here and gone with this command.
-# What htmx brings and no page uses is left out, as every file is looked at when the app starts.
-# The error pages that nginx shows by itself are rendered from the app's own templates. The app's bytecode is checked
-# against its source, so that a gunicorn.conf.py of one's own may be mounted over ours.
+# The settings require secrets, so this command generates throw-away ones.
+# The parts of htmx that no page uses are left out, as the app examines every static file when it starts.
+# The error pages that nginx serves are rendered from the app's templates. The app's bytecode is checked against its
+# source, so that another gunicorn.conf.py can be mounted over this one.
 RUN export DJANGO_SETTINGS_MODULE=settings.production DATABASE_URL=sqlite://:memory: \
  && SECRET_KEY=$(python -c 'import secrets; print(secrets.token_urlsafe(50))') \
  && export SECRET_KEY \
@@ -39,8 +39,8 @@ django.setup(); \
  && python -m compileall -q -j 0 --invalidation-mode checked-hash .
 
 FROM python:3.11-slim
-# A number, so that Kubernetes can tell that it is not root. The folders are where volumes are mounted: a new volume
-# takes its owner from them.
+# A numeric user, so that Kubernetes can verify that it is not root. Volumes are mounted on these folders, and a new
+# volume takes its owner from them.
 RUN groupadd --gid 10001 app \
  && useradd --uid 10001 --gid app --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin app \
  && install -d -o app -g app -m 0755 /app/media /srv/static /run/web \
@@ -48,7 +48,7 @@ RUN groupadd --gid 10001 app \
 COPY --from=libraries /opt/venv /opt/venv
 COPY --from=app /app /app
 WORKDIR /app
-# /tmp is all that the app writes to, beside its volumes: the root file system may be read-only.
+# The app writes only to /tmp and its volumes, so the root file system can be read-only.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -61,7 +61,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-m", "health", "--url", "http://127.0.0.1:8000/health/ready/"]
-# Without a shell in between: gunicorn is process 1 and gets the stop signal itself.
+# Without a shell, so that gunicorn is process 1 and receives the stop signal.
 CMD ["gunicorn", "--config", "gunicorn.conf.py", "backstagetest1.wsgi"]
 
 # Last, as they change with every build.

@@ -1,4 +1,4 @@
-"""For ./run audit: looks up known vulnerabilities of what a lock file, its argument, pins (pip-audit), and prints them.
+"""For ./run audit: prints the known vulnerabilities of what a lock file, its argument, pins (pip-audit).
 
 Exits with 1 if there are any, if a library was skipped, or if fewer were looked up than the lock pins for every
 platform: an empty lock is not a clean bill of health.

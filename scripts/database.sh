@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes the stack's two roles and the database $DATABASE (docker-compose.yml): once, when PostgreSQL makes its data, and
-# for ./run restore. docs/production.md has the same for a database of your own, and says what the two are for.
+# Creates the stack's two roles and the database $DATABASE (docker-compose.yml): once, when PostgreSQL initializes its
+# data, and for ./run restore. docs/production.md explains the roles, and has the same for an external database.
 set -euo pipefail
 
 psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 --set database="${DATABASE:-backstagetest1}" --username postgres <<'SQL'

@@ -1,8 +1,8 @@
-"""Reads .env as docker compose does and prints NAME=VALUE pairs, each ended by a NUL, for ./run.
+"""Reads .env as docker compose does and prints NAME=VALUE pairs, each terminated by NUL, for ./run.
 
 https://docs.docker.com/compose/how-tos/environment-variables/variable-interpolation/#env-file-syntax
-It runs before there is a .venv, so it needs nothing but python3, of any age. Exits with 2 and one line for what it
-cannot read.
+It runs before there is a .venv, so it uses Python's standard library only and runs on any Python 3. It exits with 2 and
+a one-line message if the file is not valid.
 """
 
 import os
@@ -19,11 +19,11 @@ ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$$"}
 
 
 class Unreadable(Exception):
-    """A line is not valid; the text says which and why, without its value."""
+    """A line is not valid. The message says which and why, and does not contain the value."""
 
 
 def read(text: str, environment: "Mapping[str, str]") -> "dict[str, str]":
-    """The variables of `text`, a dict. What the environment has goes before, here and in ${NAME}."""
+    """Returns the variables in `text`. In ${NAME}, the environment takes precedence. Raises Unreadable."""
     text = text.lstrip("\ufeff").replace("\r\n", "\n")
     found = {}  # type: dict[str, str]
     position = 0
@@ -32,7 +32,7 @@ def read(text: str, environment: "Mapping[str, str]") -> "dict[str, str]":
         end = len(text) if end < 0 else end
         line = text[position:end]
         match = LINE.match(line)
-        if not match:  # empty, a comment, or a name alone, which has its value from the environment
+        if not match:  # empty, a comment, or a name alone, whose value comes from the environment
             position = end + 1
             continue
         number = text.count("\n", 0, position) + 1
@@ -48,7 +48,7 @@ def read(text: str, environment: "Mapping[str, str]") -> "dict[str, str]":
 
 
 def quoted(text: str, start: int, number: int) -> "tuple[str, int]":
-    """The value in the quotes that begin at `start`, which may span lines, and where the next line begins."""
+    """Returns the quoted value at `start`, which may span lines, and where the next line begins. Raises Unreadable."""
     quote, place = text[start], start + 1
     parts = []  # type: list[str]
     while text[place : place + 1] not in ("", quote):
@@ -68,12 +68,12 @@ def quoted(text: str, start: int, number: int) -> "tuple[str, int]":
     end = len(text) if end < 0 else end
     rest = text[place + 1 : end].strip()
     if rest and not rest.startswith("#"):
-        raise Unreadable("line %d goes on after the closing %s" % (number, quote))
+        raise Unreadable("line %d has text after the closing %s" % (number, quote))
     return "".join(parts), end + 1
 
 
 def substitute(value: str, environment: "Mapping[str, str]", found: "Mapping[str, str]", number: int) -> str:
-    """`value` with $NAME and ${NAME} replaced; $$ is one $."""
+    """Returns `value` with $NAME and ${NAME} replaced, and $$ as $. Raises Unreadable for ${NAME?MESSAGE}."""
 
     def one(match: "re.Match[str]") -> str:
         if match["escaped"]:
@@ -86,7 +86,7 @@ def substitute(value: str, environment: "Mapping[str, str]", found: "Mapping[str
         if how.endswith("+"):
             return substitute(word, environment, found, number) if there else ""
         if how.endswith("?") and not there:
-            raise Unreadable("line %d needs %s: %s" % (number, name, word or "it is not set"))
+            raise Unreadable("line %d requires %s: %s" % (number, name, word or "it is not set"))
         return known or ""
 
     return VARIABLE.sub(one, value)
@@ -96,7 +96,7 @@ def main() -> None:
     with open(sys.argv[1], encoding="utf-8-sig", newline="") as file:
         found = read(file.read(), os.environ)
     for name, value in found.items():
-        if name not in os.environ and re.match("[A-Za-z_][A-Za-z0-9_]*$", name):  # what a shell can export
+        if name not in os.environ and re.match("[A-Za-z_][A-Za-z0-9_]*$", name):  # a shell can export no other name
             sys.stdout.write("%s=%s\0" % (name, value))
 
 

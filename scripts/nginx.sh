@@ -1,17 +1,17 @@
 #!/bin/sh
-# Runs before nginx starts (docker-compose.yml) and writes the parts of its configuration that depend on the
-# environment, which nginx.conf includes: the names it answers to, the load balancers it believes, and TLS.
+# Writes the parts of nginx.conf that depend on the environment, before nginx starts (docker-compose.yml): the host names
+# it serves, the load balancers it trusts, and TLS.
 set -eu
 out=/tmp/nginx
 mkdir -p "$out"
 
-# words NAME VALUE: the words of VALUE, which commas separate, one a line; stops at what could end a directive.
+# words NAME VALUE: prints the comma-separated words of VALUE, one per line; exits at one that could end a directive.
 words() {
   printf '%s\n' "$2" | tr -s ', ' '\n' | while IFS= read -r word; do
     case $word in
       '') ;;
       *[!A-Za-z0-9.:/_-]*)
-        echo "$1 is malformed: \"$word\" is neither a name nor an address." >&2
+        echo "$1 is invalid: \"$word\" is neither a host name nor an address." >&2
         exit 1
         ;;
       *) echo "$word" ;;
@@ -20,7 +20,7 @@ words() {
 }
 
 hosts=$(words ALLOWED_HOSTS "${ALLOWED_HOSTS:-}")
-[ -n "$hosts" ] || { echo 'ALLOWED_HOSTS is empty: nginx would answer to no name.' >&2; exit 1; }
+[ -n "$hosts" ] || { echo 'ALLOWED_HOSTS is empty; set it to the host names to serve.' >&2; exit 1; }
 { echo server_name; echo "$hosts"; echo ';'; } >"$out/names.conf"
 
 proxies=$(words REAL_IP_FROM "${REAL_IP_FROM:-}")

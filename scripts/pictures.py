@@ -1,10 +1,10 @@
-"""Makes the pictures of the documents anew, each from the real thing. Needs Docker.
+"""Records the docs' pictures anew from the real commands. Needs Docker.
 
     .venv/bin/python scripts/pictures.py
 
-docs/rollback.svg and docs/rollback-still.svg: a release that is slow under traffic, and is rolled back. A stack of its
-own is brought up in a clone of the last commit, on free ports, and nothing of it is left. It fails if what was recorded
-is not what the picture promises.
+docs/rollback.svg and docs/rollback-still.svg show a release that is slow under traffic and is rolled back. They are
+recorded in a stack of their own, which runs a clone of the last commit on free ports and is removed afterwards. The
+script fails if the recording does not show what the picture promises.
 """
 
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TITLE = "A slow release, rolled back by itself (played three times as fast)"
 SPEED = 3.0
 
-# What makes the release slow, once its requests come through nginx: the smoke test does not see it.
+# Makes the release slow for requests through nginx only, so that the smoke test passes.
 SLOW = """
 import time
 
@@ -41,6 +41,7 @@ WSGIHandler.resolve_request = slowly
 
 
 def main() -> int:
+    """Returns the exit code: 1, and no picture is written, if a command ends otherwise than expected."""
     with tempfile.TemporaryDirectory(prefix="backstagetest1-") as name:
         folder = Path(name) / "backstagetest1"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
@@ -85,6 +86,7 @@ def main() -> int:
 
 
 def free_ports(count: int) -> list[int]:
+    """Returns TCP ports of 127.0.0.1 that are free now."""
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in servers]
     for server in servers:

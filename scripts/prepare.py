@@ -1,8 +1,8 @@
-"""Runs before the app, from the image that is to be served (docker-compose.yml, ./run switch).
+"""Prepares the volumes that the app shares with nginx. Runs before the app, from the same image (docker-compose.yml).
 
-It brings the image's static files to nginx's volume. Those of earlier images stay for 30 days, for pages that are still
-open in browsers. And it sees to the name by which nginx finds the app, current.sock: it goes to web.sock if what it
-names does not answer.
+It copies the image's static files to nginx's volume. Those of earlier images stay for 30 days, for pages that are still
+open in browsers. It also points current.sock, through which nginx reaches the app, to web.sock, unless something
+answers there.
 """
 
 import os
@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 SOURCE, TARGET, SOCKETS = Path("/app/staticfiles"), Path("/srv/static"), Path("/run/web")
-ERRORS = Path("/app/errors")  # the pages that nginx shows by itself, which are not static files
+ERRORS = Path("/app/errors")  # nginx serves these pages by itself; they are not static files
 KEPT = 30 * 86400  # seconds
 
 
 def copy() -> None:
-    """Each file takes its place at once, by rename(2): nginx never serves half of one."""
+    """Copies the static files and error pages, each by rename(2), so that nginx never serves half of one."""
     for source, target in ((SOURCE, TARGET), (ERRORS, TARGET / "errors")):
         for path in source.rglob("*"):
             if path.is_dir():
@@ -29,7 +29,7 @@ def copy() -> None:
 
 
 def prune() -> None:
-    """Removes what no image of late has brought, and the manifest that earlier ones did."""
+    """Deletes files that no image has brought for KEPT seconds, and the manifest that earlier images brought."""
     (TARGET / "staticfiles.json").unlink(missing_ok=True)
     for path in TARGET.rglob("*"):
         if path.is_file() and time.time() - path.stat().st_mtime > KEPT:
@@ -37,7 +37,7 @@ def prune() -> None:
 
 
 def answers(path: Path) -> bool:
-    """Whether somebody listens on the socket."""
+    """Returns whether a process listens on the socket."""
     with socket.socket(socket.AF_UNIX) as link:
         try:
             link.connect(str(path))
@@ -47,6 +47,7 @@ def answers(path: Path) -> bool:
 
 
 def point() -> None:
+    """Points current.sock to web.sock, unless something answers on it."""
     name = SOCKETS / "current.sock"
     if not answers(name):
         (SOCKETS / ".next").unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Runs commands in a terminal and draws what it showed as an SVG: animated, and a still of the end. No script is in it.
+"""Runs commands in a terminal and draws what it showed as an animated SVG without scripts, and the end as a still.
 
     scripts/terminal_svg.py OUTPUT.svg STILL.svg --title TITLE [--speed 3] COMMAND...
 
-Each COMMAND goes to a shell. The picture has a light and a dark scheme. Browsers do not tell an <img> that its reader
-prefers reduced motion, so a page offers the still by <picture>.
+A shell runs each COMMAND. The picture has a light and a dark scheme. Browsers do not tell an <img> that its reader
+prefers reduced motion, so pages offer the still in a <picture>.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-COLUMNS, ROWS = 92, 28  # what does not fit any more scrolls away
-FRAME = 0.2  # seconds of the picture that a state is shown at least: what is shorter is not drawn
+COLUMNS, ROWS = 92, 28  # earlier lines scroll away
+FRAME = 0.2  # seconds of the picture; states that are shorter are not drawn
 PAUSES = {"typing": 0.9, "between": 1.2, "end": 6.0}  # seconds of the picture
 FONTS = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
 CHARACTER, LINE, MARGIN = 7.83, 19, 18  # pixels; 13 px of a monospaced font are 0.602 as wide as high
@@ -41,7 +41,7 @@ Cells = tuple[tuple[str, str], ...]  # of one row: each character with its style
 
 @dataclass
 class Screen:
-    """What a terminal shows, and has shown before. Raises ValueError for a control sequence that it does not know."""
+    """A terminal's screen with its scrollback. Raises ValueError for an unknown control sequence."""
 
     columns: int = COLUMNS
     rows: list[list[tuple[str, str]]] = field(default_factory=lambda: [[]])
@@ -71,7 +71,7 @@ class Screen:
                 self.rows.append([])
 
     def put(self, character: str) -> None:
-        if "\u2800" <= character <= "\u28ff":  # a spinner: it would fill the picture with states that say the same
+        if "\u2800" <= character <= "\u28ff":  # a spinner, whose frames would fill the picture
             character = "*"
         if self.column == self.columns:
             self.row, self.column = self.row + 1, 0
@@ -126,7 +126,7 @@ class Screen:
 
 @dataclass
 class Recording:
-    """What a screen showed, and when: pairs of seconds from the beginning and the rows from then on."""
+    """What a screen showed: pairs of seconds since the start and the rows from then on."""
 
     screen: Screen = field(default_factory=Screen)
     states: list[tuple[float, tuple[Cells, ...]]] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Recording:
             self.states.append(state)
 
     def run(self, command: str, *, speed: float, folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
-        """Runs the command in a terminal of its own; returns its exit code and the text that it left on the screen."""
+        """Runs the command in a terminal of its own. Returns its exit code and the text that it left on the screen."""
         self.screen.column = 0
         self.screen.write("\x1b[32m$\x1b[0m ")
         for word in re.findall(r"\S+\s*", command):
@@ -170,15 +170,15 @@ class Recording:
         return code, "\n".join("".join(c for c, _ in row).rstrip() for row in self.screen.rows[first:])
 
     def still(self) -> "Recording":
-        """The last moment alone."""
+        """Returns a recording of the last state only."""
         return Recording(self.screen, [(0.0, self.states[-1][1])])
 
     def svg(self, title: str) -> str:
-        """The picture. Raises ValueError if nothing was recorded."""
+        """Returns the picture. Raises ValueError if nothing was recorded."""
         if not self.states:
             raise ValueError("Nothing was recorded")
         total = self.states[-1][0] + PAUSES["end"]
-        spans: dict[tuple[float, float], list[str]] = {}  # what is to be seen from one moment to another
+        spans: dict[tuple[float, float], list[str]] = {}  # what is visible, by its start and end
         height = max(len(rows) for _, rows in self.states)
         for number in range(height):
             line = [(at, rows[number] if number < len(rows) else ()) for at, rows in self.states]
@@ -219,7 +219,7 @@ class Recording:
 
 
 def read(terminal: int) -> bytes:
-    """The next bytes; none at the end, which Linux reports as an error and others as an empty read."""
+    """Returns the next bytes; none at the end, which Linux reports as an error and others as an empty read."""
     try:
         return os.read(terminal, 65536)
     except OSError:
@@ -232,7 +232,7 @@ def scheme(colours: Mapping[str, str], surface: str, border: str) -> str:
 
 
 def text(cells: Cells, number: int) -> str:
-    """One row, a tspan for each run of characters of one style."""
+    """Returns one row as a text element, with a tspan for each run of characters in one style."""
     runs = []
     for style, run in groupby(cells, key=lambda cell: cell[1]):
         words = escape("".join(character for character, _ in run), quote=False)
@@ -245,7 +245,7 @@ def main() -> int:
     parser.add_argument("output", type=Path)
     parser.add_argument("still", type=Path)
     parser.add_argument("--title", required=True)
-    parser.add_argument("--speed", type=float, default=1.0, help="play so many times as fast")
+    parser.add_argument("--speed", type=float, default=1.0, help="how many times as fast to play it")
     parser.add_argument("commands", nargs="+", metavar="COMMAND")
     options = parser.parse_args()
     recording = Recording()

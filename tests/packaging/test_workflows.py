@@ -167,7 +167,7 @@ def test_what_the_steps_call_exists() -> None:
     )
     called = {word for _, _, each in steps() for word in re.findall(r"\./run (\w+)", each.get("run", ""))}
     assert called >= {"check", "scan", "test", "e2e", "image", "manage", "audit"} and called <= commands
-    tests = re.findall(r"\./run test (\S+) -k (\w+)", step("test.yml", "Go back on it")["run"])
+    tests = re.findall(r"\./run test (\S+) -k (\w+)", step("test.yml", "Roll back on it")["run"])
     assert [name in (ROOT / path).read_text() for path, name in tests] == [True]
 
 
@@ -301,7 +301,7 @@ def test_the_rollback_step_goes_back(tmp_path: Path, asked: str, found: str) -> 
             "REASON": "it's down; $(false)",
             "LEDGER_URL": "",
         }
-        done = run(step("rollback.yml", "Go back")["run"], ROOT, **env)
+        done = run(step("rollback.yml", "Roll back")["run"], ROOT, **env)
         assert done.returncode == 0, done.stdout + done.stderr
         assert cluster.serving() == {f"registry.example/app:{found}"}
         notes = cluster.objects["deployments", APP]["metadata"]["annotations"]
