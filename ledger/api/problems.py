@@ -3,10 +3,14 @@
 import json
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
+from ninja.errors import HttpError, ValidationError
+
+from ledger import rules
+from ledger.models import Deployment
 
 MEDIA_TYPE = "application/problem+json"
 PREFIX = "/api/"
@@ -76,6 +80,59 @@ def respond(request: HttpRequest, problem: Problem) -> HttpResponse:
     }
     headers = {"Cache-Control": "no-store"} | problem.headers
     return HttpResponse(json.dumps(body), MEDIA_TYPE, problem.status, headers=headers)
+
+
+def invalid(where: list[dict[str, str]]) -> Problem:
+    named = [each.get("pointer") or each.get("parameter", "") for each in where]
+    return Problem(422, "invalid", f"The request does not fit the schema: {', '.join(named)}.", errors=where)
+
+
+def on_violation(request: HttpRequest, error: rules.RuleViolation) -> HttpResponse:
+    return respond(request, Problem(409, error.code, str(error)))
+
+
+def on_invalid(request: HttpRequest, error: rules.Invalid) -> HttpResponse:
+    return respond(
+        request, Problem(422, "invalid", str(error), errors=[place_of(("body", "", error.field), str(error))])
+    )
+
+
+def on_malformed(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    """422; 404 if it is the path that names nothing there could be."""
+    if any(each["loc"][0] == "path" for each in error.errors):
+        return respond(request, Problem(404, "", DETAILS[404]))
+    said = [(each["loc"], str(each["msg"]).removeprefix("Value error, ")) for each in error.errors]
+    return respond(request, invalid([place_of(where, detail) for where, detail in said]))
+
+
+def place_of(where: tuple[str | int, ...], detail: str) -> dict[str, str]:
+    if where[0] == "body":
+        return {"pointer": "#" + "".join(f"/{part}" for part in where[2:]), "detail": detail}
+    return {"parameter": str(where[-1]), "detail": detail}
+
+
+def on_no_deployment(request: HttpRequest, error: Exception) -> HttpResponse:
+    return respond(request, Problem(404, "", "There is no such deployment."))
+
+
+def on_unreadable(request: HttpRequest, error: HttpError) -> HttpResponse:
+    return respond(request, Problem(error.status_code, "", "The body is no JSON."))
+
+
+def on_failure(request: HttpRequest, error: Exception) -> NoReturn:
+    """Django logs and counts it, and ProblemMiddleware words the answer."""
+    raise error
+
+
+HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
+    Problem: respond,
+    rules.RuleViolation: on_violation,
+    rules.Invalid: on_invalid,
+    ValidationError: on_malformed,
+    Deployment.DoesNotExist: on_no_deployment,
+    HttpError: on_unreadable,
+    Exception: on_failure,
+}
 
 
 def sent_openly(request: HttpRequest) -> bool:

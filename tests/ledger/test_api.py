@@ -22,7 +22,7 @@ from pytest_django.live_server_helper import LiveServer
 from deploy.recorder import Api, Record, Request
 from deploy.targets.base import Refused
 from ledger import rules, tokens
-from ledger.api import auth
+from ledger.api import auth, throttling
 from ledger.api.problems import TYPES
 from ledger.models import ApiToken, Deployment, IdempotencyKey
 from tests.support.ledgers import START, begun, deployed, release, token
@@ -358,7 +358,7 @@ def test_the_same_key_at_once_makes_one_row_and_the_same_answer() -> None:
 def test_a_token_and_an_address_have_so_many_requests_a_minute(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.api.auth.time", lambda: 1_000_000_060.5)
+    monkeypatch.setattr("ledger.api.throttling.time", lambda: 1_000_000_060.5)
     settings.API_RATE_PER_TOKEN, settings.API_RATE_PER_ADDRESS = 2, 5
     one, two = Pipeline(token(name="one")), Pipeline(token(name="two"))
     statuses = [one.get("environments").status_code for _ in range(3)]
@@ -367,7 +367,7 @@ def test_a_token_and_an_address_have_so_many_requests_a_minute(
     assert Client().get("/api/environments").status_code == 401
     refused = two.get("environments")
     assert "address" in problem(refused, 429, "rate-limited")["detail"] and refused["Retry-After"] == "20"
-    monkeypatch.setattr("ledger.api.auth.time", lambda: 1_000_000_080.0)
+    monkeypatch.setattr("ledger.api.throttling.time", lambda: 1_000_000_080.0)
     assert two.get("environments").status_code == 200
 
 
@@ -376,11 +376,11 @@ def test_a_token_and_an_address_have_so_many_requests_a_minute(
     [("192.0.2.7", "192.0.2.7"), ("2001:db8::1", "2001:db8::/64"), ("2001:db8::ffff:2", "2001:db8::/64"), ("", "")],
 )
 def test_an_ipv6_subscriber_is_one_address(address: str, stands_for: str) -> None:
-    assert auth.network(address) == stands_for
+    assert throttling.network(address) == stands_for
 
 
 def test_without_a_cache_a_process_counts_for_itself(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ledger.api.auth.time", lambda: 1_000_000_060.5)
+    monkeypatch.setattr("ledger.api.throttling.time", lambda: 1_000_000_060.5)
     settings.API_RATE_PER_TOKEN, settings.API_RATE_PER_ADDRESS = 3, 5
     settings.CACHES = {
         "default": {
@@ -392,7 +392,7 @@ def test_without_a_cache_a_process_counts_for_itself(settings: Settings, monkeyp
     one, two = Pipeline(token(name="one")), Pipeline(token(name="two"))
     assert [one.get("environments").status_code for _ in range(4)] == [200, 200, 200, 429]
     assert [two.get("environments").status_code for _ in range(2)] == [200, 429], "the address has had its five"
-    monkeypatch.setattr("ledger.api.auth.time", lambda: 1_000_000_120.0)
+    monkeypatch.setattr("ledger.api.throttling.time", lambda: 1_000_000_120.0)
     assert one.get("environments").status_code == 200
     cache.close()
 

@@ -26,7 +26,7 @@ from accounts import forms as account_forms
 from accounts.models import ResetLink, User
 from board import forms as board_forms
 from ledger import rules
-from ledger.api import operations
+from ledger.api import schemas
 from ledger.models import ApiToken, Deployment, Release, Step
 from settings import text
 from statuspage import views
@@ -158,21 +158,21 @@ def test_every_text_of_the_admin_has_the_limit_of_its_row(model: type[models.Mod
 # The API
 
 ROWS: dict[type[Schema], type[models.Model]] = {
-    operations.NewRelease: Release,
-    operations.NewDeployment: Deployment,
-    operations.StepReport: Step,
-    operations.DeploymentQuery: Deployment,
+    schemas.NewRelease: Release,
+    schemas.NewDeployment: Deployment,
+    schemas.StepReport: Step,
+    schemas.DeploymentQuery: Deployment,
 }
 ELSEWHERE = {
-    (operations.NewDeployment, "release"): (Release, "version"),
-    (operations.DeploymentQuery, "search"): (Release, "version"),
-    (operations.DeploymentQuery, "cursor"): None,  # read, and never stored
+    (schemas.NewDeployment, "release"): (Release, "version"),
+    (schemas.DeploymentQuery, "search"): (Release, "version"),
+    (schemas.DeploymentQuery, "cursor"): None,  # read, and never stored
 }
 
 
 def texts_of_the_api() -> Iterator[tuple[type[Schema], str, FieldInfo]]:
-    for _, schema in inspect.getmembers(operations, inspect.isclass):
-        if issubclass(schema, operations.Strict) and schema is not operations.Strict:
+    for _, schema in inspect.getmembers(schemas, inspect.isclass):
+        if issubclass(schema, schemas.Strict) and schema is not schemas.Strict:
             for name, field in schema.model_fields.items():
                 if field.annotation is str or str in get_args(field.annotation) or "str" in str(field.annotation):
                     yield schema, name, field
