@@ -86,7 +86,7 @@ def test_a_card_tells_what_runs_since_when_by_whom_and_how_to_go_back(member: Cl
 def test_the_board_is_refused_only_for_a_database_that_is_known_to_be_down(
     client: Client, monkeypatch: pytest.MonkeyPatch, reason: Reason, seconds: float, status: int
 ) -> None:
-    """Trap 34: one check that is late, on a busy machine, was 503 for every visitor of that second."""
+    """One check that is late, on a busy machine, was 503 for every visitor of that second."""
     found = Report(datetime(2026, 1, 2, tzinfo=UTC), {"database": Result(reason, seconds)})
     monkeypatch.setattr("board.views.report", lambda: found)
     for response in (client.get("/"), client.get("/?seen=x", headers=POLL)):

@@ -468,7 +468,6 @@ def replies(*healths: tuple[int, str]) -> Callable[..., list[Answer]]:
 
 
 def test_a_check_that_is_late_is_asked_again_by_the_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 34."""
     well = (200, '{"status": "healthy", "version": "1.0", "checks": {"database": "healthy"}}')
     monkeypatch.setattr(smoke, "CERTAIN", 60)
     monkeypatch.setattr("deploy.smoke.time.sleep", lambda _: None)

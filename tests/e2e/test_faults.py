@@ -53,7 +53,7 @@ def test_without_the_database_there_is_a_page_that_says_so_and_then_it_recovers_
 def test_while_the_database_is_frozen_visitors_get_the_status_page_and_a_page_that_explains(
     stack: Stack, person: Client
 ) -> None:
-    """Trap 35. Each asks for a page that needs the database and then for the status page."""
+    """Each asks for a page that needs the database and then for the status page."""
 
     def start(_: int) -> Callable[[], int]:
         turns = itertools.cycle(("/deployments/", "/status/"))

@@ -66,7 +66,6 @@ def quick(settings: Settings, tmp_path: Path) -> Iterator[None]:
 
 
 def test_an_unhealthy_check_is_503_and_a_healthy_one_200(settings: Settings) -> None:
-    """Trap 1."""
     assert Client().get("/health/").status_code == 200
     settings.HEALTH_CHECKS["cache"] = f"{__name__}.Bad"
     response = Client().get("/health/")
@@ -77,7 +76,6 @@ def test_an_unhealthy_check_is_503_and_a_healthy_one_200(settings: Settings) -> 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_probe_by_ip_over_plain_http_is_answered_and_not_redirected(path: str, settings: Settings) -> None:
-    """Trap 2."""
     settings.ALLOWED_HOSTS = ["backstagetest1.com"]
     settings.SECURE_SSL_REDIRECT = True
     for host in ("10.1.2.3:8000", "[fe80::1]", "evil.example", "no host at all", ""):
@@ -128,7 +126,6 @@ def test_the_middleware_stands_before_all_that_refuses_or_redirects(settings: Se
 
 
 def test_liveness_asks_nothing(settings: Settings, django_assert_num_queries: DjangoAssertNumQueries, db: None) -> None:
-    """Trap 4."""
     settings.HEALTH_CHECKS = {"database": f"{__name__}.Bad"}
     runner.stop()
     with django_assert_num_queries(0):
@@ -241,7 +238,7 @@ def test_what_has_never_been_ready_does_not_get_it_without_its_database(away: Ca
 
 
 def test_what_has_been_ready_stays_so_and_says_that_it_is_degraded(away: Callable[[bool], None]) -> None:
-    """Trap 35: all instances share the database; if all left, visitors would get no page at all."""
+    """All instances share the database; if all left, visitors would get no page at all."""
     assert ready() == (200, "healthy")
     away(True)
     response = Client().get("/health/ready/")

@@ -93,7 +93,6 @@ def clients(redis: Redis) -> set[str]:
 def test_two_hundred_probes_of_a_frozen_server_are_told_in_time_by_one_connection(
     app: Gunicorn, own_postgres: Postgres, own_redis: Redis, part: str
 ) -> None:
-    """Trap 3."""
     server: Postgres | Redis = own_postgres if part == "database" else own_redis
     time.sleep(1.1)  # no result is shared any more
     before = threads(app), backends(own_postgres), clients(own_redis)
@@ -120,7 +119,7 @@ def test_two_hundred_probes_of_a_frozen_server_are_told_in_time_by_one_connectio
 
 @pytest.mark.parametrize("app", [FOUR], indirect=True)
 def test_a_flood_of_probes_is_no_flood_of_queries(app: Gunicorn, own_redis: Redis) -> None:
-    """Trap 6: results are shared for a second, so two workers write to the cache at most twice as often as that."""
+    """Results are shared for a second, so two workers write to the cache at most twice as often as that."""
     with own_redis.client() as client:
         time.sleep(1.1)
         before = client.info("commandstats")["cmdstat_set"]["calls"]
@@ -158,8 +157,6 @@ def test_every_worker_drains_at_once_and_so_does_a_new_one(app: Gunicorn) -> Non
 def test_without_its_database_what_was_ready_stays_ready_in_every_worker_and_a_new_one(
     app: Gunicorn, own_postgres: Postgres
 ) -> None:
-    """Trap 35."""
-
     def ready(server: Gunicorn) -> set[tuple[int, str]]:
         return {(status, body["status"]) for status, body, _ in (ask(server, "/health/ready/") for _ in range(20))}
 
@@ -184,7 +181,7 @@ def test_without_its_database_what_was_ready_stays_ready_in_every_worker_and_a_n
 def test_a_frozen_database_does_not_hold_the_threads_that_other_pages_need(
     app: Gunicorn, own_postgres: Postgres
 ) -> None:
-    """Trap 3 for pages: what waits for the server is let go as soon as that is known to be silent."""
+    """Pages that wait for the server give up as soon as it is known to be silent."""
     path = "/deployments/"  # which asks the database
     assert ask(app, path, host="localhost")[0] != 503 and ask(app, "/health/ready/")[0] == 200
     with frozen(own_postgres):

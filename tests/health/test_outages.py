@@ -155,7 +155,7 @@ def test_all_is_well(part: str) -> None:
 def test_a_frozen_server_is_a_timeout_and_seen_to_recover_by_the_next_probe(
     part: str, server: Server, warm: bool, give_up: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 3. What is needed to recover is the server's answer on the connection that waited: no time-out of ours."""
+    """What is needed to recover is the server's answer on the connection that waited: no time-out of ours."""
     monkeypatch.setattr(checks, "GIVE_UP", give_up)
     if warm:
         assert healthy()
@@ -198,7 +198,6 @@ def test_the_database_ending_a_connection_is_no_failure(migrated: Postgres) -> N
 
 @pytest.mark.parametrize("full", [False, True], ids=["takes connections", "takes none"])
 def test_a_socket_that_never_answers_is_a_timeout(part: str, full: bool, pointed: dict[str, Pointer]) -> None:
-    """Trap 3."""
     with Silent(full=full) as nobody:
         pointed[part](nobody.port)
         assert_down(part, "timeout")
@@ -208,7 +207,7 @@ def test_a_socket_that_never_answers_is_a_timeout(part: str, full: bool, pointed
 def test_dropped_packets_are_a_timeout_until_they_come_through(
     part: str, server: Server, pointed: dict[str, Pointer]
 ) -> None:
-    """Trap 3. The connection that waits is used again: the kernel sends anew what was lost."""
+    """The connection that waits is used again: the kernel sends anew what was lost."""
     with Gate(server.port) as gate:
         pointed[part](gate.port)
         assert healthy()
@@ -267,7 +266,6 @@ def test_a_database_that_takes_no_more_connections_refuses(migrated: Postgres) -
 
 
 def test_a_database_that_is_not_there_is_an_error_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 5."""
     monkeypatch.setitem(connections.settings["default"], "NAME", "secret_name")
     assert_down("database", "error")
     assert b"secret_name" not in Client().get("/health/").content
@@ -303,7 +301,7 @@ def standby(server: Postgres) -> Iterator[None]:
 def test_a_database_that_refuses_writes_is_unhealthy_for_a_reason_of_its_own(
     migrated: Postgres, outage: Callable[[Postgres], AbstractContextManager[None]]
 ) -> None:
-    """Trap 36: it answers SELECT 1 all the while."""
+    """It answers SELECT 1 all the while."""
     assert healthy()
     with outage(migrated):
         assert eventually(lambda: ask()[0] == 503)  # a setting that is read anew reaches a connection a moment later
@@ -323,7 +321,7 @@ def test_a_redis_replica_is_unhealthy(own_redis: Redis) -> None:
 
 
 def test_a_database_whose_disk_is_full_is_unhealthy(migrated: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trap 36. The check's own backend may write no file of more than 16 kB: for it that is a full disk."""
+    """The check's own backend may write no file of more than 16 kB: for it that is a full disk."""
     monkeypatch.setattr(checks, "ROOM_EVERY", 0.0)
     assert healthy()
     with closing(migrated.connect()) as connection, connection.cursor() as cursor:
@@ -336,7 +334,7 @@ def test_a_database_whose_disk_is_full_is_unhealthy(migrated: Postgres, monkeypa
 
 
 def test_a_full_redis_is_unhealthy(own_redis: Redis) -> None:
-    """Trap 7: reads still work, and django-redis swallows the exception of the write."""
+    """Reads still work, and django-redis swallows the exception of the write."""
     assert healthy()
     with own_redis.client() as client:
         client.config_set("maxmemory", 1)
@@ -366,7 +364,6 @@ class Stale(LocMemCache):
 
 @pytest.mark.parametrize("backend", [Forgetful, Stale])
 def test_a_cache_that_loses_writes_gives_a_wrong_answer(backend: type[LocMemCache], settings: Settings) -> None:
-    """Trap 7."""
     settings.CACHES = {"default": {"BACKEND": f"{__name__}.{backend.__name__}", "LOCATION": backend.__name__}}
     ask()
     assert_down("cache", "wrong answer")
@@ -378,7 +375,6 @@ def test_a_cache_in_the_process_is_checked_likewise(settings: Settings) -> None:
 
 
 def test_code_ahead_of_its_schema_is_not_ready_until_the_migration_ends(migrated: Postgres) -> None:
-    """Trap 8."""
     connection = migrated.connect()
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'accounts' AND name = '0001_initial'")
@@ -439,7 +435,7 @@ def test_sqlite_is_checked_by_reading_its_file(
 
 
 def test_liveness_makes_no_query_and_waits_for_nobody(migrated: Postgres, own_redis: Redis) -> None:
-    """Trap 4: not even when every checking thread is stuck."""
+    """Not even when every checking thread is stuck."""
     with frozen(migrated), frozen(own_redis):
         status, body = ask()
         assert set(body["checks"].values()) == {"unhealthy: timeout"}

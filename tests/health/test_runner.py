@@ -171,7 +171,7 @@ def test_what_comes_late_and_badly_keeps_nobody_from_asking_anew(settings: Setti
 
 
 def test_one_late_answer_is_not_an_outage(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """Trap 34: a busy machine, not a dead server."""
+    """A busy machine, not a dead server."""
     settings.HEALTH_CACHE_SECONDS = 0
     settings.HEALTH_DOWN_AFTER = 600
     assert state() == "healthy"
@@ -306,7 +306,6 @@ def test_the_gauge_is_one_or_zero(settings: Settings) -> None:
 
 
 def test_an_exception_is_told_to_the_log_and_not_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
-    """Trap 5."""
     caplog.handler.addFilter(RequestIdFilter())
     Fake.error = RuntimeError(SECRET)
     request_id.set("the-request-that-asked")

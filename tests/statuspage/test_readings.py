@@ -111,7 +111,6 @@ LATE = '{"status": "unhealthy", "checks": {"database": "unhealthy: timeout", "ca
 def test_one_that_was_late_once_is_asked_again_before_that_is_believed(
     settings: Settings, staging: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trap 34."""
     monkeypatch.setattr(readings, "CERTAIN", 600)
     monkeypatch.setattr(readings, "AGAIN", 0.01)
     at(settings, staging=staging.url)
