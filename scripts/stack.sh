@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What ./run, backup.sh and restore.sh share: errors, and questions to Docker and to the stack of docker-compose.yml.
+# What ./run and its scripts share: errors, and questions to Docker and to the stack of docker-compose.yml.
 
 # die CODE MESSAGE...: prints the message to standard error and exits with the code.
 die() {
@@ -14,6 +14,14 @@ docker_ready() {
     die 2 'docker compose not found; install the plugin (Debian, Ubuntu: apt install docker-compose-plugin)'
   docker info >/dev/null 2>&1 ||
     die 1 'Cannot reach the Docker engine; start it (systemctl start docker), or find out why with docker info'
+}
+
+# build_arguments: exports what the image says of itself, unless the environment has set it.
+build_arguments() {
+  export APP_VERSION APP_COMMIT APP_CREATED
+  APP_VERSION=${APP_VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)}
+  APP_COMMIT=${APP_COMMIT:-$(git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null || echo unknown)}
+  APP_CREATED=${APP_CREATED:-$(git show --no-patch --format=%cI HEAD 2>/dev/null || true)}
 }
 
 # running SERVICE...: exits unless each of these services is running.

@@ -326,4 +326,4 @@ def test_what_makes_versions_makes_valid_ones() -> None:
     workflows = "".join(path.read_text() for path in (ROOT / ".github" / "workflows").glob("*.yml"))
     made = set(re.findall(r"APP_VERSION=(\S+)|manage deploy (\S+)", workflows))
     assert made == {("$GITHUB_SHA", ""), ("", '"$GITHUB_SHA"')} and versions.validate("0" * 40)
-    assert versions.PATTERN in (ROOT / "run").read_text(), "./run image takes no other tag"
+    assert versions.PATTERN in (ROOT / "scripts" / "image.sh").read_text(), "./run image takes no other tag"

@@ -39,7 +39,7 @@ def test_with_a_full_disk_of_uploads_a_picture_is_refused_and_the_old_one_stays(
     old = client.avatar()
     fill(small, "web", "/app/media/filler")
     answer = client.give_avatar(picture(400, noise=True))
-    assert answer.status == 200 and "could not be stored" in answer.text
+    assert answer.status == 200 and "Cannot store the picture" in answer.text
     assert client.avatar() == old and client.get(old).status == 200
     left = small.exec("web", "find", "/app/media", "-type", "f", "-size", "0").strip()
     assert not left, f"empty files are left behind: {left}"
