@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.targets.base import Busy, Failed, last_line
+from deploy.errors import LockHeld, StepFailed
+from deploy.shell import last_line
 
 SECONDS = 60  # after which a Lease that is not renewed is nobody's
 RENEWED = 15.0  # seconds between two renewals
@@ -50,30 +51,32 @@ class FileLock:
         file = self.open(self.path)
         try:
             if not self.lock(file):
-                raise Busy(f"{self.whose(self.read())}. Wait for it (--wait), or end its process.")
+                raise LockHeld(f"{self.whose(self.read())}. Wait for it (--wait), or end its process.")
             found = self.read()
             if found.get("by_hand"):
-                raise Busy(f"{self.whose(found)}. Remove the lock with: {self.how}")
+                raise LockHeld(f"{self.whose(found)}. Remove the lock with: {self.how}")
             other = self.open(self.also)
             self.files = [file, other]
             if not self.lock(other):
-                raise Busy("./run switch is running here. Wait for it (--wait).")
-        except Busy:
+                raise LockHeld("./run switch is running here. Wait for it (--wait).")
+        except LockHeld:
             file.close()
             self.free(keep=True)
             raise
         self.write({"holder": holder(), "process": os.getpid(), "purpose": purpose})
         return f"{self.whose(found, held='had held')}, and its process has died" if found else ""
 
-    def refuse_taken(self) -> None:
+    def check_free(self) -> None:
         for path in (self.path, self.also):
             if not path.exists():
                 continue
             with self.open(path) as file:
                 if not self.lock(file):
-                    raise Busy(f"{self.whose(self.read()) if path == self.path else './run switch is running here'}.")
+                    raise LockHeld(
+                        f"{self.whose(self.read()) if path == self.path else './run switch is running here'}."
+                    )
         if (found := self.read()).get("by_hand"):
-            raise Busy(f"{self.whose(found)}. Remove the lock with: {self.how}")
+            raise LockHeld(f"{self.whose(found)}. Remove the lock with: {self.how}")
 
     def held(self) -> bool:
         return bool(self.files) and self.read().get("process") == os.getpid()
@@ -96,7 +99,9 @@ class FileLock:
             return ""
         with self.open(self.path) as file:
             if not self.lock(file):
-                raise Busy(f"{self.whose(found)}, and its process is alive. End it first: kill {found.get('process')}")
+                raise LockHeld(
+                    f"{self.whose(found)}, and its process is alive. End it first: kill {found.get('process')}"
+                )
             self.write({})
         return self.whose(found)
 
@@ -152,17 +157,17 @@ class LeaseLock:
         self.thread.start()
         return note
 
-    def refuse_taken(self) -> None:
+    def check_free(self) -> None:
         self.unless_taken()
 
     def unless_taken(self) -> dict[str, Any]:
-        """The Lease, which nobody holds; empty if there is none. Raises Busy."""
+        """The Lease, which nobody holds; empty if there is none. Raises LockHeld."""
         found = self.read()
         if found and self.alive(found):
             how = (
                 f"Remove the lock with: {self.how}" if self.by_hand(found) else f"Wait for it (--wait), or: {self.how}"
             )
-            raise Busy(f"{self.whose(found)}. {how}")
+            raise LockHeld(f"{self.whose(found)}. {how}")
         return found
 
     def write(self, purpose: str, by_hand: bool = False) -> str:
@@ -187,15 +192,15 @@ class LeaseLock:
         )
         if done.returncode:
             if any(word in done.stderr for word in ("AlreadyExists", "already exists", "Conflict", "modified")):
-                raise Busy("Somebody else has just taken the lock. Wait for it (--wait).")
-            raise Failed(f"The lock cannot be taken: {last_line(done.stderr)}")
+                raise LockHeld("Somebody else has just taken the lock. Wait for it (--wait).")
+            raise StepFailed(f"The lock cannot be taken: {last_line(done.stderr)}")
         dead = found and found["spec"].get("holderIdentity")
         return f"{self.whose(found, held='had held')}, and no longer renews it: its process has died" if dead else ""
 
     def read(self) -> dict[str, Any]:
         done = self.kubectl("get", "lease", self.name, "--output", "json", "--ignore-not-found")
         if done.returncode:
-            raise Failed(f"The lock cannot be read: {last_line(done.stderr)}")
+            raise StepFailed(f"The lock cannot be read: {last_line(done.stderr)}")
         return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
 
     def by_hand(self, found: dict[str, Any]) -> bool:
@@ -214,7 +219,7 @@ class LeaseLock:
             now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
             try:
                 done = self.patch("/spec/renewTime", now)
-            except Failed:
+            except StepFailed:
                 continue  # the cluster is away for a moment; held() tells when that is too long
             if not done.returncode:
                 self.renewed = time.monotonic()
@@ -241,7 +246,7 @@ class LeaseLock:
             self.renewed = 0.0
             try:
                 self.patch("/spec/holderIdentity", "")
-            except Failed:
+            except StepFailed:
                 pass  # it is nobody's in a minute
 
     def put(self, message: str) -> None:
@@ -253,7 +258,7 @@ class LeaseLock:
             return ""
         done = self.kubectl("delete", "lease", self.name, "--ignore-not-found")
         if done.returncode:
-            raise Failed(f"The lock cannot be removed: {last_line(done.stderr)}")
+            raise StepFailed(f"The lock cannot be removed: {last_line(done.stderr)}")
         return self.whose(found)
 
     def whose(self, found: dict[str, Any], held: str = "has held") -> str:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 from deploy import smoke, watch
 from deploy.console import Output
+from deploy.errors import DeployRefused, LockLost, StepFailed
 from deploy.probe_traffic import Traffic
-from deploy.recorder import Record
-from deploy.targets.base import Failed, Lost, Refused, Target, last_line
+from deploy.recorder import Recorder
+from deploy.shell import last_line
+from deploy.targets.base import Target
 from ledger import steps
 
 DONE, FAULT, USAGE, LOCKED, REFUSED, WENT_BACK, NEEDS_A_PERSON = 0, 1, 2, 3, 4, 5, 6
@@ -42,7 +44,7 @@ class Options:
 class Run:
     """One deployment, from its beginning to its end."""
 
-    def __init__(self, target: Target, record: Record, output: Output, options: Options) -> None:
+    def __init__(self, target: Target, record: Recorder, output: Output, options: Options) -> None:
         self.target, self.record, self.output, self.options = target, record, output, options
         self.traffic = Traffic(target.url())
         self.baseline = math.nan
@@ -51,14 +53,14 @@ class Run:
         self.at = "promotion rule"
 
     def run(self) -> int:
-        """The exit code. Raises Refused (nothing was changed) and KeyboardInterrupt (of whoever stops it)."""
-        note = self.record.refuse_unproven()
+        """The exit code. Raises DeployRefused (nothing was changed) and KeyboardInterrupt (of whoever stops it)."""
+        note = self.record.check_promotion()
         self.output.begin("promotion rule")
         self.output.end("succeeded", note)
         self.step("lock", self.lock, recorded=False)
         try:
-            self.target.refuse_unfit()  # once more: whoever had the lock may have changed it
-            if self.target.settled():
+            self.target.validate()  # once more: whoever had the lock may have changed it
+            if self.target.already_live():
                 self.output.line(f"{self.options.version} is already live and verified; nothing to do.")
                 self.output.event("result", result="unchanged", version=self.options.version, exit_code=DONE)
                 return DONE
@@ -72,7 +74,7 @@ class Run:
 
     def deploy(self) -> int:
         options = self.options
-        self.before = self.target.running()
+        self.before = self.target.live_version()
         left = self.record.begin(options.commit, options.built_at, options.image)
         if left:
             done = [name for name, outcome in left.steps.items() if outcome == "succeeded"]
@@ -84,26 +86,26 @@ class Run:
             usual = self.sample()
             if not options.migrate:
                 self.output.begin(steps.GO_BACK)
-                if gone := self.target.rollback(self.record.request.reason, options.timeout, False):
-                    return self.gone_back(*gone)
+                if script := self.target.rollback_script:
+                    return self.gone_back(*script(self.record.request.reason, options.timeout, False))
                 self.output.quiet()
             else:
                 self.step(steps.MIGRATE, lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
             self.step(steps.START, lambda: self.target.start(options.timeout, self.output.tell))
-            self.switched = self.target.running() == options.version  # by a run that was interrupted
+            self.switched = self.target.live_version() == options.version  # by a run that was interrupted
             self.measure(usual)
             self.step(steps.SMOKE_TEST, self.smoke)
             self.step(steps.SWITCH, self.switch)
             if options.watch > 0:
                 self.step(steps.WATCH, self.watch)
-            self.step(steps.KEEP, self.target.keep)
-        except Lost as error:
+            self.step(steps.KEEP, self.target.mark_good)
+        except LockLost as error:
             return self.end("failed", NEEDS_A_PERSON, str(error))
-        except Failed as error:
+        except StepFailed as error:
             self.output.details(error.details)
             return self.go_back(str(error))
         if not options.migrate and self.before:
-            self.target.withdraw(self.before)
+            self.target.mark_bad(self.before)
         return self.end("succeeded", DONE, "")
 
     # Steps
@@ -111,7 +113,7 @@ class Run:
     def step(self, name: str, act: Callable[[], str], recorded: bool = True) -> None:
         self.at = name
         if self.touched and not self.target.lock.held():
-            raise Lost(f"Somebody has broken the lock, so this run stops. Serving: {self.target.running()}.")
+            raise LockLost(f"Somebody has broken the lock, so this run stops. Serving: {self.target.live_version()}.")
         self.output.begin(name)
         if recorded:
             self.record.step(name, "running")
@@ -119,7 +121,7 @@ class Run:
         try:
             note = act()
             outcome = "succeeded" if note else "skipped"
-        except (Failed, Refused) as error:
+        except (StepFailed, DeployRefused) as error:
             note = str(error)
             raise
         except KeyboardInterrupt:
@@ -138,7 +140,7 @@ class Run:
             try:
                 dead = self.target.lock.take(self.options.purpose)
                 return f"taken{f' ({dead})' if dead else ''}"
-            except Refused as error:
+            except DeployRefused as error:
                 if time.monotonic() >= until:
                     raise
                 self.output.tell(str(error))
@@ -147,8 +149,8 @@ class Run:
     def sample(self) -> watch.Sample:
         """Of the release that serves, as far as its metrics tell. It may not have any."""
         try:
-            return watch.sample(self.target, self.target.serving())
-        except Failed:
+            return watch.sample(self.target, self.target.live_instances())
+        except StepFailed:
             return watch.Sample()
 
     def measure(self, before: watch.Sample) -> None:
@@ -159,11 +161,11 @@ class Run:
 
     def smoke(self) -> str:
         note = ""
-        for instance in self.target.instances():
+        for instance in self.target.new_instances():
             try:
                 note = smoke.test(lambda paths: self.target.ask(instance, paths), self.options.version)
-            except Failed as error:
-                raise Failed(f"{instance}: {error}", error.details or self.target.logs()) from None
+            except StepFailed as error:
+                raise StepFailed(f"{instance}: {error}", error.details or self.target.logs()) from None
         return note
 
     def switch(self) -> str:
@@ -171,10 +173,10 @@ class Run:
         return self.target.switch(self.options.timeout, self.look)
 
     def look(self, text: str) -> None:
-        """Shows the text. Raises Failed as soon as visitors notice a release that gets the traffic bit by bit."""
+        """Shows the text. Raises StepFailed as soon as visitors notice a release that gets the traffic bit by bit."""
         self.output.tell(text)
         if against := watch.verdict(watch.Sample(), self.baseline, *self.traffic.lately(watch.WINDOW)):
-            raise Failed(f"{against}.", self.target.logs())
+            raise StepFailed(f"{against}.", self.target.logs())
 
     def watch(self) -> str:
         return watch.watch(
@@ -195,15 +197,15 @@ class Run:
         """The release before gets the traffic, if it has lost it; then the bad one is stopped."""
         self.output.note(f"{self.options.version} is bad: {why}", "red")
         try:
-            self.step(steps.GO_BACK, lambda: f"{self.target.back(why, self.output.tell)} serves")
-            self.target.withdraw(self.options.version)
-            self.target.discard()
-            serving = self.target.running()
+            self.step(steps.GO_BACK, lambda: f"{self.target.roll_back(why, self.output.tell)} serves")
+            self.target.mark_bad(self.options.version)
+            self.target.cleanup()
+            serving = self.target.live_version()
             if not serving or serving == self.options.version:
-                raise Failed(f"{serving or 'nobody'} has the traffic")
-        except Lost as error:
+                raise StepFailed(f"{serving or 'nobody'} has the traffic")
+        except LockLost as error:
             return self.end("failed", NEEDS_A_PERSON, str(error))
-        except Failed as error:
+        except StepFailed as error:
             self.output.details(error.details)
             return self.end("failed", NEEDS_A_PERSON, f"{why} Going back failed as well: {error}")
         return self.end("rolled_back" if self.switched else "failed", WENT_BACK, f"{why} {serving} serves.")
@@ -236,8 +238,8 @@ class Run:
             self.output.note("Interrupted; nothing was changed.")
             return
         try:
-            serving = self.target.running() or "nobody"
-        except Failed as error:
+            serving = self.target.live_version() or "nobody"
+        except StepFailed as error:
             serving = f"unknown ({error})"
         watched = " It is not watched any more." if self.switched else ""
         self.output.note(

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy import smoke
 from deploy.probe_traffic import Traffic
-from deploy.targets.base import Failed, Lost, Target, Tell
+from deploy.errors import LockLost, StepFailed
+from deploy.targets.base import Progress, Target
+from deploy.targets.probe import PAGES, late, problem
 from health.checks import SERVING
 
 EVERY = 1.0  # seconds between two looks
@@ -95,7 +96,7 @@ def verdict(recent: Sample, baseline: float, failed: int = 0, tried: int = 0, me
 
 
 def sample(target: Target, instances: list[str]) -> Sample:
-    """The metrics of all these, added up. Raises Failed."""
+    """The metrics of all these, added up. Raises StepFailed."""
     found = Sample()
     for instance in instances:
         for answer in target.ask(instance, ["/metrics"]):
@@ -105,37 +106,37 @@ def sample(target: Target, instances: list[str]) -> Sample:
 
 
 def watch(
-    target: Target, seconds: float, baseline: float, traffic: Traffic, held: Callable[[], bool], tell: Tell
+    target: Target, seconds: float, baseline: float, traffic: Traffic, held: Callable[[], bool], tell: Progress
 ) -> str:
-    """Watches for so long; returns a note. Raises Failed as soon as something speaks against the release."""
+    """Watches for so long; returns a note. Raises StepFailed as soon as something speaks against the release."""
     began = time.monotonic()
     looks: deque[tuple[float, Sample]] = deque()
     strikes, slowest, well = 0, 0.0, began
     while True:
         now = time.monotonic()
-        if said := target.trouble():
-            raise Failed(f"{said}.", target.logs())
-        found, wrong, late = Sample(), "", True
-        for instance in target.instances():
+        if said := target.failure_reason():
+            raise StepFailed(f"{said}.", target.logs())
+        found, wrong, only_late = Sample(), "", True
+        for instance in target.new_instances():
             try:
-                for answer in target.ask(instance, smoke.PAGES):
-                    if said := smoke.wrong(answer, SERVING):
-                        wrong, late = said, late and smoke.late(answer)
+                for answer in target.ask(instance, PAGES):
+                    if said := problem(answer, SERVING):
+                        wrong, only_late = said, only_late and late(answer)
                     elif answer.path == "/metrics":
                         found.add(answer.body)
-            except Failed as error:
-                wrong, late = str(error), False
+            except StepFailed as error:
+                wrong, only_late = str(error), False
         strikes = strikes + 1 if wrong else 0
         well = well if wrong else now
-        if strikes >= STRIKES and (not late or now - well >= LATE):
-            raise Failed(f"{wrong}, {strikes} times in a row.", target.logs())
+        if strikes >= STRIKES and (not only_late or now - well >= LATE):
+            raise StepFailed(f"{wrong}, {strikes} times in a row.", target.logs())
         if not wrong:
             looks.append((now, found))
             while len(looks) > 2 and looks[1][0] <= now - WINDOW:
                 looks.popleft()
             recent = found.since(looks[0][1])
             if against := verdict(recent, baseline, *traffic.lately(min(WINDOW, now - began))):
-                raise Failed(f"{against}.", target.logs())
+                raise StepFailed(f"{against}.", target.logs())
             usual = recent.quantile(0.95)
             slowest = slowest if math.isnan(usual) else max(slowest, usual)
         left = began + seconds - time.monotonic()
@@ -143,6 +144,6 @@ def watch(
             count = found.since(looks[0][1]).requests if looks else 0
             return f"{count:.0f} answers in the last {WINDOW:.0f} s, 95 % of them within {slowest:.2f} s all the time"
         if not held():
-            raise Lost("Somebody has broken the lock, so nothing more is done, and nobody watches.")
+            raise LockLost("Somebody has broken the lock, so nothing more is done, and nobody watches.")
         tell(f"{max(0.0, left):.0f} s to go")
         time.sleep(min(EVERY, left) if left > 0 else EVERY)

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,16 +16,24 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deploy import rollout
 from deploy.console import Output
+from deploy.errors import DeployRefused, InvalidUsage, LockHeld, StepFailed
+from deploy.ledger_client import Request, configured
 from deploy.locks import holder
-from deploy.recorder import Record, Request, book
-from deploy.targets.base import Busy, Failed, Misused, Refused, Target, call
+from deploy.recorder import Recorder
+from deploy.shell import call
+from deploy.targets.base import Target
 from deploy.targets.compose import Compose
-from deploy.targets.kubernetes import Kubernetes
+from deploy.targets.kubernetes.blue_green import BlueGreen
+from deploy.targets.kubernetes.rolling import RollingUpdate
 from ledger.environments import NAMES, EnvironmentConfig, environment_configs
 from ledger.models import Deployment
 from settings.text import clean
 
 TEXT = 500  # characters of a reason or a lock's purpose
+STRATEGIES: dict[str, dict[str, Callable[[EnvironmentConfig, str, Path], Target]]] = {
+    "kubernetes": {"rolling": RollingUpdate, "blue-green": BlueGreen},
+    "compose": {"blue-green": Compose},
+}
 UNRECORDED = Path(settings.BASE_DIR) / "var" / "unrecorded"  # what the ledger could not be told
 
 CODES = """\
@@ -82,11 +91,14 @@ class Operation(BaseCommand):
             code = self.operate(self.place(options), options)
         except KeyboardInterrupt:
             code = self.fail(rollout.REFUSED, "Interrupted; nothing was changed.")
-        except Misused as error:
+        except InvalidUsage as error:
             code = self.fail(rollout.USAGE, str(error))
-        except Busy as error:
+        except LockHeld as error:
             code = self.fail(rollout.LOCKED, str(error))
-        except (Refused, Failed) as error:  # Failed: a look at what is there failed, before anything was begun
+        except (
+            DeployRefused,
+            StepFailed,
+        ) as error:  # StepFailed: a look at what is there failed, before anything was begun
             code = self.fail(rollout.REFUSED, str(error))
         if code:
             sys.exit(code)
@@ -106,8 +118,13 @@ class Operation(BaseCommand):
         return replace(place, target=options["target"] or place.target, strategy=options["strategy"] or place.strategy)
 
     def target(self, place: EnvironmentConfig, version: str) -> Target:
-        kind = Compose if place.target == "compose" else Kubernetes
-        return kind(place, version, place.strategy, Path(settings.BASE_DIR))
+        strategies = STRATEGIES[place.target]
+        if place.strategy not in strategies:
+            raise InvalidUsage(
+                "The compose target deploys blue-green only: there is one app behind nginx, so replacing it in place "
+                "would leave nobody to serve meanwhile. Leave --strategy out."
+            )
+        return strategies[place.strategy](place, version, Path(settings.BASE_DIR))
 
     def fail(self, code: int, text: str) -> int:
         self.output.quiet()
@@ -117,12 +134,12 @@ class Operation(BaseCommand):
         return code
 
     def sure(self, place: EnvironmentConfig, options: dict[str, Any], what: str) -> None:
-        """On a terminal, asks before production is touched; a pipeline has its own approval. Raises Refused."""
+        """On a terminal, asks before production is touched; a pipeline has its own approval. Raises DeployRefused."""
         if place.name != "production" or options["yes"] or options["dry_run"] or not sys.stdin.isatty():
             return
         self.stderr.write(f"{what} ({place.url or place.namespace}).", str)
         if input("Type production to confirm: ").strip() != "production":
-            raise Refused("Nothing was changed.")
+            raise DeployRefused("Nothing was changed.")
 
     def run(self, target: Target, place: EnvironmentConfig, version: str, options: dict[str, Any], **more: Any) -> int:
         """Carries it out."""
@@ -137,7 +154,7 @@ class Operation(BaseCommand):
             reason=options["reason"],
             run_url=run_url(),
         )
-        record = Record(book(), request, UNRECORDED, self.output.note)
+        record = Recorder(configured(), request, UNRECORDED, self.output.note)
         commit, built_at = origin(target, version, options["commit"])
         plan = rollout.Options(
             version=version,
@@ -154,16 +171,17 @@ class Operation(BaseCommand):
             return self.dry_run(target, record, plan)
         return rollout.Run(target, record, self.output, plan).run()
 
-    def dry_run(self, target: Target, record: Record, plan: rollout.Options) -> int:
-        self.output.note(f"Dry run: {plan.purpose}, {plan.strategy}. Serving: {target.running() or 'nobody'}.")
-        self.output.note(f"  {'promotion rule':<15} {record.refuse_unproven()}")
-        target.lock.refuse_taken()
+    def dry_run(self, target: Target, record: Recorder, plan: rollout.Options) -> int:
+        self.output.note(f"Dry run: {plan.purpose}, {plan.strategy}. Serving: {target.live_version() or 'nobody'}.")
+        self.output.note(f"  {'promotion rule':<15} {record.check_promotion()}")
+        target.lock.check_free()
         self.output.note(f"  {'lock':<15} free")
-        self.output.note(f"  {'ledger':<15} {record.refuse_unrecordable(bool(plan.commit))}")
-        if not plan.migrate and (done := target.rollback(record.request.reason, plan.timeout, True)):
-            self.output.details(done[1])
-            return done[0]
-        if target.settled():
+        self.output.note(f"  {'ledger':<15} {record.preview(bool(plan.commit))}")
+        if not plan.migrate and (script := target.rollback_script):
+            code, said = script(record.request.reason, plan.timeout, True)
+            self.output.details(said)
+            return code
+        if target.already_live():
             self.output.note(f"{plan.version} is already live and verified; nothing to do.")
             return rollout.DONE
         for name, what in target.plan():
@@ -184,7 +202,7 @@ def seconds(text: str) -> float:
 def origin(target: Target, version: str, commit: str) -> tuple[str, str]:
     """The commit that the release was built from, and when: as told, as its image has it, as git knows it."""
     if commit and not re.fullmatch(r"[0-9a-f]{7,64}", commit):
-        raise Misused(f"--commit {commit}: expected 7 to 64 hex digits, as git prints them.")
+        raise InvalidUsage(f"--commit {commit}: expected 7 to 64 hex digits, as git prints them.")
     found, built_at = target.origin()
     commit = commit or found
     if not commit and Path(settings.BASE_DIR, ".git").exists():
@@ -192,7 +210,7 @@ def origin(target: Target, version: str, commit: str) -> tuple[str, str]:
             words = ("git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
             try:
                 commit = commit or call(words, timeout=10, cwd=settings.BASE_DIR).stdout.strip()
-            except Failed:
+            except StepFailed:
                 break
     if not commit and re.fullmatch(r"[0-9a-f]{7,64}", version):
         commit = version

@@ -14,13 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.locks import FileLock
-from deploy.targets.base import ASK, Answer, Failed, Misused, Refused, Tell, answers, call, last_line
+from deploy.shell import call, last_line
+from deploy.targets.base import Progress
+from deploy.targets.probe import PROGRAM, Answer, answers
 from ledger import versions
 from ledger.environments import EnvironmentConfig
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
-POLL = 0.5  # seconds between two looks at a container that starts
 REMEMBERED = 50  # versions found good
 
 
@@ -31,47 +33,45 @@ def service(colour: str) -> str:
 class Compose:
     """The stack in `folder`. What was found good is remembered in var/verified.json there, the newest last."""
 
-    name = "compose"
+    rollback_script = None  # the steps of a deployment do
+    poll_interval = 0.5  # seconds between two looks at a container that starts
 
-    def __init__(self, place: EnvironmentConfig, version: str, strategy: str, folder: Path) -> None:
-        self.place, self.version, self.strategy, self.folder = place, version, strategy, folder
+    def __init__(self, place: EnvironmentConfig, version: str, folder: Path) -> None:
+        self.place, self.version, self.folder = place, version, folder
         self.image = place.tagged(version)
         self.colour = ""
         self.moved = -math.inf  # when the traffic was, by the monotonic clock
         var = folder / "var"
         clear = f"manage.py deploy --unlock -e {place.name}"
         self.lock = FileLock(var / "deploy.lock", var / "switch.lock", clear)
-        self.book = var / "verified.json"
+        self.verified_file = var / "verified.json"
 
     # What is there
 
-    def refuse_unfit(self) -> None:
-        if self.strategy != "blue-green":
-            raise Misused(
-                "The compose target deploys blue-green only: there is one app behind nginx, so replacing it in place "
-                "would leave nobody to serve meanwhile. Leave --strategy out."
-            )
+    def validate(self) -> None:
         if self.version:
             try:
                 versions.validate(self.version)
             except ValueError as error:
-                raise Misused(str(error)) from None
+                raise InvalidUsage(str(error)) from None
         if not (self.folder / "docker-compose.yml").is_file():
-            raise Refused(f"{self.folder} has no docker-compose.yml. Run this where the stack is.")
+            raise DeployRefused(f"{self.folder} has no docker-compose.yml. Run this where the stack is.")
         missing = {name for name in ("nginx", "db") if not self.running_id(name)}
         if missing:
-            raise Refused(f"The stack is not running ({', '.join(sorted(missing))} missing). Start it with ./run up.")
+            raise DeployRefused(
+                f"The stack is not running ({', '.join(sorted(missing))} missing). Start it with ./run up."
+            )
         if self.version and not self.image_id():
             words = ("image", "ls", "--format", "{{.Tag}}", self.place.image)
             there = call(("docker", *words), timeout=30).stdout.split()
-            raise Refused(
+            raise DeployRefused(
                 f"Image {self.image} not found on this machine, which has: {', '.join(there[:20]) or 'none'}."
             )
 
-    def running(self) -> str:
+    def live_version(self) -> str:
         return self.version_of(self.pointer("current"))
 
-    def settled(self) -> bool:
+    def already_live(self) -> bool:
         current = self.container(self.pointer("current"))
         return bool(current) and current["Image"] == self.image_id() and self.version in self.verified()
 
@@ -108,7 +108,7 @@ class Compose:
         """Its name, by which docker itself finds the containers: that takes a tenth of what docker compose does."""
         done = self.try_compose("config", "--format", "json", timeout=30)
         if done.returncode:
-            raise Refused(f"docker compose does not work here: {last_line(done.stderr)}")
+            raise DeployRefused(f"docker compose does not work here: {last_line(done.stderr)}")
         return str(json.loads(done.stdout)["name"])
 
     def running_id(self, name: str, *words: str) -> str:
@@ -117,7 +117,7 @@ class Compose:
         filters = [word for each in labels for word in ("--filter", f"label=com.docker.compose.{each}")]
         done = call(("docker", "ps", "--quiet", "--no-trunc", *words, *filters), timeout=30)
         if done.returncode:
-            raise Failed(f"docker ps: {last_line(done.stderr)}")
+            raise StepFailed(f"docker ps: {last_line(done.stderr)}")
         return (done.stdout.split() or [""])[0]
 
     def inspect(self, key: str) -> dict[str, Any]:
@@ -145,24 +145,24 @@ class Compose:
     def verified(self) -> list[str]:
         """The versions found good here, in the order in which they last were."""
         try:
-            return [str(version) for version in json.loads(self.book.read_text())]
+            return [str(version) for version in json.loads(self.verified_file.read_text())]
         except (OSError, ValueError, TypeError):
             return []
 
     def note(self, versions: list[str]) -> None:
-        self.book.parent.mkdir(parents=True, exist_ok=True)
-        new = self.book.with_suffix(".new")
+        self.verified_file.parent.mkdir(parents=True, exist_ok=True)
+        new = self.verified_file.with_suffix(".new")
         new.write_text(json.dumps(versions[-REMEMBERED:]) + "\n")
-        os.replace(new, self.book)
+        os.replace(new, self.verified_file)
 
-    def way_back(self) -> str:
-        verified, running = self.verified(), self.running()
+    def previous_good(self) -> str:
+        verified, running = self.verified(), self.live_version()
         earlier = verified[: verified.index(running)] if running in verified else verified
         return earlier[-1] if earlier else ""
 
     # What is done
 
-    def migrate(self, unsafe: bool, tell: Tell) -> str:
+    def migrate(self, unsafe: bool, tell: Progress) -> str:
         tell("static files")
         self.compose("run", "--rm", "--no-deps", "-T", "prepare", IMAGE=self.image, why="The static files")
         tell("migrate")
@@ -172,7 +172,7 @@ class Compose:
         )
         return last_line(said)
 
-    def start(self, timeout: float, tell: Tell) -> str:
+    def start(self, timeout: float, tell: Progress) -> str:
         current, wanted = self.pointer("current"), self.image_id()
         if current != "web" and self.version not in self.verified() and self.container(current).get("Image") == wanted:
             self.colour = current
@@ -191,11 +191,11 @@ class Compose:
             if state == "ready":
                 return f"{name} is ready {waited:.1f} s after its start"
             if state != "starting":
-                raise Failed(f"{name} did not become ready: {state} ({waited:.1f} s after its start).", self.logs())
+                raise StepFailed(f"{name} did not become ready: {state} ({waited:.1f} s after its start).", self.logs())
             if waited > timeout:
-                raise Failed(f"{name} is not ready {waited:.0f} s after its start.", self.logs())
+                raise StepFailed(f"{name} is not ready {waited:.0f} s after its start.", self.logs())
             tell(f"{name} is starting")
-            time.sleep(POLL)
+            time.sleep(self.poll_interval)
 
     def state(self, container: dict[str, Any]) -> str:
         """starting, ready, or what is wrong with it."""
@@ -210,18 +210,18 @@ class Compose:
             return "its health check fails"
         return "ready" if state["Status"] == "running" and health == "healthy" else "starting"
 
-    def instances(self) -> list[str]:
+    def new_instances(self) -> list[str]:
         return [service(self.colour)] if self.colour else []
 
-    def serving(self) -> list[str]:
+    def live_instances(self) -> list[str]:
         return [service(self.pointer("current"))]
 
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         colour = instance.removeprefix("web_")
         words = ("python", "-", f"/run/web/{colour}.sock", "localhost", *paths)
-        return answers(self.exec(instance, *words, given=ASK, timeout=5 * len(paths) + 20))
+        return answers(self.exec(instance, *words, given=PROGRAM, timeout=5 * len(paths) + 20))
 
-    def trouble(self) -> str:
+    def failure_reason(self) -> str:
         state = self.state(self.container(self.colour))
         return "" if state in ("ready", "starting") else f"{service(self.colour)}: {state}"
 
@@ -229,7 +229,7 @@ class Compose:
         done = call(("docker", "logs", "--tail", "20", self.running_id(service(self.colour), "--all")), timeout=30)
         return (done.stdout + done.stderr).strip()
 
-    def switch(self, timeout: float, tell: Tell) -> str:
+    def switch(self, timeout: float, tell: Progress) -> str:
         was = self.pointer("current")
         if was == self.colour:
             return f"{service(was)} has it already"
@@ -240,25 +240,22 @@ class Compose:
         self.moved = time.monotonic()
         return f"from {service(was)} to {service(self.colour)}"
 
-    def back(self, reason: str, tell: Tell) -> str:
+    def roll_back(self, reason: str, tell: Progress) -> str:
         bad, good = self.colour, self.pointer("previous")
         if self.pointer("current") == bad:
             if good == bad or not self.container(good).get("State", {}).get("Running"):
-                raise Failed(f"There is nothing to go back to: {service(good)} does not run. ./run up starts it.")
+                raise StepFailed(f"There is nothing to go back to: {service(good)} does not run. ./run up starts it.")
             self.point(good)
             for left in range(DRAIN, 0, -1):  # requests that it was given before get their answers
                 tell(f"the traffic is back with {service(good)}; {left} s for requests in flight")
                 time.sleep(1)
         return self.version_of(self.pointer("current"))
 
-    def rollback(self, reason: str, timeout: float, dry_run: bool) -> None:
-        """The steps of a deployment do."""
-
-    def discard(self) -> None:
+    def cleanup(self) -> None:
         if self.colour and self.pointer("current") != self.colour:
             self.retire(service(self.colour))
 
-    def keep(self) -> str:
+    def mark_good(self) -> str:
         self.note([*(one for one in self.verified() if one != self.version), self.version])
         previous = self.pointer("previous")
         time.sleep(max(0.0, self.moved + DRAIN - time.monotonic()))  # until then it still gets a request now and then
@@ -266,7 +263,7 @@ class Compose:
             self.retire("web")  # older than the one to go back to
         return f"{service(previous)} ({self.version_of(previous)}) is kept warm"
 
-    def withdraw(self, version: str) -> None:
+    def mark_bad(self, version: str) -> None:
         self.note([one for one in self.verified() if one != version])
 
     # Its parts
@@ -280,7 +277,7 @@ class Compose:
         words = ("sh", "-euc", script, "-", self.pointer("current"), colour)
         done = self.exec(service(colour), *words, timeout=30)
         if done.returncode:
-            raise Failed(f"The switch failed: {last_line(done.stderr)}")
+            raise StepFailed(f"The switch failed: {last_line(done.stderr)}")
 
     def retire(self, name: str) -> None:
         """Ends it, with the time that its requests in flight need."""
@@ -295,7 +292,7 @@ class Compose:
         done = self.try_compose(*words, timeout=timeout, **variables)
         if done.returncode:
             said = (done.stdout + done.stderr).strip()
-            raise Failed(f"{why} failed: {last_line(said)}", "\n".join(said.splitlines()[-20:]))
+            raise StepFailed(f"{why} failed: {last_line(said)}", "\n".join(said.splitlines()[-20:]))
         return done.stdout
 
     def try_compose(self, *words: str, timeout: float, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -25,22 +25,26 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from deploy import locks, probe_traffic, rollout, smoke, watch
+from deploy.errors import StepFailed
 from deploy.management import base
-from deploy.targets import kubernetes
-from deploy.targets.base import Answer, Failed
+from deploy.targets import probe
+from deploy.targets.kubernetes import objects
+from deploy.targets.kubernetes.blue_green import BlueGreen
+from deploy.targets.kubernetes.cluster import Kubernetes
+from deploy.targets.kubernetes.rolling import RollingUpdate
+from deploy.targets.probe import Answer
 from ledger import rules
-from ledger.environments import EnvironmentConfig
 from ledger.models import Deployment
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
-from tests.support.servers import ROOT
 
 REPO = "registry.example/team/app"
 NAMESPACE = "backstagetest1-staging"
 GOOD, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
 LEASE = f"{APP}-deploy"
-TRIAL = kubernetes.TRIAL
+TRIAL = objects.TRIAL
+TARGETS = {"rolling": RollingUpdate, "blue-green": BlueGreen}
 ALL = ["promotion rule", "lock", "migrations", "bring up", "smoke test", "switch", "watch", "keep"]
 DIGEST = "sha256:" + "ab" * 32
 
@@ -160,7 +164,11 @@ def apps(
         settings.ENVIRONMENTS_FILE = str(file)
         settings.LEDGER_URL = ""
         monkeypatch.setattr(base, "UNRECORDED", tmp_path / "unrecorded")
-        for module, name, value in ((kubernetes, "POLL", 0.05), (watch, "EVERY", 0.05), (probe_traffic, "RATE", 50)):
+        for module, name, value in (
+            (Kubernetes, "poll_interval", 0.05),
+            (watch, "EVERY", 0.05),
+            (probe_traffic, "RATE", 50),
+        ):
             monkeypatch.setattr(module, name, value)
         return found
 
@@ -322,11 +330,10 @@ def test_no_text_of_the_history_is_taken_for_the_way_back(rolling: Apps) -> None
 
 
 def test_a_job_has_a_name_that_the_cluster_takes() -> None:
-    place = EnvironmentConfig("staging")
     for version in ("1.4.0", "A_b.-c", "1..2", "_x", "x-." * 21, "1.4.0-rc.1", "a" * 64):
-        name = kubernetes.Kubernetes(place, version, "rolling", ROOT).job_name()
+        name = objects.migrate_job_name(version)
         assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name), name
-    assert kubernetes.Kubernetes(place, "1.4.0-rc.1", "rolling", ROOT).job_name() == f"{APP}-migrate-1.4.0-rc.1"
+    assert objects.migrate_job_name("1.4.0-rc.1") == f"{APP}-migrate-1.4.0-rc.1"
 
 
 def test_the_very_image_is_taken_by_its_digest(rolling: Apps) -> None:
@@ -364,7 +371,7 @@ def test_people_see_a_line_a_step(rolling: Apps) -> None:
 @pytest.mark.parametrize(
     ("strategy", "kind", "step", "told"),
     [
-        ("rolling", "crash", "bring up", "ended with exit code 3"),
+        ("rolling", "crash", "bring up", "exited with code 3"),
         ("rolling", "pull", "bring up", "ImagePullBackOff"),
         ("rolling", "unready", "bring up", "is not ready"),
         ("rolling", "quota", "bring up", "is not ready"),
@@ -429,12 +436,12 @@ def test_a_release_that_is_bad_under_traffic_only_is_gone_back_from_half_way(
 def test_a_bad_answer_at_the_very_end_of_the_watch_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "EVERY", 0.01)
     target: Any = SimpleNamespace(
-        trouble=lambda: "",
-        instances=lambda: ["one"],
+        failure_reason=lambda: "",
+        new_instances=lambda: ["one"],
         ask=lambda *_: [Answer("/", 500, 0.1)],
         logs=lambda: "",
     )
-    with pytest.raises(Failed, match="/ answered 500, 2 times in a row"):
+    with pytest.raises(StepFailed, match="/ answered 500, 2 times in a row"):
         watch.watch(target, 0.0, math.nan, probe_traffic.Traffic(""), lambda: True, lambda _: None)
 
 
@@ -471,26 +478,26 @@ def test_a_check_that_is_late_is_asked_again_by_the_smoke_test(monkeypatch: pyte
     well = (200, '{"status": "healthy", "version": "1.0", "checks": {"database": "healthy"}}')
     monkeypatch.setattr(smoke, "CERTAIN", 60)
     monkeypatch.setattr("deploy.smoke.time.sleep", lambda _: None)
-    assert smoke.late(Answer("/", 0, 5.0, error="timed out")) and not smoke.late(Answer("/", 0, 5.0, error="refused"))
+    assert probe.late(Answer("/", 0, 5.0, error="timed out")) and not probe.late(Answer("/", 0, 5.0, error="refused"))
     assert smoke.test(replies((503, LATE), (503, LATE), well), "1.0").startswith("healthy")
     monkeypatch.setattr(smoke, "CERTAIN", 0)
     for answer in ((503, LATE), (503, NO_DATABASE), (503, NO_CACHE)):
-        with pytest.raises(Failed, match=r"/health/ answered 503 \(\w+ is unhealthy: \w+\), not 200"):
+        with pytest.raises(StepFailed, match=r"/health/ answered 503 \(\w+ is unhealthy: \w+\), not 200"):
             smoke.test(replies(answer), "1.0")
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, seconds: float, *healths: tuple[int, str]) -> str:
     monkeypatch.setattr(watch, "EVERY", 0.01)
     target: Any = SimpleNamespace(
-        trouble=lambda: "", instances=lambda: ["one"], ask=replies(*healths), logs=lambda: "", url=lambda: ""
+        failure_reason=lambda: "", new_instances=lambda: ["one"], ask=replies(*healths), logs=lambda: "", url=lambda: ""
     )
     return watch.watch(target, seconds, math.nan, probe_traffic.Traffic(""), lambda: True, lambda _: None)
 
 
 def test_the_watch_asks_for_the_truth_and_not_whether_the_instance_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """Readiness stays when the database goes; a cache that is down is nothing to roll back for."""
-    assert "/health/ready/" not in smoke.PAGES
-    with pytest.raises(Failed, match=r"/health/ answered 503 \(database is unhealthy: refused\), 2 times in a row"):
+    assert "/health/ready/" not in probe.PAGES
+    with pytest.raises(StepFailed, match=r"/health/ answered 503 \(database is unhealthy: refused\), 2 times in a row"):
         watched(monkeypatch, 60, (503, NO_DATABASE))
     assert "answers in the last" in watched(monkeypatch, 0.1, (503, NO_CACHE))
 
@@ -499,7 +506,7 @@ def test_the_watch_bears_a_check_that_is_late_and_not_one_that_stays_so(monkeypa
     well = (200, '{"status": "healthy", "checks": {"database": "healthy"}}')
     assert "answers in the last" in watched(monkeypatch, 0.1, *[(503, LATE)] * 5, well)
     monkeypatch.setattr(watch, "LATE", 0.1)
-    with pytest.raises(Failed, match="database is unhealthy: timeout"):
+    with pytest.raises(StepFailed, match="database is unhealthy: timeout"):
         watched(monkeypatch, 60, (503, LATE))
 
 
@@ -507,7 +514,7 @@ def test_what_is_usual_is_what_was_so_of_late() -> None:
     buckets = "".join(f'http_request_duration_seconds_bucket{{le="{le}"}} {n}\n' for le, n in (("0.1", 40), ("2", 60)))
     text = f"# TYPE http_request_duration_seconds histogram\n{buckets}"
     target: Any = SimpleNamespace(
-        url=lambda: "", serving=lambda: ["one"], ask=lambda *_: [Answer("/metrics", 200, 0.1, text)]
+        url=lambda: "", live_instances=lambda: ["one"], ask=lambda *_: [Answer("/metrics", 200, 0.1, text)]
     )
     run = rollout.Run(target, Any, Any, Any)  # type: ignore[arg-type]
     run.measure(watch.Sample(buckets={0.1: 0, 2: 20}))
@@ -617,25 +624,26 @@ def test_of_two_that_come_at_once_one_gets_the_lock(rolling: Apps) -> None:
         ("rolling", "start", "2"),
         ("rolling", "switch", "2"),
         ("rolling", "switch", "3"),
-        ("rolling", "keep", "3"),
+        ("rolling", "mark_good", "3"),
         ("blue-green", "migrate", "2"),
         ("blue-green", "switch", "3"),
-        ("blue-green", "keep", "3"),
+        ("blue-green", "mark_good", "3"),
     ],
 )
 def test_an_interrupted_run_is_gone_on_with(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, strategy: str, step: str, serves: str
 ) -> None:
     apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
-    act = getattr(kubernetes.Kubernetes, step)
+    target = TARGETS[strategy]
+    act = getattr(target, step)
 
-    def interrupted(self: kubernetes.Kubernetes, *words: Any) -> str:
+    def interrupted(self: Kubernetes, *words: Any) -> str:
         if step in ("switch", "start") and serves == "3":
             act(self, *words)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kubernetes.Kubernetes, step, interrupted)
+        patch.setattr(target, step, interrupted)
         code, events, said = deploy("3", strategy=strategy)
     assert code == 6, said
     assert f"Serving: {serves}." in said and "Run the same command to resume" in said
@@ -653,7 +661,7 @@ def test_another_release_clears_up_what_was_interrupted(colours: Apps, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kubernetes.Kubernetes, "switch", interrupted)
+        patch.setattr(BlueGreen, "switch", interrupted)
         assert deploy("3", strategy="blue-green")[0] == 6
     code, _, said = deploy("4", strategy="blue-green")
     assert code == 0 and "of 3 was interrupted; it is now recorded as failed" in said, said
@@ -668,7 +676,7 @@ def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(kubernetes.Kubernetes, "switch", interrupted)
+        patch.setattr(RollingUpdate, "switch", interrupted)
         assert deploy("3")[0] == 6
     assert jobs(rolling.cluster)[TRIAL] == f"{REPO}:3"
     code, _, said = deploy("4")

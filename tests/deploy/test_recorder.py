@@ -14,8 +14,9 @@ import pytest
 from django.db import DataError, IntegrityError, InterfaceError, OperationalError, connection, transaction
 from pytest_django.live_server_helper import LiveServer
 
-from deploy.recorder import Api, Away, Flight, OwnDatabase, Record, Request
-from deploy.targets.base import Refused
+from deploy.errors import DeployRefused
+from deploy.ledger_client import DatabaseLedger, LedgerUnavailable, OpenDeployment, RemoteLedger, Request
+from deploy.recorder import Recorder
 from ledger import rules, versions
 from ledger.models import Deployment, Release
 from tests.support.ledgers import START, begun, deployed, release, token
@@ -24,7 +25,7 @@ from tests.support.servers import ROOT
 pytestmark = pytest.mark.django_db
 
 
-class Flaky(OwnDatabase):
+class Flaky(DatabaseLedger):
     """A ledger that is down for the methods of `down`, and whose answers to those of `lost` do not arrive, once."""
 
     def __init__(self) -> None:
@@ -38,11 +39,11 @@ class Flaky(OwnDatabase):
 
         def ask(*words: Any) -> Any:
             if name in self.down or "all" in self.down:
-                raise Away("it is down")
+                raise LedgerUnavailable("it is down")
             answer = found(*words)
             if name in self.lost:
                 self.lost.discard(name)
-                raise Away("no answer")
+                raise LedgerUnavailable("no answer")
             return answer
 
         return ask
@@ -58,9 +59,9 @@ class Notes(list[str]):
         return any(str(text) in each for each in self)
 
 
-def record(book: Any, folder: Path, version: str = "1.0", **more: Any) -> tuple[Record, Notes]:
+def record(book: Any, folder: Path, version: str = "1.0", **more: Any) -> tuple[Recorder, Notes]:
     notes = Notes()
-    return Record(book, Request("testing", version, "rolling", "ann", **more), folder, notes.append), notes
+    return Recorder(book, Request("testing", version, "rolling", "ann", **more), folder, notes.append), notes
 
 
 def carry_out(book: Any, folder: Path, version: str = "1.0", **more: Any) -> Notes:
@@ -142,7 +143,7 @@ def test_a_refusal_that_passes_is_tried_again(tmp_path: Path) -> None:
     carry_out(book, tmp_path)
     book.down = set()
     other = begun("testing", "0.9")
-    with pytest.raises(Refused, match="Deployment .* of 0.9 to testing is running"):
+    with pytest.raises(DeployRefused, match="Deployment .* of 0.9 to testing is running"):
         record(book, tmp_path, "1.1")[0].begin("4f2a9c1", START.isoformat(), "")
     assert files(tmp_path) == ["testing.json"]
     rules.finish(other.pk, "failed")
@@ -169,7 +170,7 @@ def test_a_refusal_that_passes_is_tried_again(tmp_path: Path) -> None:
 def test_a_kept_file_that_is_malformed_stops_nothing_and_stays(tmp_path: Path, text: str) -> None:
     path = tmp_path / "20261128T120000-testing.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    notes = carry_out(OwnDatabase(), tmp_path, "1.1")
+    notes = carry_out(DatabaseLedger(), tmp_path, "1.1")
     assert rows() == [("1.1", "succeeded")] and path.exists()
     assert f"{path} is not a kept deployment" in notes
 
@@ -192,7 +193,7 @@ def test_a_database_that_refuses_is_not_taken_to_be_down(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(rules, "start", refuses)
     with pytest.raises((rules.Invalid, rules.RuleViolation), match=str(error).splitlines()[0]) as found:
-        OwnDatabase().start(1)
+        DatabaseLedger().start(1)
     assert "LINE" not in str(found.value)
 
 
@@ -202,16 +203,18 @@ def test_a_database_that_cannot_answer_is(monkeypatch: pytest.MonkeyPatch, error
         raise error
 
     monkeypatch.setattr(rules, "start", away)
-    with pytest.raises(Away, match=type(error).__name__):
-        OwnDatabase().start(1)
+    with pytest.raises(LedgerUnavailable, match=type(error).__name__):
+        DatabaseLedger().start(1)
 
 
 def test_a_deployment_that_the_ledger_cannot_hold_is_refused_by_the_name_of_its_field(tmp_path: Path) -> None:
-    one, _ = record(OwnDatabase(), tmp_path, "x" * 80)
-    with pytest.raises(Refused, match="version: 'x+' is not a valid version; expected an image tag of at most 64"):
+    one, _ = record(DatabaseLedger(), tmp_path, "x" * 80)
+    with pytest.raises(
+        DeployRefused, match="version: 'x+' is not a valid version; expected an image tag of at most 64"
+    ):
         one.begin("4f2a9c1", START.isoformat(), "")
-    one, _ = record(OwnDatabase(), tmp_path, reason="y" * 600)
-    with pytest.raises(Refused, match="500"):
+    one, _ = record(DatabaseLedger(), tmp_path, reason="y" * 600)
+    with pytest.raises(DeployRefused, match="500"):
         one.begin("4f2a9c1", START.isoformat(), "")
     assert rows() == []
 
@@ -221,22 +224,22 @@ def test_no_rule_of_the_ledger_bars_a_rollback(tmp_path: Path, busy: bool) -> No
     deployed("testing", "1.0")
     if busy:
         begun("testing", "2.0")
-    notes = carry_out(OwnDatabase(), tmp_path, "1.0" if busy else "3.0", kind="rollback", reason="z" * 600)
+    notes = carry_out(DatabaseLedger(), tmp_path, "1.0" if busy else "3.0", kind="rollback", reason="z" * 600)
     assert "Not recorded: " in notes and files(tmp_path) == ["testing.refused.json"]
     assert json.loads(next(tmp_path.iterdir()).read_text())["waiting"][-1][:2] == ["finish", "succeeded"]
 
 
 def test_a_dry_run_says_what_the_ledger_would(tmp_path: Path) -> None:
     deployed("testing", "1.0")
-    assert record(OwnDatabase(), tmp_path)[0].refuse_unrecordable(False) == "recorded in the database"
-    assert "is not registered" in record(OwnDatabase(), tmp_path, "9")[0].refuse_unrecordable(False)
+    assert record(DatabaseLedger(), tmp_path)[0].preview(False) == "recorded in the database"
+    assert "is not registered" in record(DatabaseLedger(), tmp_path, "9")[0].preview(False)
     release("2.0")
-    assert "never live" in record(OwnDatabase(), tmp_path, "2.0", kind="rollback")[0].refuse_unrecordable(True)
+    assert "never live" in record(DatabaseLedger(), tmp_path, "2.0", kind="rollback")[0].preview(True)
     left = begun("testing", "3.0")
-    with pytest.raises(Refused, match=f"Deployment {left.pk} of 3.0 to testing is running"):
-        record(OwnDatabase(), tmp_path)[0].refuse_unrecordable(True)
-    assert "resumed" in record(OwnDatabase(), tmp_path, "3.0")[0].refuse_unrecordable(True)
-    assert isinstance(OwnDatabase().in_flight("testing"), Flight)
+    with pytest.raises(DeployRefused, match=f"Deployment {left.pk} of 3.0 to testing is running"):
+        record(DatabaseLedger(), tmp_path)[0].preview(True)
+    assert "resumed" in record(DatabaseLedger(), tmp_path, "3.0")[0].preview(True)
+    assert isinstance(DatabaseLedger().in_flight("testing"), OpenDeployment)
 
 
 # Over the API
@@ -244,7 +247,7 @@ def test_a_dry_run_says_what_the_ledger_would(tmp_path: Path) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_the_api_is_asked_the_same(live_server: LiveServer, tmp_path: Path) -> None:
-    book = Api(live_server.url, token("testing"))
+    book = RemoteLedger(live_server.url, token("testing"))
     assert not book.registered("1.0")
     assert "Not recorded: release 7 is not registered" in record_of_unknown(book, tmp_path)
     carry_out(book, tmp_path)
@@ -253,11 +256,11 @@ def test_the_api_is_asked_the_same(live_server: LiveServer, tmp_path: Path) -> N
     with pytest.raises(LookupError):
         book.status(999)
     one, _ = record(book, tmp_path, "x" * 80)
-    with pytest.raises(Refused, match="(version|release): .*is not a valid version"):
+    with pytest.raises(DeployRefused, match="(version|release): .*is not a valid version"):
         one.begin("4f2a9c1", START.isoformat(), "")
 
 
-def record_of_unknown(book: Api, folder: Path) -> Notes:
+def record_of_unknown(book: RemoteLedger, folder: Path) -> Notes:
     one, notes = record(book, folder, "7")
     one.begin("", "", "")
     return notes
@@ -288,8 +291,8 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
 
 def test_a_redirect_does_not_get_the_token(elsewhere: tuple[str, list[str]]) -> None:
     url, seen = elsewhere
-    with pytest.raises(Away, match="answers 301, a redirect: LEDGER_URL must be the final address"):
-        Api(url, "secret").gate("production")
+    with pytest.raises(LedgerUnavailable, match="answers 301, a redirect: LEDGER_URL must be the final address"):
+        RemoteLedger(url, "secret").gate("production")
     assert seen == ["/api/environments/production Bearer secret"]
 
 

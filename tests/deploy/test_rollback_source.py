@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from deploy import locks
-from deploy.targets import kubernetes
+from deploy.targets.kubernetes import objects
 from ledger import versions
 from tests.support.servers import ROOT
 
@@ -22,21 +22,21 @@ def constant(name: str) -> str:
 
 def test_both_languages_give_up_on_the_same_waiting_reasons() -> None:
     listed = constant("FATAL_WAITING_REASONS")
-    assert sorted(listed.split()) == sorted(kubernetes.FATAL_WAITING_REASONS)
-    assert all(f" {reason}\n" in listed for reason in kubernetes.FATAL_WAITING_REASONS), "as failure_reason looks it up"
+    assert sorted(listed.split()) == sorted(objects.FATAL_WAITING_REASONS)
+    assert all(f" {reason}\n" in listed for reason in objects.FATAL_WAITING_REASONS), "as failure_reason looks it up"
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("APP", kubernetes.APP),
-        ("GOOD", kubernetes.VERIFIED),
-        ("BEFORE", kubernetes.BEFORE),
-        ("SCHEMA_BREAK", kubernetes.BREAK),
-        ("LIVE_SINCE", kubernetes.LIVE),
-        ("CAUSE", kubernetes.CAUSE),
-        ("LOST_LOG", kubernetes.GONE),
-        ("LEASE", f"{kubernetes.APP}-deploy"),
+        ("APP", objects.APP),
+        ("GOOD", objects.VERIFIED),
+        ("BEFORE", objects.BEFORE),
+        ("SCHEMA_BREAK", objects.BREAK),
+        ("LIVE_SINCE", objects.LIVE),
+        ("CAUSE", objects.CAUSE),
+        ("LOST_LOG", objects.GONE),
+        ("LEASE", f"{objects.APP}-deploy"),
         ("LEASE_SECONDS", str(locks.SECONDS)),
         ("PURPOSE", f"{locks.NOTES}/purpose"),
         ("BY_HAND", f"{locks.NOTES}/by-hand"),

@@ -19,8 +19,9 @@ from django.utils import timezone
 from pytest_django import Settings
 from pytest_django.live_server_helper import LiveServer
 
-from deploy.recorder import Api, Record, Request
-from deploy.targets.base import Refused
+from deploy.errors import DeployRefused
+from deploy.ledger_client import RemoteLedger, Request
+from deploy.recorder import Recorder
 from ledger import rules, tokens
 from ledger.api import auth, throttling
 from ledger.api.problems import TYPES
@@ -511,17 +512,17 @@ def test_a_deployment_that_its_token_may_not_record_is_refused_before_it_begins(
 ) -> None:
     notes: list[str] = []
 
-    def record(bearer: str, environment: str, kind: str = "deploy") -> Record:
+    def record(bearer: str, environment: str, kind: str = "deploy") -> Recorder:
         wanted = Request(environment, "1.0", "rolling", "ann", kind=kind)
-        return Record(Api(live_server.url, bearer), wanted, tmp_path, notes.append)
+        return Recorder(RemoteLedger(live_server.url, bearer), wanted, tmp_path, notes.append)
 
     build = ("4f2a9c1", "2026-03-01T12:00:00Z", "")
     mine, other = token("testing", name="ci"), token("testing", name="other", may_register=False)
-    with pytest.raises(Refused, match="ci is not for staging"):
+    with pytest.raises(DeployRefused, match="ci is not for staging"):
         record(mine, "staging").begin(*build)
     first = record(mine, "testing")
     assert first.begin(*build) is None and first.key
-    with pytest.raises(Refused, match="created by the token ci"):
+    with pytest.raises(DeployRefused, match="created by the token ci"):
         record(other, "testing").begin(*build)
     resumed = record(tokens.rotate("ci")[1], "testing").begin(*build)
     assert resumed and resumed.key == first.key

@@ -6,8 +6,8 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
+from deploy.errors import InvalidUsage
 from deploy.management.commands.deploy import built
-from deploy.targets.base import Misused
 from ledger.environments import NAMES, EnvironmentConfig, environment_configs
 from ledger.models import ENVIRONMENTS
 
@@ -77,10 +77,10 @@ def test_a_deployment_may_name_the_very_image(image: str, tagged: str) -> None:
 
 @pytest.mark.parametrize("image", ["team/app:1.3.0", "team/app@", "team/app@sha256:12", f"@{DIGEST}", "a b", "-x", ""])
 def test_an_image_that_is_none_is_refused(image: str) -> None:
-    with pytest.raises(Misused, match="expected a repository"):
+    with pytest.raises(InvalidUsage, match="expected a repository"):
         built(EnvironmentConfig("staging", target="kubernetes"), image, "1.4.0")
 
 
 def test_compose_takes_no_image_by_its_digest() -> None:
-    with pytest.raises(Misused, match="is for a cluster"):
+    with pytest.raises(InvalidUsage, match="is for a cluster"):
         built(EnvironmentConfig("development"), f"app@{DIGEST}", "1.4.0")

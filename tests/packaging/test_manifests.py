@@ -19,7 +19,8 @@ import yaml
 from django.core.management import get_commands, load_command_class
 from django.urls import resolve, reverse
 
-from deploy.targets.kubernetes import Kubernetes
+from deploy.targets.kubernetes.objects import migrate_job
+from deploy.targets.kubernetes.rolling import RollingUpdate
 from health.middleware import PROBES
 from ledger.environments import environment_configs
 from settings import base
@@ -559,16 +560,9 @@ def test_for_a_fresh_cluster_the_overlay_is_printed_as_it_is() -> None:
     assert tuple(yaml.safe_load_all(done.stdout)) == render("staging")
 
 
-def test_the_migrate_job_of_a_release_runs_wherever_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_migrate_job_of_a_release_runs_wherever_there_is_room() -> None:
     """It is made from the Deployment: it must not need the app's node, nor its volume, and the API must take it."""
-    place = environment_configs()["staging"]
-    with Cluster(place.namespace) as cluster:
-        monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
-        cluster.service()
-        deployment = deepcopy(only(render("staging"), "Deployment"))
-        deployment["metadata"] |= {"annotations": {}, "generation": 1}
-        cluster.store("deployments", deployment)
-        job = Kubernetes(place, "2", "rolling", ROOT).job(f"{APP}-migrate-2", f"{APP}:2", unsafe=False)
+    job = migrate_job(only(render("staging"), "Deployment"), "2", f"{APP}:2", unsafe=False)
     kubernetes_validate.validate(job, OLDEST, strict=True)
     meets_the_restricted_standard((job,))
     pod = job["spec"]["template"]["spec"]
@@ -585,7 +579,7 @@ def test_a_release_that_is_found_good_takes_the_cronjobs_along(monkeypatch: pyte
         cluster.deploy(APP, "registry.example/team/backstagetest1:2")
         for each in named(render("staging"), "CronJob"):
             cluster.store("cronjobs", deepcopy(each))
-        Kubernetes(place, "2", "rolling", ROOT).keep()
+        RollingUpdate(place, "2", ROOT).mark_good()
         jobs = [each["spec"]["jobTemplate"]["spec"] for each in cluster.all("cronjobs")]
     assert [each["template"]["spec"]["containers"][0]["image"] for each in jobs] == [
         "registry.example/team/backstagetest1:2"

@@ -6,8 +6,8 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from deploy.errors import InvalidUsage
 from deploy.management.base import Operation
-from deploy.targets.base import Misused
 from ledger.environments import REPOSITORY, EnvironmentConfig
 
 WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
@@ -55,17 +55,17 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         version = options["version"]
         if options["lock"] or options["unlock"]:
             if version or (options["lock"] and options["unlock"]):
-                raise Misused("--lock and --unlock stand alone: manage.py deploy --lock MESSAGE -e ENVIRONMENT")
+                raise InvalidUsage("--lock and --unlock stand alone: manage.py deploy --lock MESSAGE -e ENVIRONMENT")
             return self.by_hand(place, options)
         if not version:
-            raise Misused("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
+            raise InvalidUsage("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
         for flag in ("hotfix", "unsafe_migrations"):
             if options[flag] and not options["reason"].strip():
-                raise Misused(f"--{flag.replace('_', '-')} requires a reason: --reason TEXT")
+                raise InvalidUsage(f"--{flag.replace('_', '-')} requires a reason: --reason TEXT")
         if options["image"]:
             place = built(place, options["image"], version)
         target = self.target(place, version)
-        target.refuse_unfit()
+        target.validate()
         self.sure(place, options, f"Deploys {version} to production")
         watch = options["watch"]
         return self.run(
@@ -90,14 +90,14 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
 
 
 def built(place: EnvironmentConfig, image: str, version: str) -> EnvironmentConfig:
-    """The place with that image; a tag in it can only be the version. Raises Misused."""
+    """The place with that image; a tag in it can only be the version. Raises InvalidUsage."""
     name, _, digest = image.partition("@")
     name = name.removesuffix(f":{version}")
     if not REPOSITORY.fullmatch(name) or (digest or "@" in image) and not DIGEST.fullmatch(digest):
-        raise Misused(
+        raise InvalidUsage(
             f"--image {image}: expected a repository, as in host/team/backstagetest1, with nothing or @sha256: and 64 "
             f"hex digits behind it. Its tag is the version, {version}."
         )
     if digest and place.target == "compose":
-        raise Misused("--image with a digest is for a cluster: compose runs the image that is on the machine.")
+        raise InvalidUsage("--image with a digest is for a cluster: compose runs the image that is on the machine.")
     return replace(place, image=name, digest=digest)

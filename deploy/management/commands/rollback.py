@@ -4,8 +4,8 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from deploy.errors import DeployRefused
 from deploy.management.base import Operation
-from deploy.targets.base import Refused
 from ledger.environments import EnvironmentConfig
 
 
@@ -30,13 +30,13 @@ examples:
         version = options["version"]
         if not version:
             target = self.target(place, "")
-            target.refuse_unfit()
-            version = target.way_back()
+            target.validate()
+            version = target.previous_good()
             if not version:
-                raise Refused(f"No earlier version was verified good in {place.name}; name one.")
+                raise DeployRefused(f"No earlier version was verified good in {place.name}; name one.")
         target = self.target(place, version)
-        target.refuse_unfit()
-        if target.running() == version:
-            raise Refused(f"{version} is already live in {place.name}; nothing to roll back.")
+        target.validate()
+        if target.live_version() == version:
+            raise DeployRefused(f"{version} is already live in {place.name}; nothing to roll back.")
         self.sure(place, options, f"Rolls production back to {version}")
         return self.run(target, place, version, options, watch=options["watch"] or 0.0, migrate=False)

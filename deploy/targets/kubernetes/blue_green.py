@@ -1,0 +1,84 @@
+"""Blue-green: two Deployments, and a Service whose selector says which of them has the traffic."""
+
+import json
+
+from deploy.targets.base import Progress
+from deploy.targets.kubernetes.cluster import Kubernetes
+from deploy.targets.kubernetes.objects import (
+    APP,
+    COLOURS,
+    LIVE,
+    Snapshot,
+    image_of,
+    interrupted,
+    now,
+    other,
+    template,
+)
+
+
+class BlueGreen(Kubernetes):
+    """The release starts in the idle colour, is tested there, and gets all the traffic at once.
+
+    https://kubernetes.io/docs/concepts/services-networking/service/
+    """
+
+    strategy = "blue-green"
+    deployments = frozenset(f"{APP}-{colour}" for colour in COLOURS)
+    colour = ""  # the release's, once start() has chosen it
+
+    def active(self, snapshot: Snapshot) -> str:
+        """The Deployment of the colour that the Service selects. Raises StepFailed."""
+        return f"{APP}-{snapshot.colour()}"
+
+    def incoming(self, snapshot: Snapshot) -> str:
+        """The Deployment of the release's colour: the idle one, unless start() has chosen. Raises StepFailed."""
+        return f"{APP}-{self.colour or other(snapshot.colour())}"
+
+    def planned(self) -> tuple[str, str]:
+        """What start() and switch() would do. Raises StepFailed."""
+        idle = other(self.snapshot().colour())
+        return f"deployment/{APP}-{idle} to {self.image}", f"the selector of service/{APP} to colour={idle}"
+
+    def start(self, timeout: float, tell: Progress) -> str:
+        """Rolls the release out to the idle colour, with as many pods as the live one has, and waits for them. Each
+        pod gets `timeout` seconds to become ready. Where an interrupted run has switched already, it stays in the live
+        colour. Returns a note. Raises StepFailed.
+        """
+        snapshot = self.snapshot()
+        active = snapshot.colour()
+        live = snapshot.deployment(f"{APP}-{active}")
+        if image_of(template(live)) == self.image and interrupted(live):
+            self.colour = active
+            return f"{active} has the traffic of service/{APP} already"
+        self.colour = other(active)
+        self.preview(self.colour)
+        return self.roll_out(f"{APP}-{self.colour}", timeout, tell, replicas=live["spec"].get("replicas", 1))
+
+    def switch(self, timeout: float, tell: Progress) -> str:
+        """Points the Service at the release's colour. Returns a note. Raises StepFailed."""
+        was = self.snapshot().colour()
+        if was == self.colour:
+            return f"{was} has the traffic of service/{APP} already"
+        self.kubectl("annotate", f"deployment/{APP}-{self.colour}", "--overwrite", f"{LIVE}={now()}")
+        patch = json.dumps({"spec": {"selector": {"colour": self.colour}}})
+        self.kubectl("patch", "service", APP, "--type", "merge", "--patch", patch)
+        self.preview(was)
+        return f"service/{APP} from {was} to {self.colour}"
+
+    def preview(self, colour: str) -> None:
+        """Points the preview Service, where there is one, at the colour without traffic."""
+        patch = json.dumps({"spec": {"selector": {"colour": colour}}})
+        self.try_kubectl("patch", "service", f"{APP}-preview", "--type", "merge", "--patch", patch)
+
+    def roll_back(self, reason: str, tell: Progress) -> str:
+        """Has rollback.sh return to the other colour, unless the release never got the traffic. Returns the version
+        that is live then. Raises StepFailed.
+        """
+        snapshot = self.snapshot()
+        return self.version_in(snapshot) if snapshot.colour() != self.colour else super().roll_back(reason, tell)
+
+    def cleanup(self) -> None:
+        """Stops the release's pods, unless they have the traffic. Raises StepFailed."""
+        if self.colour and self.snapshot().colour() != self.colour:
+            self.kubectl("scale", f"deployment/{APP}-{self.colour}", "--replicas=0")

@@ -1,0 +1,404 @@
+"""The app in one namespace of a Kubernetes cluster, by kubectl: what both strategies have in common.
+
+kubectl brings the credentials, contexts and proxies that an operator has anyway. Rolling back is scripts/rollback.sh,
+the same that a person would run. docs/kubernetes.md lists the names of the objects.
+"""
+
+import json
+import re
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+from deploy.errors import DeployRefused, InvalidUsage, StepFailed
+from deploy.locks import LeaseLock
+from deploy.shell import call, last_line
+from deploy.targets.base import Progress
+from deploy.targets.kubernetes.objects import (
+    APP,
+    BEFORE,
+    BREAK,
+    CAUSE,
+    GONE,
+    LIVE,
+    MIGRATION_TIMEOUT,
+    VERIFIED,
+    Object,
+    Snapshot,
+    annotations,
+    complete,
+    condition,
+    failure_reason,
+    image_of,
+    migrate_job,
+    migrate_job_name,
+    ready,
+    tag,
+    template,
+    untagged,
+)
+from deploy.targets.probe import PROGRAM, Answer, answers
+from ledger import steps, versions
+from ledger.environments import EnvironmentConfig
+from settings.text import clean
+
+
+class Kubernetes(ABC):
+    """One release on its way to the namespace of `place`. `folder` has scripts/rollback.sh."""
+
+    deployments: ClassVar[frozenset[str]]  # the names of those that the strategy needs
+    strategy: ClassVar[str]
+    poll_interval = 1.0  # seconds between two looks at what is being waited for
+
+    def __init__(self, place: EnvironmentConfig, version: str, folder: Path) -> None:
+        self.place, self.version, self.folder = place, version, folder
+        self.lock = LeaseLock(f"{APP}-deploy", self.try_kubectl, f"manage.py deploy --unlock -e {place.name}")
+
+    # What differs by strategy
+
+    @abstractmethod
+    def active(self, snapshot: Snapshot) -> str:
+        """The name of the Deployment that has the traffic."""
+
+    @abstractmethod
+    def incoming(self, snapshot: Snapshot) -> str:
+        """The name of the Deployment that has, or will get, the release."""
+
+    @abstractmethod
+    def start(self, timeout: float, tell: Progress) -> str:
+        """As Target.start()."""
+
+    @abstractmethod
+    def switch(self, timeout: float, tell: Progress) -> str:
+        """As Target.switch()."""
+
+    @abstractmethod
+    def cleanup(self) -> None:
+        """As Target.cleanup()."""
+
+    @abstractmethod
+    def planned(self) -> tuple[str, str]:
+        """What start() and switch() would do, for --dry-run."""
+
+    def rolled_out(self, snapshot: Snapshot) -> bool:
+        """Whether the release has replaced all that had the traffic, as far as its Deployment is about that."""
+        return True
+
+    # What is there
+
+    def validate(self) -> None:
+        """Raises InvalidUsage for an invalid version, and DeployRefused if the cluster is unreachable or lacks the
+        Deployments that the strategy needs.
+        """
+        if self.version:
+            try:
+                versions.validate(self.version)
+            except ValueError as error:
+                raise InvalidUsage(str(error)) from None
+        done = self.try_kubectl("get", "deployments", "--output", "name")
+        if done.returncode:
+            raise DeployRefused(
+                f"The cluster is unreachable (context {self.place.context or 'as kubectl has it'}): {error_of(done)}"
+            )
+        there = {line.partition("/")[2] for line in done.stdout.split()}
+        if missing := self.deployments - there:
+            raise DeployRefused(
+                f"Namespace {self.place.namespace} has no Deployment {' and '.join(sorted(missing))}, "
+                f"which {self.strategy} needs; it has {', '.join(sorted(there)) or 'none'}. "
+                "Check the context and the namespace in environments.toml, or create what is missing with "
+                f"kubectl apply -k k8s/overlays/{self.place.name}."
+            )
+
+    def live_version(self) -> str:
+        """The version that has the traffic; empty if there is none. Raises StepFailed."""
+        return self.version_in(self.snapshot())
+
+    def version_in(self, snapshot: Snapshot) -> str:
+        """The version of most ready pods with traffic. A Deployment's own image may not have arrived there."""
+        counts = Counter(tag(image_of(pod["spec"])) for pod in snapshot.live_pods())
+        others = {version: count for version, count in counts.items() if version != self.version}
+        if others and not self.rolled_out(snapshot):
+            counts = Counter(others)
+        return max(counts, key=lambda version: counts[version], default="")
+
+    def already_live(self) -> bool:
+        """Whether the release has the traffic and was verified good. Raises StepFailed."""
+        snapshot = self.snapshot()
+        if self.version_in(snapshot) != self.version:
+            return False
+        found = snapshot.deployment(self.active(snapshot))
+        return complete(found) and annotations(found).get(VERIFIED) == self.version
+
+    def previous_good(self) -> str:
+        """The version that `rollback.sh --previous` would choose; empty if there is none. Raises DeployRefused."""
+        done = self.script("--list")
+        if done.returncode:
+            raise DeployRefused(last_line(done.stderr or done.stdout))
+        found = re.search(r"^Rollback target: (\S+) \(", done.stdout, re.MULTILINE)  # no row begins like this
+        return found[1] if found else ""
+
+    def origin(self) -> tuple[str, str]:
+        """Unknown: kubectl does not show an image's labels."""
+        return "", ""
+
+    def url(self) -> str:
+        """Where people reach the environment, by environments.toml; empty if it does not say."""
+        return self.place.url
+
+    def plan(self) -> Sequence[tuple[str, str]]:
+        """(step, what it would do) for --dry-run. Raises StepFailed."""
+        start, switch = self.planned()
+        return (
+            (steps.MIGRATE, f"job/{migrate_job_name(self.version)} with {self.image}, unapplied migrations checked"),
+            (steps.START, start),
+            (steps.SMOKE_TEST, "health, version, sign-in page, an asset and metrics of every new pod"),
+            (steps.SWITCH, switch),
+        )
+
+    def get(self, kind: str, name: str) -> Object:
+        """The object; empty if there is none. Raises StepFailed if the cluster cannot be asked."""
+        done = self.try_kubectl("get", kind, name, "--output", "json", "--ignore-not-found")
+        if done.returncode:
+            raise StepFailed(f"Cannot read {kind} {name}: {error_of(done)}")
+        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+
+    def snapshot(self) -> Snapshot:
+        """All that a step looks at, in one call, as kubectl takes 0.1 s to start. Raises StepFailed if the cluster
+        cannot be asked.
+        """
+        done = self.try_kubectl("get", "deployments,services,pods", "--output", "json")
+        if done.returncode:
+            raise StepFailed(f"The cluster does not answer: {error_of(done)}")
+        return Snapshot(self.place.namespace, json.loads(done.stdout)["items"])
+
+    def new_pods(self, snapshot: Snapshot) -> list[Object]:
+        """The release's own pods."""
+        found = snapshot.deployment(self.incoming(snapshot))
+        image = image_of(template(found))
+        pods = snapshot.pods(found["spec"]["selector"]["matchLabels"])
+        return [pod for pod in pods if image_of(pod["spec"]) == image]
+
+    @cached_property
+    def image(self) -> str:
+        """The release's image. Where environments.toml names no registry, it is that of the live release: without one
+        the nodes would pull from their default registry.
+        """
+        place = self.place
+        if "/" not in place.image:
+            snapshot = self.snapshot()
+            live = image_of(template(snapshot.deployment(self.active(snapshot))))
+            place = replace(place, image=untagged(live))
+        return place.tagged(self.version)
+
+    # What is done
+
+    def migrate(self, unsafe: bool, tell: Progress) -> str:
+        """Runs `manage.py migrate_release` in a Job of the release's image, once per version and image.
+
+        A Job that an interrupted run has left is waited for, or counts if it has completed; a failed one is replaced.
+        `unsafe` skips the check of the unapplied migrations and leaves a mark that rollback.sh heeds. Returns the last
+        line of the Job's log. Raises StepFailed if the Job fails or takes longer than MIGRATION_TIMEOUT seconds.
+        https://kubernetes.io/docs/concepts/workloads/controllers/job/
+        """
+        name = migrate_job_name(self.version)
+        found = self.get("job", name)
+        if found and (condition(found, "Failed") or image_of(template(found)) != self.image):
+            self.kubectl("delete", "job", name, "--wait=true", timeout=90)
+            found = {}
+        if found and condition(found, "Complete"):
+            return f"job/{name} has completed already"
+        if not found:
+            snapshot = self.snapshot()
+            self.create(migrate_job(snapshot.deployment(self.active(snapshot)), self.version, self.image, unsafe))
+        self.wait_for_migration(name, tell)
+        if unsafe:
+            active = self.active(self.snapshot())
+            self.kubectl("annotate", f"deployment/{active}", "--overwrite", f"{BREAK}={self.version}")
+        return last_line(self.try_kubectl("logs", f"job/{name}", "--tail", "1").stdout)
+
+    def wait_for_migration(self, name: str, tell: Progress) -> None:
+        """Returns once the Job has completed. Raises StepFailed if it fails, never will complete, or takes too long."""
+        deadline = time.monotonic() + MIGRATION_TIMEOUT
+        while not condition(found := self.get("job", name), "Complete"):
+            why = condition(found, "Failed") or failure_reason(self.snapshot().pods({"job-name": name}))
+            if why or time.monotonic() > deadline:
+                logs = self.try_kubectl("logs", f"job/{name}", "--tail", "20").stdout.strip()
+                raise StepFailed(
+                    f"The migrations failed: {why or f'not done after {MIGRATION_TIMEOUT} s'} (job/{name}).", logs
+                )
+            tell(f"job/{name}")
+            time.sleep(self.poll_interval)
+
+    def roll_out(
+        self, name: str, timeout: float, tell: Progress, *, replicas: int | None = None, live_since: str | None = None
+    ) -> str:
+        """Sets the image of Deployment `name` and waits until its rollout has ended; an interrupted rollout goes on.
+
+        `replicas` is the number of pods, as it is if None; `live_since` the new mark of when it became live. `timeout`
+        is the seconds that each further pod gets to become ready. Returns a note. Raises StepFailed.
+        """
+        snapshot = self.snapshot()
+        found = snapshot.deployment(name)
+        if image_of(template(found)) != self.image or not found["spec"].get("replicas", 1):
+            # In one write: the Deployment's controller copies its annotations to the ReplicaSet of the image.
+            notes = {
+                CAUSE: f"deploy {self.version}",
+                BEFORE: self.version_in(snapshot),
+                VERIFIED: None,
+                LIVE: live_since,
+            }
+            spec: Object = {"template": {"spec": {"containers": [{"name": APP, "image": self.image}]}}}
+            if replicas is not None:
+                spec["replicas"] = replicas
+            patch = json.dumps({"metadata": {"annotations": notes}, "spec": spec})
+            self.kubectl("patch", "deployment", name, "--type", "strategic", "--patch", patch)
+        return self.wait_for_rollout(name, timeout, tell)
+
+    def wait_for_rollout(self, name: str, timeout: float, tell: Progress) -> str:
+        """Returns a note once the rollout has ended. Raises StepFailed if a pod will never be ready, or no further pod
+        became ready for `timeout` seconds.
+        """
+        began = moved = time.monotonic()
+        most = 0
+        while True:
+            snapshot, at = self.snapshot(), time.monotonic()
+            found, pods = snapshot.deployment(name), self.new_pods(snapshot)
+            waited, count = at - began, sum(map(ready, pods))
+            if why := failure_reason(pods):
+                raise StepFailed(
+                    f"deployment/{name} did not become ready: {why} ({waited:.1f} s after its start).", self.logs()
+                )
+            if complete(found):
+                return f"deployment/{name}: {len(pods)} pods ready {waited:.1f} s after the start"
+            if count > most:
+                most, moved = count, at
+            if at - moved > timeout:
+                raise StepFailed(f"deployment/{name} is not ready {waited:.0f} s after its start.", self.logs())
+            tell(f"{count} of {found['spec'].get('replicas', 1)} new pods ready")
+            time.sleep(self.poll_interval)
+
+    def new_instances(self) -> list[str]:
+        """The names of the release's own pods that are ready. Raises StepFailed."""
+        return [pod["metadata"]["name"] for pod in self.new_pods(self.snapshot()) if ready(pod)]
+
+    def live_instances(self) -> list[str]:
+        """The names of the ready pods with traffic. Raises StepFailed."""
+        return [pod["metadata"]["name"] for pod in self.snapshot().live_pods()]
+
+    def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
+        """Sends a GET for each path from inside the pod. Raises StepFailed if that itself is not possible."""
+        host = urlsplit(self.place.url).hostname or "localhost"
+        words = ("exec", "--stdin", instance, "--container", APP, "--", "python", "-", "8000", host, *paths)
+        return answers(self.try_kubectl(*words, given=PROGRAM, timeout=5 * len(paths) + 30))
+
+    def failure_reason(self) -> str:
+        """Why the release's pods are not, or no longer, well; empty if they are. Raises StepFailed."""
+        snapshot = self.snapshot()
+        pods = self.new_pods(snapshot)
+        return failure_reason(pods) or (
+            "" if any(map(ready, pods)) else f"no pod of {self.incoming(snapshot)} is ready"
+        )
+
+    def logs(self) -> str:
+        """The last 20 lines of the log of one of the release's pods, of one that is not ready if there is one, and the
+        warnings about it. Empty if no pod was made.
+        """
+        pods = sorted(self.new_pods(self.snapshot()), key=ready)
+        return self.logs_of(pods[0]["metadata"]["name"]) if pods else ""
+
+    def logs_of(self, name: str) -> str:
+        """The last 20 lines of the pod's log, and the warnings about the object of that name.
+
+        In a crash loop the log of one container goes while that of the next one comes, so both are asked for twice.
+        """
+        words, found = ("logs", name, "--container", APP, "--tail", "20"), ""
+        for which in ("--previous", "--previous=false") * 2:
+            said = self.try_kubectl(*words, which).stdout.strip()
+            if said.startswith(GONE):
+                time.sleep(self.poll_interval / 2)
+            elif said:
+                found = said
+                break
+        events = self.try_kubectl(
+            "get", "events", "--field-selector", f"involvedObject.name={name},type=Warning", "--output",
+            "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}",
+        ).stdout  # fmt: skip
+        return f"{found}\n{events}".strip()
+
+    def roll_back(self, reason: str, tell: Progress) -> str:
+        """Has rollback.sh return to what was live before, if the release got as far as the Deployment. Returns the
+        version that is live then. Raises StepFailed.
+        """
+        snapshot = self.snapshot()
+        found = snapshot.deployment(self.incoming(snapshot))
+        if image_of(template(found)) != self.image:
+            return self.version_in(snapshot)
+        before = annotations(found).get(BEFORE, "")
+        if not before:
+            raise StepFailed("The previous version is unknown. Choose one that scripts/rollback.sh --list shows.")
+        tell(f"scripts/rollback.sh {before}")
+        done = self.script(before, "--yes", "--reason", clean(reason, 500))
+        if done.returncode:
+            text = (done.stdout + done.stderr).strip()
+            details = "\n".join(text.splitlines()[-20:])
+            raise StepFailed(f"rollback.sh exited with code {done.returncode}: {last_line(text)}", details)
+        return before
+
+    def rollback_script(self, reason: str, timeout: float, dry_run: bool) -> tuple[int, str]:
+        """Has rollback.sh return to the release; its pods get `timeout` seconds. Returns the exit code and the output.
+        Raises StepFailed if the script cannot run.
+        """
+        words = ["--yes", "--timeout", f"{max(1, timeout):.0f}"]
+        words += ["--reason", reason] if reason else []
+        done = self.script(self.version, *words, *(["--dry-run"] if dry_run else []))
+        return done.returncode, (done.stdout + done.stderr).strip()
+
+    def script(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs scripts/rollback.sh under this run's lock. It records nothing: whoever calls it does."""
+        context = ("--context", self.place.context) if self.place.context else ()
+        command = (str(self.folder / "scripts" / "rollback.sh"), *words[:1], self.place.namespace, *context, *words[1:])
+        env = {"LEDGER_URL": "", "LEDGER_TOKEN": "", "LEDGER_TOKEN_FILE": "", "DEPLOY_LOCK_HOLDER": self.lock.identity}
+        return call(command, timeout=1800, env=env)
+
+    def mark_good(self) -> str:
+        """Marks the Deployment's release as verified, and gives the CronJobs its image: the schema is only promised to
+        work for one release back. Returns a note. Raises StepFailed.
+        """
+        name = self.incoming(self.snapshot())
+        self.kubectl("annotate", f"deployment/{name}", "--overwrite", f"{VERIFIED}={self.version}")
+        tasks = self.try_kubectl("set", "image", "cronjobs", "--selector", f"app={APP}-tasks", f"{APP}={self.image}")
+        note = f"; the CronJobs keep their image: {error_of(tasks)}" if tasks.returncode else ""
+        return f"deployment/{name} marked as verified{note}"
+
+    def mark_bad(self, version: str) -> None:
+        """Does nothing: rollback.sh removes the mark itself."""
+
+    # kubectl
+
+    def create(self, found: Object) -> None:
+        """Creates an object. Raises StepFailed."""
+        self.kubectl("create", "--validate=false", "--filename", "-", given=json.dumps(found))
+
+    def kubectl(self, *words: str, given: str = "", timeout: float = 30) -> str:
+        """What kubectl prints, with `given` as its input. Raises StepFailed if it fails or takes over `timeout` s."""
+        done = self.try_kubectl(*words, given=given, timeout=timeout)
+        if done.returncode:
+            raise StepFailed(f"kubectl {' '.join(words[:3])}: {error_of(done)}")
+        return done.stdout
+
+    def try_kubectl(self, *words: str, given: str = "", timeout: float = 30) -> subprocess.CompletedProcess[str]:
+        """How kubectl ended, which is the caller's to judge. Raises StepFailed if it is not found or times out."""
+        context = ("--context", self.place.context) if self.place.context else ()
+        return call(("kubectl", *context, "--namespace", self.place.namespace, *words), timeout=timeout, given=given)
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a program failed: the last line that it printed."""
+    return last_line(done.stderr or done.stdout)

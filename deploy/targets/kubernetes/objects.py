@@ -1,0 +1,260 @@
+"""The cluster's objects as kubectl prints them in JSON: what they say, and the Jobs that the deployer creates.
+
+docs/kubernetes.md lists their names. Nothing here talks to the cluster.
+"""
+
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import UTC, datetime
+from typing import Any
+
+from deploy.errors import StepFailed
+
+APP = "backstagetest1"
+TRIAL = f"{APP}-trial"  # the Job with the one pod that a rolling release is tested in
+COLOURS = ("blue", "green")
+
+# Annotations of a Deployment; scripts/rollback.sh reads and writes the same.
+VERIFIED, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
+LIVE = f"{APP}/live-since"  # when the revision last became live: RFC 3339, UTC
+CAUSE = "kubernetes.io/change-cause"
+
+MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' owner
+MIGRATION_TIMEOUT = 1800  # seconds that a migrate Job may run
+MIGRATION_KEPT = 7 * 86_400  # seconds that a finished one stays, with its log
+TRIAL_KEPT = 300  # seconds that a finished trial stays
+GONE = "unable to retrieve container logs"  # printed in place of the log once the kubelet has removed the container
+
+# The reasons for which a waiting container will not start by itself; scripts/rollback.sh has the same list.
+# https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
+FATAL_WAITING_REASONS = {
+    "CrashLoopBackOff",
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "ErrImageNeverPull",
+    "ErrImagePull",
+    "ImageInspectError",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "RunContainerError",
+}
+
+Object = dict[str, Any]
+
+
+class Snapshot:
+    """The Deployments, Services and pods of a namespace at one moment."""
+
+    def __init__(self, namespace: str, items: Sequence[Object]) -> None:
+        self.namespace, self.items = namespace, items
+
+    def find(self, kind: str, name: str) -> Object:
+        """The object; empty if there is none."""
+        return next((one for one in self.items if (one["kind"], one["metadata"]["name"]) == (kind, name)), {})
+
+    def deployment(self, name: str) -> Object:
+        """The Deployment. Raises StepFailed if there is none."""
+        found = self.find("Deployment", name)
+        if not found:
+            raise StepFailed(f"Deployment {name} not found in namespace {self.namespace}.")
+        return found
+
+    def selector(self) -> dict[str, str]:
+        """The labels of the pods that the active Service sends traffic to. Raises StepFailed without such a Service."""
+        found = self.find("Service", APP).get("spec", {}).get("selector")
+        if not found:
+            raise StepFailed(f"Service {APP} with a selector not found in namespace {self.namespace}.")
+        return dict(found)
+
+    def colour(self) -> str:
+        """The colour that has the traffic. Raises StepFailed."""
+        return self.selector().get("colour", "blue")
+
+    def pods(self, labels: dict[str, str]) -> list[Object]:
+        """The pods with these labels, without those that are being deleted."""
+        pods = [one for one in self.items if one["kind"] == "Pod" and not one["metadata"].get("deletionTimestamp")]
+        return [pod for pod in pods if labels.items() <= pod["metadata"].get("labels", {}).items()]
+
+    def live_pods(self) -> list[Object]:
+        """The ready pods that have the traffic. Raises StepFailed."""
+        return [pod for pod in self.pods(self.selector()) if ready(pod)]
+
+
+# What objects say
+
+
+def annotations(found: Object) -> dict[str, str]:
+    """The object's annotations."""
+    return dict(found["metadata"].get("annotations", {}))
+
+
+def template(deployment: Object) -> Object:
+    """The spec of the pods that a Deployment or Job makes."""
+    spec: Object = deployment["spec"]["template"]["spec"]
+    return spec
+
+
+def image_of(pod_spec: Object) -> str:
+    """The image of the app's container in a pod's spec; empty if there is none."""
+    return next((str(each["image"]) for each in pod_spec["containers"] if each["name"] == APP), "")
+
+
+def untagged(image: str) -> str:
+    """The repository of an image, without its tag and digest."""
+    repository, _, tail = image.partition("@")[0].rpartition(":")
+    return repository if repository and "/" not in tail else image.partition("@")[0]
+
+
+def tag(image: str) -> str:
+    """The tag of an image, which is the version; empty if it has none."""
+    return image.partition("@")[0].removeprefix(untagged(image)).removeprefix(":")
+
+
+def condition(found: Object, kind: str) -> str:
+    """The reason of a condition that is true, or its kind without one; empty if it is not true."""
+    for each in found.get("status", {}).get("conditions", []):
+        if each["type"] == kind and each["status"] == "True":
+            return str(each.get("reason") or kind)
+    return ""
+
+
+def ready(pod: Object) -> bool:
+    """Whether the pod is ready.
+
+    https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#pod-conditions
+    """
+    return bool(condition(pod, "Ready"))
+
+
+def complete(deployment: Object) -> bool:
+    """Whether a rollout has ended, by the same test as `kubectl rollout status`.
+
+    https://kubernetes.io/docs/concepts/workloads/controllers/deployment/#complete-deployment
+    """
+    wanted, status = deployment["spec"].get("replicas", 1), deployment.get("status", {})
+    return bool(
+        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+        and status.get("updatedReplicas", 0) >= wanted
+        and status.get("replicas", 0) <= status.get("updatedReplicas", 0)
+        and status.get("availableReplicas", 0) >= status.get("updatedReplicas", 0)
+    )
+
+
+def interrupted(deployment: Object) -> bool:
+    """Whether an interrupted run started what the Deployment has, and did not get to verify it."""
+    notes = annotations(deployment)
+    return BEFORE in notes and notes.get(VERIFIED) != tag(image_of(template(deployment)))
+
+
+def failure_reason(pods: Sequence[Object], *, one_shot: bool = False) -> str:
+    """Why one of these pods will never be ready; empty if all of them still may.
+
+    `one_shot` pods are not restarted, so a container that has ended is a failure as well.
+    https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states
+    """
+    for pod in pods:
+        name, status = pod["metadata"]["name"], pod.get("status", {})
+        for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+            state = container.get("state", {})
+            waiting, terminated = state.get("waiting", {}), state.get("terminated")
+            if waiting.get("reason") in FATAL_WAITING_REASONS:
+                return f"pod {name}: {waiting['reason']} {first_line(waiting.get('message', ''))}".strip()
+            if one_shot and terminated and (terminated.get("exitCode") or container["name"] == APP):
+                return f"pod {name} {exited(terminated)}"
+            last = container.get("lastState", {}).get("terminated")
+            if container.get("restartCount") and last:
+                return f"pod {name} is in a crash loop: {exited(last)}, {container['restartCount']} restarts so far"
+    return ""
+
+
+def exited(terminated: Object) -> str:
+    """How a container ended, as a clause."""
+    return f"exited with code {terminated.get('exitCode')} ({terminated.get('reason', 'unknown')})"
+
+
+def first_line(text: str) -> str:
+    """The first line of a text; empty if it has none."""
+    return (text.strip().splitlines() or [""])[0]
+
+
+def now() -> str:
+    """The time in the form in which scripts/rollback.sh writes it: RFC 3339, UTC, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def other(colour: str) -> str:
+    """The other colour."""
+    return "green" if colour == "blue" else "blue"
+
+
+# Jobs
+
+
+def migrate_job_name(version: str) -> str:
+    """The name of the version's migrate Job, at most 63 characters, as RFC 1123 allows: dots only between letters or
+    digits.
+
+    https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+    """
+    part = re.sub(r"[^a-z0-9]*[^a-z0-9.][^a-z0-9]*|\.\.+", "-", version.lower())
+    return f"{APP}-migrate-{part}"[:63].strip("-.")
+
+
+def migrate_job(deployment: Object, version: str, image: str, unsafe: bool) -> Object:
+    """A Job that runs `manage.py migrate_release` in the Deployment's own pod with the new image.
+
+    Settings, volumes and rights are the Deployment's. Only the database URL differs: it is that of the tables' owner,
+    which the app's own role is not. `unsafe` skips the check of the unapplied migrations.
+    """
+    pod = one_shot_pod(deployment, image)
+    container = next(each for each in pod["containers"] if each["name"] == APP)
+    for key in ("livenessProbe", "readinessProbe", "startupProbe", "ports", "args"):
+        container.pop(key, None)
+    container["command"] = ["python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else [])]
+    owner = {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": MIGRATE_SECRET, "key": "database-url"}}}
+    replaced = ("DATABASE_URL", "DATABASE_URL_FILE", "DB_PASSWORD", "DB_PASSWORD_FILE")
+    container["env"] = [each for each in container.get("env", []) if each["name"] not in replaced] + [owner]
+    pod["containers"] = [container]
+    # Migrations do not touch uploads, and the volume of those may be mountable on one node only.
+    claims = {each["name"] for each in pod.get("volumes", []) if "persistentVolumeClaim" in each}
+    pod["volumes"] = [each for each in pod.get("volumes", []) if each["name"] not in claims]
+    container["volumeMounts"] = [each for each in container.get("volumeMounts", []) if each["name"] not in claims]
+    pod.pop("affinity", None)
+    return job(migrate_job_name(version), "migrate", f"migrate for {version}", MIGRATION_TIMEOUT, MIGRATION_KEPT, pod)
+
+
+def trial_job(deployment: Object, version: str, image: str, timeout: float) -> Object:
+    """A Job with one pod like those to come. It ends after `timeout` and ten minutes in seconds if nobody ends it."""
+    return job(TRIAL, "trial", f"trial of {version}", round(timeout) + 600, TRIAL_KEPT, one_shot_pod(deployment, image))
+
+
+def one_shot_pod(deployment: Object, image: str) -> Object:
+    """The spec of the Deployment's own pod for a Job, with the new image. It has no traffic to be drained of."""
+    pod: Object = deepcopy(template(deployment))
+    container = next(each for each in pod["containers"] if each["name"] == APP)
+    container["image"] = image
+    container.pop("lifecycle", None)
+    for key in ("topologySpreadConstraints", "terminationGracePeriodSeconds", "readinessGates"):
+        pod.pop(key, None)
+    return pod | {"restartPolicy": "Never"}
+
+
+def job(name: str, part: str, cause: str, deadline: int, kept: int, pod: Object) -> Object:
+    """A Job that runs once, for at most `deadline` seconds, and is deleted `kept` seconds after its end. Its labels
+    match no Service, so its pod gets no traffic.
+
+    https://kubernetes.io/docs/concepts/workloads/controllers/job/
+    """
+    labels = {"app": f"{APP}-{part}", "app.kubernetes.io/component": part}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "labels": labels, "annotations": {CAUSE: cause}},
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": deadline,
+            "ttlSecondsAfterFinished": kept,
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }

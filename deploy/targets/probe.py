@@ -1,0 +1,101 @@
+"""Requests to an instance from inside it: the program that sends them, and what the answers mean."""
+
+import json
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from deploy.errors import StepFailed
+from deploy.shell import last_line
+from health.client import doubtful
+
+HEALTH = "/health/"  # not readiness, which stays once it was reached: a shared dependency that is down takes out nobody
+PAGES = (HEALTH, "/", "/accounts/login/", "/metrics")  # what every release must answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an instance answered to GET `path`. `status` is 0 if nothing came; `error` says then why."""
+
+    path: str
+    status: int
+    seconds: float
+    body: str = field(default="", repr=False)
+    error: str = ""
+
+
+# Runs inside an instance, whatever release that is of, so it needs nothing but Python. It asks as the proxy in front
+# does, so that neither the Host check nor the redirect to TLS is in its way: over the proxy's socket, or from whichever
+# of the instance's own addresses is among TRUSTED_PROXIES.
+PROGRAM = r"""
+import http.client, json, os, socket, sys, time
+address, host, paths = sys.argv[1], sys.argv[2], sys.argv[3:]
+hosts = [name.strip().lstrip(".") for name in os.environ.get("ALLOWED_HOSTS", "").split(",") if name.strip()]
+token, path = os.environ.get("METRICS_TOKEN", ""), os.environ.get("METRICS_TOKEN_FILE", "")
+if path:
+    token = open(path, encoding="utf-8-sig").read().strip()
+ways = [address] if address.startswith("/") else ["127.0.0.1"]
+try:
+    ways += [] if address.startswith("/") else [socket.gethostbyname(socket.gethostname())]
+except OSError:
+    pass
+def ask(way, path):
+    began, answer = time.monotonic(), {"path": path, "status": 0, "body": "", "error": ""}
+    link = http.client.HTTPConnection(hosts[0] if hosts else host, timeout=5)
+    try:
+        if way.startswith("/"):
+            link.sock = socket.socket(socket.AF_UNIX)
+            link.sock.settimeout(5)
+            link.sock.connect(way)
+        else:
+            link.sock = socket.create_connection((way, int(address)), 5)
+        headers = {"X-Forwarded-Proto": "https", "Connection": "close"}
+        if path == "/metrics":
+            headers = {"Connection": "close", **({"Authorization": "Bearer " + token} if token else {})}
+        link.request("GET", path, headers=headers)
+        response = link.getresponse()
+        answer["body"], answer["status"] = response.read(2_000_000).decode(errors="replace"), response.status
+    except (OSError, http.client.HTTPException) as error:
+        answer["error"] = str(error) or type(error).__name__
+    finally:
+        link.close()
+    return answer | {"seconds": time.monotonic() - began}
+for path in paths:
+    answer = ask(ways[0], path)
+    if answer["status"] in (301, 308) and len(ways) > 1:
+        answer = ask(ways[1], path)
+    print(json.dumps(answer))
+"""
+
+
+def answers(done: subprocess.CompletedProcess[str]) -> list[Answer]:
+    """What PROGRAM has printed. Raises StepFailed if it could not run."""
+    if done.returncode:
+        raise StepFailed(f"The instance does not answer: {last_line(done.stderr)}")
+    return [Answer(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def problem(answer: Answer, needed: Collection[str] = ()) -> str:
+    """What is wrong with the answer; empty if nothing is. With `needed` other checks of /health/ may fail."""
+    if answer.status == 200:
+        return ""
+    if answer.status == 0:
+        return f"{answer.path} {answer.error}"
+    bad = {name: state for name, state in checks(answer).items() if state != "healthy"}
+    if needed and bad and not bad.keys() & needed:
+        return ""
+    return f"{answer.path} answered {answer.status}" + "".join(f" ({name} is {state})" for name, state in bad.items())
+
+
+def late(answer: Answer) -> bool:
+    """Whether nothing more is known than that an answer, or what /health/ asks for, did not come in time."""
+    return (answer.status == 0 and "timed out" in answer.error) or doubtful({"checks": checks(answer)})
+
+
+def checks(answer: Answer) -> dict[str, str]:
+    """The checks of a health report by name; none if the answer is not one."""
+    try:
+        found = json.loads(answer.body)["checks"] if answer.path == HEALTH else {}
+        return {str(name): str(state) for name, state in found.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
