@@ -47,11 +47,13 @@ readonly VARIABLES='{{$us := "\x1f"}}{{$app := "'$APP'"}}
 {{- $good := "'$GOOD'"}}{{$bad := "'$BAD'"}}{{$schema_break := "'$SCHEMA_BREAK'"}}{{$live_since := "'$LIVE_SINCE'"}}
 {{- $by_hand := "'$BY_HAND'"}}{{$purpose := "'$PURPOSE'"}}{{$cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}'
 
-readonly SERVICE_COLOUR='{{with .spec.selector.colour}}{{.}}{{end}}'
-readonly SERVICE_PORT='{{(index .spec.ports 0).port}}'
+readonly SERVICE='
+{{- with .spec.selector.colour}}{{.}}{{end}}{{$us}}
+{{- with .spec.ports}}{{(index . 0).port}}{{end}}'
 readonly NAMES='{{range .items}}{{.metadata.name}} {{end}}'
 readonly REPLICAS='{{.spec.replicas}}'
 readonly CONTAINER_IMAGE='{{range .spec.template.spec.containers}}{{if eq .name $app}}{{.image}}{{end}}{{end}}'
+readonly DEPLOYMENT='{{.metadata.name}}{{$us}}'$CONTAINER_IMAGE
 readonly IMAGES='{{range .items}}
   {{- .metadata.name}}{{$us}}'$CONTAINER_IMAGE'{{"\n"}}
 {{- end}}'
@@ -264,18 +266,19 @@ connect() { # One request tells whether the cluster is reachable; kubectl would 
 unreachable() { # unreachable [ERROR]
   refuse "${1:-}The cluster is unreachable. Check the context ($shown_context) and the network."
 }
-inspect() { # Sets colour, deployment (the one with the traffic), running_image, running, history and suggested.
+inspect() { # Sets colour, port, deployment (the one with the traffic), running_image, running, history and suggested.
   local found
-  colour=$(fields "$SERVICE_COLOUR" service $APP --ignore-not-found) || unreachable
+  found=$(fields "$SERVICE" service $APP --ignore-not-found) || unreachable
+  IFS=$US read -r colour port <<<"$found"
   deployment=$APP${colour:+-$colour}
-  found=$(kube get deployment "$deployment" --ignore-not-found -o name) || unreachable
+  found=$(fields "$DEPLOYMENT" deployment "$deployment" --ignore-not-found) || unreachable
   if [[ ! $found ]]; then
     found=$(fields "$NAMES" deployments 2>/dev/null || true)
     found=${found:-none }
     refuse "Deployment $deployment not found in namespace $namespace (context $shown_context)," \
       "which has: ${found% }. Pass the right namespace: rollback.sh VERSION NAMESPACE [--context NAME]."
   fi
-  running_image=$(fields "$CONTAINER_IMAGE" deployment "$deployment")
+  running_image=${found#*"$US"}
   [[ $running_image ]] || refuse "deployment/$deployment has no container named $APP."
   running=$(tag_of "$running_image")
   idle_colour=''
@@ -552,8 +555,7 @@ verify() { # Asks /health/ whether the target serves; brings back what ran befor
   if [[ $colour ]]; then switch_back; else restore_image; fi
 }
 verify_through_service() { # Fails if the API server may not ask the Service, or gets no good answer.
-  local port answer path attempt
-  port=$(fields "$SERVICE_PORT" service $APP 2>/dev/null || true)
+  local answer path attempt
   [[ $port ]] || return 1
   for attempt in 1 2 3 4 5; do # the Service's endpoints follow its selector and the pods a moment later
     for path in health/ health/ready/; do
@@ -834,7 +836,7 @@ can_record() { # Sets answer if not.
   elif ! command -v curl >/dev/null; then
     answer='curl not found; install it'
   elif ! is_private "$LEDGER_URL"; then
-    answer='LEDGER_URL must start with https:// to keep the token secret (http:// is accepted for localhost only)'
+    answer='LEDGER_URL is invalid: expected https://, because over http:// anyone in between can read the token'
   else
     return 0
   fi

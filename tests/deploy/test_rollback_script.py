@@ -597,8 +597,8 @@ def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
         ({"LEDGER_TOKEN": "bst1_unknown"}, "HTTP 401: The token is unknown"),
         ({"LEDGER_TOKEN": ""}, "LEDGER_TOKEN is not set"),
         ({}, "HTTP 409: Release 2 was never live in staging"),
-        ({"LEDGER_URL": "http://127.0.0.1.example.com"}, "LEDGER_URL must start with https://"),
-        ({"LEDGER_URL": "http://example.com#@127.0.0.1"}, "LEDGER_URL must start with https://"),
+        ({"LEDGER_URL": "http://127.0.0.1.example.com"}, "LEDGER_URL is invalid: expected https://"),
+        ({"LEDGER_URL": "http://example.com#@127.0.0.1"}, "LEDGER_URL is invalid: expected https://"),
     ],
 )
 def test_what_the_ledger_does_not_take_is_said_and_stops_nothing(
