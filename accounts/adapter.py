@@ -80,7 +80,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
         """Returns the user, if the address is verified or primary; allauth accepts any address that was added."""
         user: User | None = super().authenticate(request, **credentials)
-        return user if user and addresses.is_of(str(credentials.get("email", "")), user) else None
+        return user if user and addresses.belongs_to(str(credentials.get("email", "")), user) else None
 
     def can_delete_email(self, email_address: Any) -> bool:
         """Returns False for the account's own address, even where allauth has not marked it as primary."""

@@ -18,19 +18,19 @@ def owners(address: str) -> "QuerySet[User]":
     return verified if verified.exists() else User.objects.filter(email=address)
 
 
-def is_of(address: str, user: User) -> bool:
+def belongs_to(address: str, user: User) -> bool:
     """Returns whether `user` has verified `address`, or has it as the primary address."""
     address = address.lower()
     return user.email == address or user.emailaddress_set.filter(email=address, verified=True).exists()
 
 
-def release(address: str, *, to: User | None = None) -> None:
-    """Removes the unverified secondary address `address` from every account but `to`."""
+def remove_unverified(address: str, *, keep_for: User | None = None) -> None:
+    """Removes the unverified secondary address `address` from every account but that of `keep_for`."""
     added = EmailAddress.objects.filter(email=address.lower(), verified=False).exclude(user__email=address.lower())
-    (added.exclude(user=to) if to else added).delete()
+    (added.exclude(user=keep_for) if keep_for else added).delete()
 
 
-def keep_only_proven(user: User, address: str) -> None:
+def remove_unproven(user: User, address: str) -> None:
     """Removes the addresses of `user` that prove nothing, while its password is reset by a link sent to `address`.
 
     These are the unverified ones. If `address` itself was unverified, the others go as well: whoever added them has

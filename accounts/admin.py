@@ -38,7 +38,7 @@ def is_superuser(request: HttpRequest) -> bool:
     return isinstance(request.user, User) and request.user.is_active and request.user.is_superuser
 
 
-def within_reach(request: HttpRequest) -> "QuerySet[User]":
+def manageable_users(request: HttpRequest) -> "QuerySet[User]":
     """Returns the users whom the requester may change: those without a permission that the requester lacks.
 
     Inactive users' permissions count as well, as they can be activated again. A superuser may change everybody.
@@ -52,8 +52,8 @@ def within_reach(request: HttpRequest) -> "QuerySet[User]":
     )
 
 
-def may_reach(request: HttpRequest, user: User) -> bool:
-    return within_reach(request).filter(pk=user.pk).exists()
+def may_manage(request: HttpRequest, user: User) -> bool:
+    return manageable_users(request).filter(pk=user.pk).exists()
 
 
 class UserCreationForm(AdminUserCreationForm):  # type: ignore[type-arg]
@@ -84,10 +84,10 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
         return self.readonly_fields if is_superuser(request) else (*self.readonly_fields, *self.privileges)
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        return super().has_change_permission(request, obj) and (obj is None or may_reach(request, obj))
+        return super().has_change_permission(request, obj) and (obj is None or may_manage(request, obj))
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        return super().has_delete_permission(request, obj) and (obj is None or may_reach(request, obj))
+        return super().has_delete_permission(request, obj) and (obj is None or may_manage(request, obj))
 
     def save_model(self, request: HttpRequest, obj: User, form: "ModelForm[User]", change: bool) -> None:
         """Saves the user. A changed address must be verified at the next sign-in; the old one stops working."""
@@ -125,19 +125,19 @@ class EmailAddressAdmin(allauth_admin.EmailAddressAdmin):  # type: ignore[misc]
         return ("user", "email", "primary") if obj else ("primary",)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return bool(super().has_change_permission(request, obj)) and (obj is None or may_reach(request, obj.user))
+        return bool(super().has_change_permission(request, obj)) and (obj is None or may_manage(request, obj.user))
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return bool(super().has_delete_permission(request, obj)) and (obj is None or may_reach(request, obj.user))
+        return bool(super().has_delete_permission(request, obj)) and (obj is None or may_manage(request, obj.user))
 
     def formfield_for_foreignkey(
         self, db_field: "ForeignKey[Any, Any]", request: HttpRequest, **kwargs: Any
     ) -> "ModelChoiceField[Any] | None":
         if db_field.name == "user":
-            kwargs["queryset"] = within_reach(request)
+            kwargs["queryset"] = manageable_users(request)
         field: "ModelChoiceField[Any] | None" = super().formfield_for_foreignkey(db_field, request, **kwargs)
         return field
 
     @admin.action(description="Mark selected email addresses as verified", permissions=["change"])
     def make_verified(self, request: HttpRequest, queryset: Any) -> None:
-        super().make_verified(request, queryset.filter(user__in=within_reach(request)))
+        super().make_verified(request, queryset.filter(user__in=manageable_users(request)))

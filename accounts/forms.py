@@ -60,7 +60,7 @@ class SignupForm(BaseSignupForm):  # type: ignore[misc]
             return self.answer(request)
         try:
             with transaction.atomic():
-                addresses.release(self.cleaned_data["email"])
+                addresses.remove_unverified(self.cleaned_data["email"])
                 return self.answer(request)
         except IntegrityError:  # the same address has signed up since the check: a double click
             if not verification_is_mandatory():
@@ -109,7 +109,7 @@ class ResetPasswordKeyForm(BaseResetPasswordKeyForm):  # type: ignore[misc]
                 pk=self.user.pk
             )  # so that no address is added or verified concurrently
             link = ResetLink.objects.get(user=self.user)
-            addresses.keep_only_proven(self.user, link.address)
+            addresses.remove_unproven(self.user, link.address)
             super().save()
             link.delete()
 

@@ -24,4 +24,4 @@ class ResetTokens(PasswordResetTokenGenerator):
     def check_token(self, user: User | None, token: str | None) -> bool:
         """Returns whether `token` is that of the latest link and its address still belongs to the user."""
         link = ResetLink.objects.filter(user=user).first() if user else None
-        return bool(user and link and addresses.is_of(link.address, user) and super().check_token(user, token))
+        return bool(user and link and addresses.belongs_to(link.address, user) and super().check_token(user, token))

@@ -17,7 +17,7 @@ def count_registration(**_: Any) -> None:
 
 def release_address(email_address: EmailAddress, **_: Any) -> None:
     """Removes a newly verified address from other accounts that have added it without verifying it."""
-    addresses.release(email_address.email, to=email_address.user)
+    addresses.remove_unverified(email_address.email, keep_for=email_address.user)
 
 
 def remove_avatar(instance: User, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""`manage.py demo_data`: the data that each environment but production works with."""
+"""`manage.py demo_data`: loads demo data into any environment but production."""
 
 import argparse
 import time
@@ -14,29 +14,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from accounts import demo
 from accounts.models import User
 
-# Where each profile may go. The first two have passwords that everybody can read in the source.
+# The environments that accept each profile. The passwords of the first two are public: they are in the source.
 ALLOWED = {
     "mock": ("development", "testing"),
     "testing": ("development", "testing"),
     "production-like": ("development", "testing", "staging"),
 }
-EVERY = 2  # seconds between two lines of progress where there is no terminal
+INTERVAL = 2  # seconds between progress lines when there is no terminal
 
 HELP = f"""\
 profiles:
-  mock             a few plainly made-up accounts to click around with, for development. What is there stays as it is.
-                   Sign in as demo@example.com, or demo-admin@example.com for the admin: {demo.MOCK_PASSWORD}
-  testing          fixed accounts (test-member@example.com, test-admin@example.com, ...) for automated tests, put back
-                   as they were if they are there: {demo.TEST_PASSWORD}
-  production-like  many users of plausible shape and no real data, for staging. Nobody can sign in as them. The same
-                   seed makes the same users, and those that are there are not made twice.
+  mock             a few demo accounts for development. Existing accounts are kept unchanged.
+                   Sign in as demo@example.com, or as demo-admin@example.com for the admin.
+                   Password: {demo.MOCK_PASSWORD}
+  testing          fixed accounts (test-member@example.com, test-admin@example.com, ...) for automated tests.
+                   Existing ones are reset. Password: {demo.TEST_PASSWORD}
+  production-like  many realistic users without real data, for staging. Nobody can sign in as them.
+                   The same seed generates the same users; existing ones are skipped.
 
 examples:
   manage.py demo_data --profile mock --once
   manage.py demo_data --profile testing
   manage.py demo_data --profile production-like --users 50000 --seed 7
 
-exit codes: 0 done, 1 failed, 2 wrong usage, 4 refused in this environment. Whatever fails has changed nothing.
+exit codes: 0 success, 1 failure, 2 usage error, 4 not allowed in this environment. A failure changes nothing.
 """
 
 
@@ -45,27 +46,29 @@ class Help(DjangoHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 
 class Command(BaseCommand):
-    help = "Loads made-up users. Never in production."
+    help = "Loads demo users. Not available in production."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         return super().create_parser(prog_name, subcommand, formatter_class=Help, epilog=HELP, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--profile", required=True, choices=ALLOWED, help="what to load: see below")
-        parser.add_argument("--once", action="store_true", help="do nothing if there is a user already")
-        parser.add_argument("--users", type=count, metavar="COUNT", help="production-like: how many (default 10000)")
-        parser.add_argument("--seed", type=int, metavar="NUMBER", help="production-like: which ones (default 1)")
+        parser.add_argument("--profile", required=True, choices=ALLOWED, help="the data to load; see below")
+        parser.add_argument("--once", action="store_true", help="do nothing if any user exists")
+        parser.add_argument(
+            "--users", type=count, metavar="COUNT", help="production-like: number of users (default 10000)"
+        )
+        parser.add_argument("--seed", type=int, metavar="NUMBER", help="production-like: random seed (default 1)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         profile = options["profile"]
         if settings.ENVIRONMENT not in ALLOWED[profile]:
             raise CommandError(
-                f"The environment is {settings.ENVIRONMENT}, and {profile} data go nowhere but into "
-                f"{', '.join(ALLOWED[profile])}. Nothing was written.",
+                f"The profile {profile} is not allowed in {settings.ENVIRONMENT}, only in "
+                f"{', '.join(ALLOWED[profile])}. Nothing was changed.",
                 returncode=4,
             )
         if profile != "production-like" and (options["users"] is not None or options["seed"] is not None):
-            raise CommandError("--users and --seed go with --profile production-like only.", returncode=2)
+            raise CommandError("--users and --seed require --profile production-like.", returncode=2)
         if options["once"] and User.objects.exists():
             return
         if profile == "mock":
@@ -79,12 +82,12 @@ class Command(BaseCommand):
             self.stdout.write(f"Test data: {len(demo.TEST)} accounts with the password {demo.TEST_PASSWORD}")
         else:
             self.grow(options["users"] or 10_000, 1 if options["seed"] is None else options["seed"])
-        for path in settings.DEMO_DATA:  # what the other apps have
+        for path in settings.DEMO_DATA:  # of the other apps
             if line := import_string(path)(profile):
                 self.stdout.write(line)
 
     def grow(self, total: int, seed: int) -> None:
-        """Loads `total` production-like users and shows how far it is."""
+        """Loads `total` production-like users and shows the progress."""
         console = Console(stderr=True)
         columns = (TextColumn("Users"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         started = told = time.monotonic()
@@ -94,16 +97,18 @@ class Command(BaseCommand):
             for seen, made in demo.grow(total, seed):
                 done, new = done + seen, new + made
                 progress.advance(task, seen)
-                if not console.is_terminal and time.monotonic() - told > EVERY:
+                if not console.is_terminal and time.monotonic() - told > INTERVAL:
                     told = time.monotonic()
-                    self.stderr.write(f"{done:,} of {total:,} users", str)  # not red: it is no error
+                    self.stderr.write(f"{done:,} of {total:,} users", str)  # not red, as it is not an error
         took = time.monotonic() - started
-        there = f" ({total - new:,} were there)" if new < total else ""
-        self.stdout.write(f"{new:,} users made{there} in {took:.1f} s: {new / took:,.0f} a second")
+        there = f" ({total - new:,} already existed)" if new < total else ""
+        self.stdout.write(f"Created {new:,} users{there} in {took:.1f} s, {new / took:,.0f} per second")
 
 
 def count(text: str) -> int:
-    """A whole number of 1 or more. Raises ArgumentTypeError."""
+    """Parses a positive whole number. Raises ArgumentTypeError."""
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more, such as 50000")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a valid count; expected a positive whole number, such as 50000"
+        )
     return int(text)
