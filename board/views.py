@@ -17,7 +17,7 @@ from django.views.decorators.http import require_safe
 from board import cards
 from board.charts import Chart, chart
 from board.forms import Filters
-from health.checks import Reason
+from health.reasons import Reason
 from health.runner import Report, report
 from ledger import dora, rules
 from ledger.humanize import took_seconds

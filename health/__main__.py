@@ -1,6 +1,6 @@
-"""`python -m health --url URL`: what `manage.py health --url URL` does, for a container's health check.
+"""`python -m health --url URL`: the same as `manage.py health --url URL`, for a container's health check.
 
-It loads neither Django nor the settings, as it runs every few seconds for the life of the container.
+It loads neither Django nor the settings, because it runs every few seconds for as long as the container does.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from health.client import Unreachable, ask
 
 
 def main() -> int:
-    """The exit code: 0 healthy (or ready and degraded), 1 unhealthy or not to be reached, 2 wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m health", description="Ask a running instance for its health.")
-    parser.add_argument("--url", required=True, help="as in http://127.0.0.1:8000/health/ready/")
-    parser.add_argument("--json", action="store_true", help="print the answer itself")
+    """Returns the exit code: 0 healthy or degraded, 1 unhealthy or unreachable. Exits with 2 for a usage error."""
+    parser = argparse.ArgumentParser(prog="python -m health", description="Check the health of a running instance.")
+    parser.add_argument("--url", required=True, help="such as http://127.0.0.1:8000/health/ready/")
+    parser.add_argument("--json", action="store_true", help="print the JSON response")
     options = parser.parse_args()
     try:
         report = ask(options.url)

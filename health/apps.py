@@ -14,7 +14,7 @@ class HealthConfig(AppConfig):
 
 
 def check_settings(**_: Any) -> list[CheckMessage]:
-    """Finds at start what would otherwise be found by a probe that never succeeds."""
+    """Reports mistakes in the settings that would otherwise show as a probe that never succeeds."""
     found: list[CheckMessage] = []
     for name, path in settings.HEALTH_CHECKS.items():
         try:
@@ -23,7 +23,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
             found.append(
                 Error(
                     f"HEALTH_CHECKS: the check {name} cannot be imported: {error}",
-                    hint="Give the dotted path of a subclass of health.checks.Check.",
+                    hint="Expected the dotted path of a subclass of health.checks.Check.",
                     id="health.E001",
                 )
             )
@@ -31,8 +31,8 @@ def check_settings(**_: Any) -> list[CheckMessage]:
         if name not in settings.HEALTH_CHECKS:
             found.append(
                 Error(
-                    f"HEALTH_READY names {name}, which is no check.",
-                    hint=f"HEALTH_CHECKS has {', '.join(settings.HEALTH_CHECKS)}.",
+                    f"HEALTH_READY: {name} is not a check.",
+                    hint=f"Expected names from HEALTH_CHECKS: {', '.join(settings.HEALTH_CHECKS)}.",
                     id="health.E002",
                 )
             )

@@ -1,4 +1,4 @@
-"""The checks' results for Prometheus. metrics finds this by its dotted path in settings.METRICS_COLLECTORS."""
+"""The results of the checks for Prometheus: settings.METRICS_COLLECTORS names the function by its dotted path."""
 
 from collections.abc import Iterable
 
@@ -9,8 +9,10 @@ from health.runner import report
 
 
 def health_check_up() -> Iterable[Metric]:
-    """health_check_up{check}: 1 if the check is healthy, else 0; nothing while there has been no answer at all yet. It
-    holds up a scrape for 0.2 s at the most."""
+    """Returns health_check_up{check}: 1 if the check is healthy, 0 if not, and nothing while it has no result yet.
+
+    Delays a scrape by at most 0.2 s.
+    """
     family = GaugeMetricFamily("health_check_up", "Whether the health check succeeds (1) or not (0).", labels=["check"])
     for name, result in report(wait=0.2).checks.items():
         if not result.late:

@@ -1,8 +1,8 @@
-"""Draining: this instance still serves, and asks to be sent nothing new.
+"""Draining: the instance still serves requests, but asks the load balancer for no new ones.
 
 The flag is a file, so that every worker sees it at once and anything can set it: `manage.py drain`, or `touch` where
-starting Python takes too long. It is void when it is older than this server, for a file outlives the container that
-was drained where its folder is a volume of the pod, and the next container would never be ready.
+starting Python takes too long. A flag older than this server is ignored: on a volume of the pod the file outlives the
+drained container, and the next container would never become ready.
 https://kubernetes.io/docs/concepts/containers/container-lifecycle-hooks/#hook-details (preStop)
 """
 
@@ -14,21 +14,21 @@ from django.conf import settings
 
 # gunicorn loads the app in its master (preload_app), so a worker that is replaced while it drains knows the flag too.
 LOADED = time.time()
-GRAIN = 0.02  # seconds by which a file system's clock may be behind
+CLOCK_SLACK = 0.02  # seconds by which the file system's clock may lag
 
 
 def draining() -> bool:
-    """Whether the flag is set."""
-    return raised(settings.HEALTH_DRAIN_FILE)
+    """Whether this instance is draining."""
+    return is_set(settings.HEALTH_DRAIN_FILE)
 
 
-def raised(path: str) -> bool:
-    """Whether the flag at `path` is valid: the file is there, newer than this server, and of this user or root."""
+def is_set(path: str) -> bool:
+    """Whether the flag at `path` is set: the file exists, is newer than this server, and is this user's or root's."""
     try:
         flag = os.stat(path)
     except OSError:
         return False
-    return flag.st_mtime >= LOADED - GRAIN and flag.st_uid in (os.geteuid(), 0)
+    return flag.st_mtime >= LOADED - CLOCK_SLACK and flag.st_uid in (os.geteuid(), 0)
 
 
 def drain() -> None:
@@ -39,7 +39,7 @@ def drain() -> None:
 
 
 def undo() -> bool:
-    """Removes the flag; False if there was none. Raises OSError."""
+    """Removes the flag; returns False if there was none. Raises OSError."""
     try:
         Path(settings.HEALTH_DRAIN_FILE).unlink()
     except FileNotFoundError:

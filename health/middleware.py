@@ -1,4 +1,4 @@
-"""Answers the probes before anything else can redirect, refuse, count or delay them."""
+"""Answers probes before anything else can redirect, reject, count or delay them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,8 +8,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 from health import views
 
-# With and without the slash: whoever configures a probe may forget it, and a redirect to the right path would have to
-# pass the Host check.
+# With and without the trailing slash: it is easily forgotten in a probe, and a redirect would fail the Host check.
 PROBES: dict[str, views.Probe] = {
     "/health/": views.health,
     "/health": views.health,
@@ -21,7 +20,7 @@ PROBES: dict[str, views.Probe] = {
 
 
 class ProbeMiddleware:
-    """Stands before the Host check and the TLS redirect: a probe's Host is the pod's IP, its scheme plain HTTP."""
+    """Comes before the Host check and the TLS redirect: a probe's Host is the pod's IP, and its scheme plain HTTP."""
 
     sync_capable = True
     async_capable = True
@@ -36,8 +35,8 @@ class ProbeMiddleware:
         probe = PROBES.get(request.path_info)  # every request passes here
         if probe is None:
             return self.get_response(request)
-        return self.later(probe, request) if self.is_async else probe(request)
+        return self.answer(probe, request) if self.is_async else probe(request)
 
-    async def later(self, probe: views.Probe, request: HttpRequest) -> HttpResponse:
-        """Liveness at once; a report waits for its checks, which must not hold up the event loop."""
+    async def answer(self, probe: views.Probe, request: HttpRequest) -> HttpResponse:
+        """Answers liveness at once, and the others in a thread, as waiting for checks must not block the event loop."""
         return probe(request) if probe is views.live else await asyncio.to_thread(probe, request)

@@ -1,16 +1,17 @@
-"""Readiness: whether this instance should be sent requests. That is not whether all that it needs is there.
+"""Readiness: whether this instance should get requests, which is not the same as whether its dependencies are up.
 
-A dependency that all instances share is down for all of them at once. If each of them left, nobody would be there to
-tell the visitors: they would get "connection refused" instead of a page that explains. So an instance that has been
-ready once stays ready, and says that it is degraded. One that has never been ready does not get ready while its checks
-fail, which is how a bad release is caught.
+A shared dependency is down for all instances at once. If all of them became unready, visitors would get "connection
+refused" instead of a page that explains the outage. So an instance that has been ready once stays ready, and reports
+"degraded". One that has never been ready does not become ready while its checks fail, so a rollout stops at a bad
+release.
 
-An instance that alone has lost what its peers still have does leave. The cache tells: each instance that is well signs
-there every few seconds, and the signature is seen to change. Peers are the instances of the same environment, version
-and commit; another release may be the idle colour, which is well and serves nobody. No clocks are compared.
+An instance that has lost a dependency its peers still have does become unready. They tell through the cache: each
+healthy instance sends a heartbeat every few seconds, a value that changes each time. Peers are the instances of the
+same environment, version and commit; another release may be the idle colour, which is healthy but serves nobody. No
+clocks are compared.
 
-That it was ready is noted in a file, like the flag of health.draining: all workers of this server share it, also one
-that starts during the outage, and it is void if it is older than this server.
+That the instance was ready is recorded in a file, like the flag of health.draining: all workers of this server share
+it, including one that starts during the outage, and it is ignored if it is older than this server.
 """
 
 import logging
@@ -21,92 +22,93 @@ from pathlib import Path
 from django.conf import settings
 from django.core.cache import cache
 
-from health.draining import raised
+from health.draining import is_set
 from health.runner import Report
 
 logger = logging.getLogger("health")
 
-# gunicorn loads the app in its master (preload_app): the workers of an instance have one name.
-INSTANCE = secrets.token_hex(8)
-KEPT = 60  # seconds that a signature is kept
-SIGN_EVERY = 2.0  # seconds between two signatures of one process
-# Seconds for which peers must have been seen well, while this instance was not, before it leaves: an outage for all
-# does not begin and end for all at the same moment.
-ALONE_AFTER = 15.0
-QUIET = 10.0  # seconds without a new signature, at the least two probes, after which nobody is seen well any more
-HURRY = 0.4  # seconds that a report may have taken for the cache to be asked within the deadline, too
+# gunicorn loads the app in its master (preload_app), so the workers of an instance share this id.
+INSTANCE_ID = secrets.token_hex(8)
+HEARTBEAT_TTL = 60  # seconds
+HEARTBEAT_EVERY = 2.0  # seconds between two heartbeats of one process
+# Seconds for which peers must have been healthy, and this instance not, before it becomes unready: a shared outage does
+# not begin and end for all instances at the same moment.
+ISOLATED_AFTER = 15.0
+PEERS_GONE_AFTER = 10.0  # seconds (at least two probes) without a new heartbeat after which no peer counts as healthy
+TIME_FOR_CHECKS = 0.4  # seconds that the checks may have taken if the cache is still to be asked within the deadline
 
 
-class Standing:
-    """What one process knows; times are of time.monotonic()."""
+class Readiness:
+    """What one process knows about its instance's readiness. Times are those of time.monotonic()."""
 
     def __init__(self) -> None:
         self.was_ready = False
-        self.signed = 0.0
+        self.heartbeat_at = 0.0
         self.failing = False
-        self.seen: str | None = None  # the signature that was found last
-        self.well_since: float | None = None  # since when peers are seen well while this instance is not
-        self.well_at = 0.0  # when the signature was last seen to have changed
+        self.last_heartbeat: str | None = None  # the latest that was read
+        self.peers_healthy_since: float | None = None  # while this instance is not
+        self.heartbeat_changed_at = 0.0
 
-    def judge(self, report: Report, took: float) -> str:
+    def status(self, report: Report, took: float) -> str:
         """Returns "healthy" or "degraded", which are ready, or "unhealthy", which is not.
 
-        `report` is of settings.HEALTH_READY, and took so many seconds.
+        `report` is that of settings.HEALTH_READY, and took `took` seconds.
         """
         if report.healthy:
-            self.failing, self.well_since = False, None
-            self.mark()
-            if took < HURRY:
-                self.sign()
+            self.failing, self.peers_healthy_since = False, None
+            self.record_ready()
+            if took < TIME_FOR_CHECKS:
+                self.send_heartbeat()
             return "healthy"
-        if not (self.was_ready or raised(settings.HEALTH_READY_FILE)):
+        if not (self.was_ready or is_set(settings.HEALTH_READY_FILE)):
             return "unhealthy"
-        if took < HURRY and self.alone():
+        if took < TIME_FOR_CHECKS and self.isolated():
             return "unhealthy"
         return "degraded"
 
-    def mark(self) -> None:
-        """Notes for all workers that this server was ready."""
-        if raised(settings.HEALTH_READY_FILE):
+    def record_ready(self) -> None:
+        """Records for all workers that this server was ready."""
+        if is_set(settings.HEALTH_READY_FILE):
             return
         try:
             path = Path(settings.HEALTH_READY_FILE)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)  # an earlier server's
+            path.unlink(missing_ok=True)  # a former server's
             path.touch()
         except OSError as error:
             if not self.was_ready:
-                logger.warning("That this instance was ready is known to one worker only: %s", error)
+                logger.warning("Readiness could not be recorded for the other workers: %s", error)
         self.was_ready = True
 
-    def sign(self) -> None:
-        """Tells the peers that this instance is well."""
+    def send_heartbeat(self) -> None:
+        """Tells the peers that this instance is healthy."""
         now = time.monotonic()
-        if now - self.signed >= SIGN_EVERY:
-            self.signed = now
-            cache.set(key(), f"{INSTANCE} {secrets.token_hex(4)}", KEPT)
+        if now - self.heartbeat_at >= HEARTBEAT_EVERY:
+            self.heartbeat_at = now
+            cache.set(key(), f"{INSTANCE_ID} {secrets.token_hex(4)}", HEARTBEAT_TTL)
 
-    def alone(self) -> bool:
-        """Whether peers are well, and have been for a while, and this instance is not. Without the cache nobody knows,
-        and it stays.
+    def isolated(self) -> bool:
+        """Whether peers have been healthy for a while and this instance has not. Without the cache this is unknown, and
+        counts as False.
         """
         now, found = time.monotonic(), cache.get(key())
-        if not self.failing:  # what is there now may have been written before the outage
-            self.failing, self.seen, self.well_since = True, found, None
+        if not self.failing:  # this heartbeat may date from before the outage
+            self.failing, self.last_heartbeat, self.peers_healthy_since = True, found, None
             return False
-        if found and found != self.seen:
-            self.seen, self.well_at = found, now
-            if found.startswith(INSTANCE):  # another worker here is well: this is no matter of the instance
-                self.well_since = None
-            elif self.well_since is None:
-                self.well_since = now
-        elif now - self.well_at > QUIET:
-            self.well_since = None
-        return self.well_since is not None and now - self.well_since >= ALONE_AFTER
+        if found and found != self.last_heartbeat:
+            self.last_heartbeat, self.heartbeat_changed_at = found, now
+            if found.startswith(INSTANCE_ID):  # another worker of this instance is healthy
+                self.peers_healthy_since = None
+            elif self.peers_healthy_since is None:
+                self.peers_healthy_since = now
+        elif now - self.heartbeat_changed_at > PEERS_GONE_AFTER:
+            self.peers_healthy_since = None
+        return self.peers_healthy_since is not None and now - self.peers_healthy_since >= ISOLATED_AFTER
 
 
 def key() -> str:
-    return f"health:well:{settings.ENVIRONMENT}:{settings.VERSION}:{settings.COMMIT}"
+    """Returns the cache key of the heartbeats of this instance and its peers."""
+    return f"health:heartbeat:{settings.ENVIRONMENT}:{settings.VERSION}:{settings.COMMIT}"
 
 
-standing = Standing()
+state = Readiness()

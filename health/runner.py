@@ -1,13 +1,13 @@
-"""Runs the checks, and answers by a deadline whatever they do.
+"""Runs the checks and reports by a deadline, whatever the checks do.
 
-Each check has one thread in each process, made when it is first needed (so after gunicorn has forked) and kept. Who
-asks for a report starts a run of every check that has no recent result, joins the runs under way, and waits until
-each has ended or is overdue. A run that is stuck stays the only one of its check: nothing is started beside it, and
-its result counts as soon as it comes.
+Each check has one worker thread in each process, started when it is first needed (so after gunicorn has forked) and
+kept. report() starts a run of every check that has no recent result, joins the runs in progress, and waits until each
+has finished or is overdue. A stuck run stays the only one of its check: no other is started, and its result counts as
+soon as it arrives.
 
-A deadline that has passed once is not an outage: on a busy machine a healthy dependency is late now and then. So what
-was healthy remains so until it has given no answer for settings.HEALTH_DOWN_AFTER seconds on end. This is the one place
-that decides it; whoever reads a report, here or through /health/, can take it at its word.
+One missed deadline is not an outage: on a busy machine a healthy dependency is late now and then. So a check that was
+healthy stays healthy until it has had no answer for settings.HEALTH_DOWN_AFTER seconds in a row. Only this module
+decides that; whoever reads a report, here or from /health/, need not ask twice.
 """
 
 import logging
@@ -24,25 +24,26 @@ from typing import Any
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from health.checks import Check, Reason, Unhealthy, reason
+from health.checks import Check
+from health.reasons import Reason, Unhealthy, reason
 
 logger = logging.getLogger("health")
 
-IDLE = 60.0  # seconds without a question after which a check lets go of its connection
-SAY_AGAIN = 60.0  # seconds after which a failure that lasts is logged once more
+IDLE = 60.0  # seconds without a request after which a check closes its connection
+LOG_EVERY = 60.0  # seconds between two log lines about a failure that lasts
 
-# An overdue run is waited for again for this part of the time since that was last done. So a single probe, coming
-# seconds after the one before, waits long enough to see the dependency come back, while a hundred at once, even in a
-# worker that has but one thread to answer them, wait for next to nothing each.
-PATIENCE = 0.25
-WORTH_IT = 0.01  # seconds; a shorter wait costs more in switching threads than it may gain
+# How long to wait again for an overdue run, as a share of the time since the last wait ended. A single probe, seconds
+# after the one before, waits long enough to see the dependency recover; a hundred at once, even in a worker with a
+# single thread, hardly wait at all.
+WAIT_SHARE = 0.25
+MIN_WAIT = 0.01  # seconds; a shorter wait costs more in thread switches than it could gain
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a check found: `reason` is None if and only if it is healthy; `duration` is in seconds.
+    """The result of a check: `reason` is None if and only if it is healthy; `duration` is in seconds.
 
-    Of a time-out `duration` is the time since when there has been no answer.
+    After a timeout, `duration` is how long there has been no answer.
     """
 
     reason: Reason | None
@@ -54,7 +55,7 @@ class Result:
 
     @property
     def late(self) -> bool:
-        """Whether all that is known is that no answer has come yet: too little to call it down."""
+        """Whether there has been no answer, but not for long enough to call the dependency down."""
         return self.reason is Reason.TIMEOUT and self.duration < settings.HEALTH_DOWN_AFTER
 
     def __str__(self) -> str:
@@ -63,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The results of some checks, by name, and when they were put together (an aware datetime in UTC)."""
+    """The results of checks, by name, and when the report was made (an aware datetime in UTC)."""
 
     timestamp: datetime
     checks: dict[str, Result]
@@ -77,7 +78,7 @@ class Report:
         return "healthy" if self.healthy else "unhealthy"
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON object that /health/ answers with."""
+        """Returns the JSON object of /health/."""
         return {
             "status": self.status,
             "timestamp": self.timestamp.isoformat(),
@@ -89,107 +90,111 @@ class Report:
 
 
 class Run:
-    """One run of a check; times are of time.monotonic()."""
+    """One run of a check. Times are those of time.monotonic()."""
 
-    __slots__ = ("started", "until", "expires", "done", "result", "before", "silent")
+    __slots__ = ("started", "wait_until", "expires", "done", "result", "previous", "silent_since")
 
-    def __init__(self, started: float, until: float, last: "Run | None") -> None:
-        self.before: Result | None = None  # what the last run found that had an answer, or waited long enough for one
-        self.silent = started  # since when there has been no answer; earlier than `started` after one that timed out
+    def __init__(self, started: float, wait_until: float, last: "Run | None") -> None:
+        self.previous: Result | None = None  # the last result that was not just late
+        self.silent_since = started  # when the last answer came; before `started` if the last run timed out
         if last:
-            result = last.result or last.before
-            self.before = last.before if result and result.late else result
+            result = last.result or last.previous
+            self.previous = last.previous if result and result.late else result
             if last.result is None or last.result.reason is Reason.TIMEOUT:
-                self.silent = last.silent
+                self.silent_since = last.silent_since
         self.started = started
-        self.until = until  # who asks waits until then, and not longer
-        self.expires = started  # until when the result is shared
+        self.wait_until = wait_until  # nobody waits for the result longer than this
+        self.expires = started  # when the result stops being shared
         self.done = threading.Event()
         self.result: Result | None = None
 
 
-class Watch:
-    """One check: its thread, its last run, and what the log was told of it."""
+class CheckWorker:
+    """The worker of one check: its thread, its latest run, and what was logged about it."""
 
     def __init__(self, name: str, path: str) -> None:
         self.name = name
         self.path = path
         self.lock = threading.RLock()
-        self.orders: SimpleQueue[tuple[Context, Run] | None] = SimpleQueue()
+        self.queue: SimpleQueue[tuple[Context, Run] | None] = SimpleQueue()
         self.thread: threading.Thread | None = None
         self.latest: Run | None = None
-        self.said: Reason | None = None
-        self.said_at = 0.0
-        self.late_at = -SAY_AGAIN
+        self.logged: Reason | None = None
+        self.logged_at = 0.0
+        self.late_logged_at = -LOG_EVERY
 
     def ask(self) -> tuple[Run, float]:
-        """The run whose result counts now, started if need be, and until when to wait for it."""
+        """Returns the run whose result counts now, starting one if need be, and until when to wait for it."""
         now = time.monotonic()
         with self.lock:
             run = self.latest
             if run is None or (run.result and now >= run.expires) or not self.alive():
                 run = self.latest = Run(now, now + settings.HEALTH_CHECK_TIMEOUT, run)
                 self.start(run)
-            elif (patience := min((now - run.until) * PATIENCE, settings.HEALTH_CHECK_TIMEOUT)) >= WORTH_IT:
-                run.until = now + patience
-            return run, run.until
+            elif (wait := min((now - run.wait_until) * WAIT_SHARE, settings.HEALTH_CHECK_TIMEOUT)) >= MIN_WAIT:
+                run.wait_until = now + wait
+            return run, run.wait_until
 
     def answer(self, run: Run, until: float, *, whole: bool = True) -> Result | None:
-        """The run's result, or that it is overdue; before it is that, if not the `whole` time is to be waited for,
-        the result of the run before."""
+        """Returns the run's result, waiting for it until `until`; a timeout if the run is overdue by then.
+
+        Without `whole` it may be too early for that: then the result of the run before.
+        """
         if run.result is None and (left := until - time.monotonic()) > 0:
             run.done.wait(left)
         if run.result:
-            return self.judge(run, run.result)
+            return self.tolerate(run, run.result)
         now = time.monotonic()
         if now - run.started < settings.HEALTH_CHECK_TIMEOUT and not whole:
-            return run.before
-        silent = now - run.silent
-        result = self.judge(run, Result(Reason.TIMEOUT, silent))
+            return run.previous
+        silent = now - run.silent_since
+        result = self.tolerate(run, Result(Reason.TIMEOUT, silent))
         if not result.healthy:
-            self.say(Reason.TIMEOUT, TimeoutError(f"no answer for {silent:.1f} s; still waiting for it"))
+            self.log(Reason.TIMEOUT, TimeoutError(f"no answer for {silent:.1f} s; still waiting"))
         return result
 
-    def judge(self, run: Run, found: Result) -> Result:
-        """`found`, unless that is one late answer of what was healthy: then healthy, in the time that it takes."""
-        if not (found.late and run.before and run.before.healthy):
+    def tolerate(self, run: Run, found: Result) -> Result:
+        """Returns `found`, or a healthy result with its duration if `found` is merely late and the last was healthy."""
+        if not (found.late and run.previous and run.previous.healthy):
             return found
         now = time.monotonic()
-        if now - self.late_at > SAY_AGAIN:
-            self.late_at = now
-            logger.warning("The check %s is late: no answer for %.1f s so far", self.name, found.duration)
+        if now - self.late_logged_at > LOG_EVERY:
+            self.late_logged_at = now
+            logger.warning("The check %s is late: no answer for %.1f s", self.name, found.duration)
         return Result(None, found.duration)
 
     def alive(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
     def start(self, run: Run) -> None:
+        """Queues a run, starting the thread if it is not alive."""
         if not self.alive():
             self.thread = threading.Thread(target=self.work, name=f"health-{self.name}", daemon=True)
             try:
                 self.thread.start()
-            except RuntimeError as error:  # the system lets this process have no more threads
+            except RuntimeError as error:  # the process may not start more threads
                 self.finish(run, error, keep=0)
                 return
-        self.orders.put((copy_context(), run))  # with the context the log gets the id of the request that asks
+        self.queue.put((copy_context(), run))  # the context gives the log the request's id
 
     def work(self) -> None:
-        """The thread: takes one run after the other, until it is given None."""
+        """Runs in the thread: takes one run after the other from the queue, until it gets None."""
         check: Check | None = None
         while True:
             try:
-                order = self.orders.get(timeout=IDLE)
+                job = self.queue.get(timeout=IDLE)
             except Empty:
                 if check:
                     check.close()
                 continue
-            if order is None:
+            if job is None:
                 break
-            check = order[0].run(self.perform, check, order[1])
+            check = job[0].run(self.perform, check, job[1])
         if check:
             check.close()
 
     def perform(self, check: Check | None, run: Run) -> Check | None:
+        """Runs the check, creating its instance first if need be, and returns the instance."""
         error: Exception | None = None
         try:
             check = check or import_string(self.path)()
@@ -200,86 +205,90 @@ class Watch:
         return check
 
     def finish(self, run: Run, error: Exception | None, keep: float) -> None:
-        """Settles the run. A good result is as fresh as its end: the dependency has answered just now. A bad one is
-        as old as its start, so that what a run that was stuck has to say in the end keeps nobody from asking anew."""
+        """Sets the run's result and wakes whoever waits for it; `keep` is Check.keep.
+
+        A healthy result is as fresh as the end of its run, because the dependency has just answered. An unhealthy one
+        is as old as the start, so that what a stuck run finally reports does not delay the next run.
+        """
         ended = time.monotonic()
         result = Result(reason(error) if error else None, ended - run.started)
         if result.reason is Reason.TIMEOUT:
-            result = Result(Reason.TIMEOUT, ended - run.silent)
+            result = Result(Reason.TIMEOUT, ended - run.silent_since)
         if result.healthy:
             run.expires = ended + max(keep, settings.HEALTH_CACHE_SECONDS)
         else:
             run.expires = run.started + settings.HEALTH_CACHE_SECONDS
-        if self.judge(run, result) == result:
-            self.say(result.reason, error)
+        if self.tolerate(run, result) == result:
+            self.log(result.reason, error)
         run.result = result
         run.done.set()
 
-    def say(self, found: Reason | None, error: Exception | None) -> None:
-        """Logs what has changed; a failure that lasts, once a minute: a flood of probes is no flood of lines."""
+    def log(self, found: Reason | None, error: Exception | None) -> None:
+        """Logs a change; a failure that lasts only once a minute, however many probes see it."""
         now = time.monotonic()
         with self.lock:
-            if found == self.said and (found is None or now - self.said_at < SAY_AGAIN):
+            if found == self.logged and (found is None or now - self.logged_at < LOG_EVERY):
                 return
-            before, self.said, self.said_at = self.said, found, now
+            before, self.logged, self.logged_at = self.logged, found, now
         if found is None:
-            logger.info("The check %s is healthy again; it was: %s", self.name, before)
+            logger.info("The check %s is healthy again (was: %s)", self.name, before)
         elif isinstance(error, Unhealthy):
             logger.error("The check %s is unhealthy: %s (%s)", self.name, found, error)
         else:
             logger.error("The check %s is unhealthy: %s", self.name, found, exc_info=error)
 
 
-_watches: dict[tuple[str, str], Watch] = {}
-_making = threading.Lock()
+_workers: dict[tuple[str, str], CheckWorker] = {}
+_creating = threading.Lock()
 
 
-def _watch(name: str) -> Watch:
+def _worker(name: str) -> CheckWorker:
+    """Returns the worker of a check, creating it if need be. Raises KeyError."""
     key = name, settings.HEALTH_CHECKS[name]
-    if found := _watches.get(key):
+    if found := _workers.get(key):
         return found
-    with _making:
-        return _watches.setdefault(key, Watch(*key))
+    with _creating:
+        return _workers.setdefault(key, CheckWorker(*key))
 
 
 def report(names: Iterable[str] | None = None, *, wait: float | None = None) -> Report:
-    """The state of the checks named, or of all in settings.HEALTH_CHECKS, HEALTH_CHECK_TIMEOUT from now at the latest.
+    """Returns the state of the named checks, or of all in settings.HEALTH_CHECKS, within HEALTH_CHECK_TIMEOUT seconds.
 
-    With `wait` (seconds) it comes that soon, for those who would rather have what was known before than wait for what
-    may be stuck: a page, a scrape. What is not known yet is then left out.
+    With `wait` (seconds) it returns within that time, for a page or a scrape that would rather have an earlier result
+    than wait for a check that may be stuck. Checks without any result yet are then omitted.
 
-    It may be called from any thread; it blocks. Raises KeyError for a name that is not in settings.HEALTH_CHECKS.
+    Thread-safe; blocks. Raises KeyError for a name that is not in settings.HEALTH_CHECKS.
     """
-    asked = [(watch, *watch.ask()) for watch in map(_watch, settings.HEALTH_CHECKS if names is None else names)]
+    asked = [(worker, *worker.ask()) for worker in map(_worker, settings.HEALTH_CHECKS if names is None else names)]
     checks = {}
-    enough = time.monotonic() + (settings.HEALTH_CHECK_TIMEOUT if wait is None else wait)
-    for watch, run, until in asked:
-        if result := watch.answer(run, min(until, enough), whole=wait is None):
-            checks[watch.name] = result
+    deadline = time.monotonic() + (settings.HEALTH_CHECK_TIMEOUT if wait is None else wait)
+    for worker, run, until in asked:
+        if result := worker.answer(run, min(until, deadline), whole=wait is None):
+            checks[worker.name] = result
     return Report(datetime.now(UTC), checks)
 
 
-def watched(name: str) -> bool:
-    """Whether this process has asked for the check `name` before."""
-    return (name, settings.HEALTH_CHECKS.get(name)) in _watches
+def has_run(name: str) -> bool:
+    """Whether this process has run the check `name` before."""
+    return (name, settings.HEALTH_CHECKS.get(name)) in _workers
 
 
 def stop() -> None:
-    """Ends the checking threads and closes their connections, as far as they are not stuck. For tests."""
-    watches = list(_watches.values())
-    _watches.clear()
-    for watch in watches:
-        watch.orders.put(None)
-    for watch in watches:
-        if watch.thread:
-            watch.thread.join(1)
+    """Stops the worker threads and closes their connections, unless they are stuck. For tests."""
+    workers = list(_workers.values())
+    _workers.clear()
+    for worker in workers:
+        worker.queue.put(None)
+    for worker in workers:
+        if worker.thread:
+            worker.thread.join(1)
 
 
 def _forget() -> None:
-    """In the child of a fork: the threads have stayed with the parent, and the connections are its own."""
-    global _making
-    _making = threading.Lock()
-    _watches.clear()
+    """Forgets all workers in the child of a fork: the threads and their connections are the parent's."""
+    global _creating
+    _creating = threading.Lock()
+    _workers.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -1,6 +1,6 @@
-"""What the three addresses answer; docs/health.md says who asks which, and why.
+"""The three endpoints; docs/health.md says who should use which, and why.
 
-health.middleware answers before routing. The views stand in a URLconf too, so that their paths have names.
+health.middleware answers before routing. The views are in a URLconf too, so that their paths have names.
 """
 
 import json
@@ -14,23 +14,25 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 
 from health.draining import draining
-from health.readiness import HURRY, standing
+from health.readiness import TIME_FOR_CHECKS, state
 from health.runner import report
 
 Probe = Callable[[HttpRequest], HttpResponse]
 
 
-def probe(answer: Callable[[], dict[str, Any]]) -> Probe:
-    """A view of what `answer` says: 200 if its status is "healthy" or "degraded", else 503. GET and HEAD only."""
+def probe(make: Callable[[], dict[str, Any]]) -> Probe:
+    """Makes a view of a function that returns a report: 200 if its status is "healthy" or "degraded", else 503. Allows
+    GET and HEAD only.
+    """
 
-    @wraps(answer)
+    @wraps(make)
     def view(request: HttpRequest) -> HttpResponse:
         response: HttpResponse = HttpResponseNotAllowed(["GET", "HEAD"], content_type="application/json")
         body = b""
         if request.method in ("GET", "HEAD"):
-            said = answer()
-            body = json.dumps(said).encode() + b"\n"
-            status = 200 if said["status"] in ("healthy", "degraded") else 503
+            found = make()
+            body = json.dumps(found).encode() + b"\n"
+            status = 200 if found["status"] in ("healthy", "degraded") else 503
             response = HttpResponse(body if request.method == "GET" else b"", "application/json", status)
         response["Content-Length"] = str(len(body))
         response["Cache-Control"] = "no-store"
@@ -47,16 +49,16 @@ def health() -> dict[str, Any]:
 
 @probe
 def live() -> dict[str, Any]:
-    """/health/live/: this process answers. It asks nothing of anything: a restart would mend no database."""
+    """/health/live/: this process responds. It checks no dependency: a restart would fix none of them."""
     return {"status": "healthy", "timestamp": datetime.now(UTC).isoformat(), "version": settings.VERSION}
 
 
 @probe
 def ready() -> dict[str, Any]:
-    """/health/ready/: what is needed to serve is there, or was once, and nobody has asked this instance to drain."""
+    """/health/ready/: this instance can serve, or could at some time since its start, and is not draining."""
     if draining():
         return {"status": "draining", "timestamp": datetime.now(UTC).isoformat(), "version": settings.VERSION}
     started = time.monotonic()
-    # What is known to be down is not waited for: the rest of the time is for asking the cache about the peers.
-    found = report(settings.HEALTH_READY, wait=HURRY / 2 if standing.failing else None)
-    return found.as_dict() | {"status": standing.judge(found, time.monotonic() - started)}
+    # While the checks fail, they get less time: the rest is for asking the cache about the peers.
+    found = report(settings.HEALTH_READY, wait=TIME_FOR_CHECKS / 2 if state.failing else None)
+    return found.as_dict() | {"status": state.status(found, time.monotonic() - started)}

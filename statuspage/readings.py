@@ -15,7 +15,7 @@ from typing import Any, Literal
 from django.conf import settings
 from django.core.cache import cache
 
-from health.client import Late, Unreachable, ask, doubtful
+from health.client import TimedOut, Unreachable, ask, inconclusive
 from health.runner import Report, report
 from ledger.environments import NAMES, environment_configs
 
@@ -134,10 +134,10 @@ def asked(name: str, url: str) -> Reading:
         started = time.monotonic()
         try:
             said: dict[str, Any] = ask(url, TIMEOUT)
-            if not doubtful(said) or started + AGAIN > until:
+            if not inconclusive(said) or started + AGAIN > until:
                 break
         except (Unreachable, ValueError) as error:
-            if not isinstance(error, Late) or time.monotonic() + AGAIN > until:
+            if not isinstance(error, TimedOut) or time.monotonic() + AGAIN > until:
                 logger.info("%s is unreachable: %s", name, error)
                 return Reading(name, "unreachable", at=datetime.now(UTC))
         time.sleep(AGAIN)

@@ -9,8 +9,8 @@ from django.conf import settings
 from django.db.backends.postgresql import base
 from psycopg2 import extensions
 
-from health.checks import Reason
-from health.runner import report, watched
+from health.reasons import Reason
+from health.runner import has_run, report
 
 GRACE = 1.0  # seconds that a statement may take before the health check is consulted
 CONNECT_TIMEOUT = 5.0  # seconds; libpq's own connect_timeout does not apply while wait() does the waiting
@@ -43,7 +43,7 @@ def known_silent(*, ask: bool) -> bool:
     """Whether the health check has had no answer for HEALTH_DOWN_AFTER. This does not wait for the check, and starts it
     only if it is running already or if `ask`.
     """
-    if "database" not in settings.HEALTH_CHECKS or not (ask or watched("database")):
+    if "database" not in settings.HEALTH_CHECKS or not (ask or has_run("database")):
         return False
     found = report(["database"], wait=0).checks.get("database")
     return bool(found and found.reason is Reason.TIMEOUT and not found.late)

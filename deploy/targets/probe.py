@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from deploy.errors import StepFailed
 from deploy.shell import last_line
-from health.client import doubtful
+from health.client import inconclusive
 
 HEALTH = "/health/"  # not readiness, which stays once it was reached: a shared dependency that is down takes out nobody
 PAGES = (HEALTH, "/", "/accounts/login/", "/metrics")  # what every release must answer
@@ -89,7 +89,7 @@ def problem(answer: Answer, needed: Collection[str] = ()) -> str:
 
 def late(answer: Answer) -> bool:
     """Whether nothing more is known than that an answer, or what /health/ asks for, did not come in time."""
-    return (answer.status == 0 and "timed out" in answer.error) or doubtful({"checks": checks(answer)})
+    return (answer.status == 0 and "timed out" in answer.error) or inconclusive({"checks": checks(answer)})
 
 
 def checks(answer: Answer) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The internals of prometheus_client that the store depends on, all in one place.
 
 prometheus_client has no public way to replace its value class or to reach a metric's values. requirements.in therefore
-pins its minor version (~=), and tests/test_metrics_store_internals.py names each attribute used here, so that an
+pins its minor version (~=), and tests/metrics/test_store_internals.py names each attribute used here, so that an
 upgrade that moves one fails there first.
 """
 

@@ -17,7 +17,7 @@ from django.utils import timezone
 from accounts.models import User
 from board import cards
 from board.charts import chart
-from health.checks import Reason
+from health.reasons import Reason
 from health.runner import Report, Result
 from ledger import dora, rules
 from ledger.models import Deployment, Environment, Release

@@ -22,7 +22,7 @@ from django.urls import path, reverse
 
 from accounts.models import User
 from health import runner
-from health.checks import Reason
+from health.reasons import Reason
 from health.runner import Report, Result
 from tests.support.servers import ROOT
 

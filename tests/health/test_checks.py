@@ -23,7 +23,7 @@ from django.urls import reverse
 from django.utils.module_loading import import_string
 from pytest_django import DjangoAssertNumQueries, Settings
 
-from health import checks, draining, readiness, runner, views
+from health import checks, draining, readiness, reasons, runner, views
 from health.middleware import PROBES
 from tests.support.servers import ROOT, ROOT_USER
 
@@ -50,7 +50,7 @@ class Stuck(checks.Check):
 def new_server(settings: Settings, folder: Path) -> None:
     """One that has not been ready yet."""
     settings.HEALTH_READY_FILE = str(folder / "run" / secrets.token_hex(4))
-    readiness.standing.__init__()  # type: ignore[misc]
+    readiness.state.__init__()  # type: ignore[misc]
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +66,7 @@ def quick(settings: Settings, tmp_path: Path) -> Iterator[None]:
 
 
 def test_an_unhealthy_check_is_503_and_a_healthy_one_200(settings: Settings) -> None:
+    """The view in docs/guide.md always answers 200."""
     assert Client().get("/health/").status_code == 200
     settings.HEALTH_CHECKS["cache"] = f"{__name__}.Bad"
     response = Client().get("/health/")
@@ -76,6 +77,7 @@ def test_an_unhealthy_check_is_503_and_a_healthy_one_200(settings: Settings) -> 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_probe_by_ip_over_plain_http_is_answered_and_not_redirected(path: str, settings: Settings) -> None:
+    """A probe's Host is the pod's IP, which ALLOWED_HOSTS would answer with 400 and the TLS redirect with 301."""
     settings.ALLOWED_HOSTS = ["backstagetest1.com"]
     settings.SECURE_SSL_REDIRECT = True
     for host in ("10.1.2.3:8000", "[fe80::1]", "evil.example", "no host at all", ""):
@@ -126,11 +128,12 @@ def test_the_middleware_stands_before_all_that_refuses_or_redirects(settings: Se
 
 
 def test_liveness_asks_nothing(settings: Settings, django_assert_num_queries: DjangoAssertNumQueries, db: None) -> None:
+    """Liveness that asks the database restarts every pod when the database is down."""
     settings.HEALTH_CHECKS = {"database": f"{__name__}.Bad"}
     runner.stop()
     with django_assert_num_queries(0):
         assert Client().get("/health/live/").status_code == 200
-    assert not runner._watches
+    assert not runner._workers
 
 
 def test_the_probes_are_answered_under_asgi_too(settings: Settings) -> None:
@@ -170,7 +173,7 @@ def ready() -> tuple[int, str]:
 def test_draining_takes_the_instance_out_and_leaves_it_alive(capsys: pytest.CaptureFixture[str]) -> None:
     assert ready() == (200, "healthy")
     call_command("drain")
-    assert "Draining: /health/ready/ answers 503 from now on" in capsys.readouterr().out
+    assert "Draining: /health/ready/ now returns 503" in capsys.readouterr().out
     assert ready() == (503, "draining")
     assert Client().get("/health/").status_code == Client().get("/health/live/").status_code == 200
     call_command("drain")
@@ -179,7 +182,7 @@ def test_draining_takes_the_instance_out_and_leaves_it_alive(capsys: pytest.Capt
     assert "No longer draining" in capsys.readouterr().out
     assert ready() == (200, "healthy")
     call_command("drain", "--undo")
-    assert "It was not draining" in capsys.readouterr().out
+    assert "Not draining; nothing to do" in capsys.readouterr().out
 
 
 def test_the_flag_of_an_earlier_server_is_void(settings: Settings) -> None:
@@ -203,7 +206,7 @@ def test_another_users_file_is_no_flag(settings: Settings, monkeypatch: pytest.M
 @pytest.mark.parametrize("arguments", [[], ["--undo"]])
 def test_a_flag_that_cannot_be_written_is_said_in_one_line(arguments: list[str], settings: Settings) -> None:
     settings.HEALTH_DRAIN_FILE = "/proc/self/status/drain"
-    with pytest.raises(CommandError, match=r"The flag .* cannot be .*: let HEALTH_DRAIN_FILE name a file"):
+    with pytest.raises(CommandError, match=r"The flag .* cannot be .*\. Set HEALTH_DRAIN_FILE to a file"):
         call_command("drain", *arguments)
 
 
@@ -238,7 +241,7 @@ def test_what_has_never_been_ready_does_not_get_it_without_its_database(away: Ca
 
 
 def test_what_has_been_ready_stays_so_and_says_that_it_is_degraded(away: Callable[[bool], None]) -> None:
-    """All instances share the database; if all left, visitors would get no page at all."""
+    """All instances share the database; if all became unready, visitors would get no page at all."""
     assert ready() == (200, "healthy")
     away(True)
     response = Client().get("/health/ready/")
@@ -257,7 +260,7 @@ def test_a_worker_that_starts_during_the_outage_knows_that_the_server_was_ready(
 ) -> None:
     assert ready() == (200, "healthy")
     away(True)
-    readiness.standing.__init__()  # type: ignore[misc]
+    readiness.state.__init__()  # type: ignore[misc]
     assert ready() == (200, "degraded")
     os.utime(settings.HEALTH_READY_FILE, (draining.LOADED - 1, draining.LOADED - 1))
     assert ready() == (503, "unhealthy"), "an earlier server was, in the same pod"
@@ -311,7 +314,7 @@ def test_an_instance_leaves_only_if_it_alone_has_lost_its_database(
         elif peer == "of another release":
             cache.set(readiness.key() + "-next", f"peer {turn}", 60)
         elif peer == "another worker here":
-            cache.set(readiness.key(), f"{readiness.INSTANCE} {turn}", 60)
+            cache.set(readiness.key(), f"{readiness.INSTANCE_ID} {turn}", 60)
         elif peer == "without a cache":
             settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
         told.add(ready())
@@ -328,7 +331,7 @@ def test_who_is_well_signs_and_who_is_not_does_not(away: Callable[[bool], None],
     ready()
     first = cache.get(readiness.key())
     ready()
-    assert first.startswith(readiness.INSTANCE) and cache.get(readiness.key()) == first
+    assert first.startswith(readiness.INSTANCE_ID) and cache.get(readiness.key()) == first
     clock.now += 5
     ready()
     second = cache.get(readiness.key())
@@ -346,7 +349,7 @@ def problem(check: type[checks.Check]) -> str:
     try:
         check().run()
     except Exception as error:
-        return str(checks.reason(error))
+        return str(reasons.reason(error))
     return "healthy"
 
 
@@ -412,7 +415,7 @@ def test_a_disk_below_the_threshold_is_full(settings: Settings, tmp_path: Path) 
 def test_the_document_explains_every_reason_and_no_other() -> None:
     text = (ROOT / "docs" / "health.md").read_text()
     section = text.partition("### Reasons")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `([a-z -]+)` \|", section, re.MULTILINE) == [str(reason) for reason in checks.Reason]
+    assert re.findall(r"^\| `([a-z -]+)` \|", section, re.MULTILINE) == [str(reason) for reason in reasons.Reason]
 
 
 def test_the_documents_figures_and_paths_are_the_settings(settings: Settings) -> None:

@@ -93,6 +93,7 @@ def clients(redis: Redis) -> set[str]:
 def test_two_hundred_probes_of_a_frozen_server_are_told_in_time_by_one_connection(
     app: Gunicorn, own_postgres: Postgres, own_redis: Redis, part: str
 ) -> None:
+    """A frozen server holds up a naive check for minutes, and the probes behind it."""
     server: Postgres | Redis = own_postgres if part == "database" else own_redis
     time.sleep(1.1)  # no result is shared any more
     before = threads(app), backends(own_postgres), clients(own_redis)
@@ -157,6 +158,8 @@ def test_every_worker_drains_at_once_and_so_does_a_new_one(app: Gunicorn) -> Non
 def test_without_its_database_what_was_ready_stays_ready_in_every_worker_and_a_new_one(
     app: Gunicorn, own_postgres: Postgres
 ) -> None:
+    """If all instances became unready during an outage, visitors would get no page at all."""
+
     def ready(server: Gunicorn) -> set[tuple[int, str]]:
         return {(status, body["status"]) for status, body, _ in (ask(server, "/health/ready/") for _ in range(20))}
 
@@ -181,7 +184,7 @@ def test_without_its_database_what_was_ready_stays_ready_in_every_worker_and_a_n
 def test_a_frozen_database_does_not_hold_the_threads_that_other_pages_need(
     app: Gunicorn, own_postgres: Postgres
 ) -> None:
-    """Pages that wait for the server give up as soon as it is known to be silent."""
+    """Requests that wait for the server fail as soon as the health check knows that it is silent."""
     path = "/deployments/"  # which asks the database
     assert ask(app, path, host="localhost")[0] != 503 and ask(app, "/health/ready/")[0] == 200
     with frozen(own_postgres):

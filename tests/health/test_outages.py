@@ -20,7 +20,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.test import Client
 from pytest_django import DjangoDbBlocker, Settings
 
-from health import checks, runner
+from health import checks, databases, runner
 from tests.health.test_checks import new_server
 from tests.support.gate import Gate, Silent
 from tests.support.servers import Postgres, Redis, eventually, frozen
@@ -28,7 +28,9 @@ from tests.support.servers import Postgres, Redis, eventually, frozen
 pytestmark = pytest.mark.slow
 
 DEADLINE = 0.8 + 0.2  # seconds; the promise
-SLACK = 20.0  # for a machine that is busy; who breaks the promise waits for GIVE_UP, here a minute, or for ever
+SLACK = (
+    20.0  # for a machine that is busy; who breaks the promise waits for CONNECTION_TIMEOUT, here a minute, or for ever
+)
 
 Server = Postgres | Redis
 Pointer = Callable[[Any], None]
@@ -57,7 +59,7 @@ def pointed(
     """The checks look at the module's own servers; a test may point them at another port."""
     settings.HEALTH_CACHE_SECONDS = 0
     new_server(settings, tmp_path)
-    monkeypatch.setattr(checks, "GIVE_UP", 60.0)
+    monkeypatch.setattr(databases, "CONNECTION_TIMEOUT", 60.0)
     settings.HEALTH_DOWN_AFTER = 0  # what is late is down at once: test_health_runner.py has how long it may be late
     database: dict[str, Any] = connections.settings["default"]
     cache: dict[str, Any] = caches.settings["default"]
@@ -155,8 +157,8 @@ def test_all_is_well(part: str) -> None:
 def test_a_frozen_server_is_a_timeout_and_seen_to_recover_by_the_next_probe(
     part: str, server: Server, warm: bool, give_up: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is needed to recover is the server's answer on the connection that waited: no time-out of ours."""
-    monkeypatch.setattr(checks, "GIVE_UP", give_up)
+    """Recovery takes only the server's answer on the waiting connection, not a timeout of ours."""
+    monkeypatch.setattr(databases, "CONNECTION_TIMEOUT", give_up)
     if warm:
         assert healthy()
     with frozen(server):
@@ -198,6 +200,7 @@ def test_the_database_ending_a_connection_is_no_failure(migrated: Postgres) -> N
 
 @pytest.mark.parametrize("full", [False, True], ids=["takes connections", "takes none"])
 def test_a_socket_that_never_answers_is_a_timeout(part: str, full: bool, pointed: dict[str, Pointer]) -> None:
+    """A naive check would wait for minutes."""
     with Silent(full=full) as nobody:
         pointed[part](nobody.port)
         assert_down(part, "timeout")
@@ -207,7 +210,7 @@ def test_a_socket_that_never_answers_is_a_timeout(part: str, full: bool, pointed
 def test_dropped_packets_are_a_timeout_until_they_come_through(
     part: str, server: Server, pointed: dict[str, Pointer]
 ) -> None:
-    """The connection that waits is used again: the kernel sends anew what was lost."""
+    """The waiting connection is used again: the kernel retransmits what was lost."""
     with Gate(server.port) as gate:
         pointed[part](gate.port)
         assert healthy()
@@ -224,7 +227,7 @@ def test_a_connection_that_never_answers_again_is_given_up_for_a_new_one(
     part: str, server: Server, pointed: dict[str, Pointer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a proxy that keeps a connection whose other end is gone: the kernel sees nothing wrong with it."""
-    monkeypatch.setattr(checks, "GIVE_UP", 1.2)
+    monkeypatch.setattr(databases, "CONNECTION_TIMEOUT", 1.2)
     with Gate(server.port) as gate:
         pointed[part](gate.port)
         assert healthy()
@@ -266,6 +269,7 @@ def test_a_database_that_takes_no_more_connections_refuses(migrated: Postgres) -
 
 
 def test_a_database_that_is_not_there_is_an_error_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of an exception may contain host names, user names and SQL."""
     monkeypatch.setitem(connections.settings["default"], "NAME", "secret_name")
     assert_down("database", "error")
     assert b"secret_name" not in Client().get("/health/").content
@@ -301,7 +305,7 @@ def standby(server: Postgres) -> Iterator[None]:
 def test_a_database_that_refuses_writes_is_unhealthy_for_a_reason_of_its_own(
     migrated: Postgres, outage: Callable[[Postgres], AbstractContextManager[None]]
 ) -> None:
-    """It answers SELECT 1 all the while."""
+    """A standby, or an old primary after a failover, still answers SELECT 1."""
     assert healthy()
     with outage(migrated):
         assert eventually(lambda: ask()[0] == 503)  # a setting that is read anew reaches a connection a moment later
@@ -321,8 +325,8 @@ def test_a_redis_replica_is_unhealthy(own_redis: Redis) -> None:
 
 
 def test_a_database_whose_disk_is_full_is_unhealthy(migrated: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check's own backend may write no file of more than 16 kB: for it that is a full disk."""
-    monkeypatch.setattr(checks, "ROOM_EVERY", 0.0)
+    """The check's own backend may not write files above 16 kB, which to it is a full disk."""
+    monkeypatch.setattr(checks, "SPACE_EVERY", 0.0)
     assert healthy()
     with closing(migrated.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT pid FROM pg_stat_activity WHERE application_name = 'health'")
@@ -364,6 +368,7 @@ class Stale(LocMemCache):
 
 @pytest.mark.parametrize("backend", [Forgetful, Stale])
 def test_a_cache_that_loses_writes_gives_a_wrong_answer(backend: type[LocMemCache], settings: Settings) -> None:
+    """A check that writes without comparing what it reads would find the cache healthy."""
     settings.CACHES = {"default": {"BACKEND": f"{__name__}.{backend.__name__}", "LOCATION": backend.__name__}}
     ask()
     assert_down("cache", "wrong answer")
@@ -375,6 +380,7 @@ def test_a_cache_in_the_process_is_checked_likewise(settings: Settings) -> None:
 
 
 def test_code_ahead_of_its_schema_is_not_ready_until_the_migration_ends(migrated: Postgres) -> None:
+    """A new version whose migrations are pending must not get requests."""
     connection = migrated.connect()
     with connection.cursor() as cursor:
         cursor.execute("DELETE FROM django_migrations WHERE app = 'accounts' AND name = '0001_initial'")
@@ -435,7 +441,7 @@ def test_sqlite_is_checked_by_reading_its_file(
 
 
 def test_liveness_makes_no_query_and_waits_for_nobody(migrated: Postgres, own_redis: Redis) -> None:
-    """Not even when every checking thread is stuck."""
+    """Not even while every worker thread of the checks is stuck."""
     with frozen(migrated), frozen(own_redis):
         status, body = ask()
         assert set(body["checks"].values()) == {"unhealthy: timeout"}

@@ -16,8 +16,9 @@ from pytest_django import Settings
 from backstagetest1.proxy import request_id
 from backstagetest1.logs import RequestIdFilter
 from health import runner
-from health.checks import Check, Reason, Unhealthy
+from health.checks import Check
 from health.collector import health_check_up
+from health.reasons import Reason, Unhealthy
 from health.runner import report
 from tests.support.servers import eventually
 
@@ -162,8 +163,8 @@ def test_what_comes_late_and_badly_keeps_nobody_from_asking_anew(settings: Setti
     time.sleep(0.2)
     Fake.error = ConnectionResetError()
     Fake.stuck.set()
-    (watch,) = runner._watches.values()
-    assert eventually(lambda: watch.latest and watch.latest.result)
+    (worker,) = runner._workers.values()
+    assert eventually(lambda: worker.latest and worker.latest.result)
     Fake.error = None
     settings.HEALTH_CHECK_TIMEOUT = 20
     assert state() == "healthy"
@@ -171,7 +172,7 @@ def test_what_comes_late_and_badly_keeps_nobody_from_asking_anew(settings: Setti
 
 
 def test_one_late_answer_is_not_an_outage(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """A busy machine, not a dead server."""
+    """The machine is busy; the server is not down."""
     settings.HEALTH_CACHE_SECONDS = 0
     settings.HEALTH_DOWN_AFTER = 600
     assert state() == "healthy"
@@ -247,11 +248,11 @@ def test_no_more_threads_is_an_unhealthy_check_and_no_crash(monkeypatch: pytest.
 
 def test_a_forked_child_has_threads_and_locks_of_its_own() -> None:
     assert state() == "healthy"
-    (watch,) = runner._watches.values()
+    (worker,) = runner._workers.values()
     held, free = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with watch.lock, runner._making:
+        with worker.lock, runner._creating:
             held.set()
             free.wait(30)
 
@@ -306,6 +307,7 @@ def test_the_gauge_is_one_or_zero(settings: Settings) -> None:
 
 
 def test_an_exception_is_told_to_the_log_and_not_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    """The text of an exception may contain host names, user names and SQL."""
     caplog.handler.addFilter(RequestIdFilter())
     Fake.error = RuntimeError(SECRET)
     request_id.set("the-request-that-asked")
@@ -333,7 +335,7 @@ def test_a_flood_of_probes_is_no_flood_of_log_lines(settings: Settings, caplog: 
     assert [record.getMessage() for record in caplog.records] == [
         "The check fake is unhealthy: wrong answer (got 41, expected 42)",
         "The check fake is unhealthy: timeout",
-        "The check fake is healthy again; it was: timeout",
+        "The check fake is healthy again (was: timeout)",
     ]
 
 
@@ -343,7 +345,7 @@ def test_a_failure_that_lasts_is_logged_again_after_a_minute(
     settings.HEALTH_CACHE_SECONDS = 0
     Fake.error = Unhealthy(Reason.REFUSED)
     state()
-    monkeypatch.setattr(runner, "SAY_AGAIN", 0)
+    monkeypatch.setattr(runner, "LOG_EVERY", 0)
     state()
     assert len(caplog.records) == 2
 

@@ -118,7 +118,7 @@ def test_a_restart_between_two_requests_costs_no_failed_one(member: Browser, own
 
 
 def test_a_read_only_database_is_503_for_whoever_writes_and_still_read(member: Browser, own_postgres: Postgres) -> None:
-    """What a failover leaves behind. Connections to it are kept by nobody."""
+    """An old primary after a failover: no connection to it is kept."""
     app = member.server
     visitor = Browser(app)
     command = [sys.executable, "manage.py", "api_token", "create", "outages", "--environment", "staging"]

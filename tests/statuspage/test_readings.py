@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pytest_django import Settings
 
-from health.checks import Reason
+from health.reasons import Reason
 from health.client import Unreachable, ask
 from health.runner import Report, Result
 from statuspage import readings, uptime

@@ -1,4 +1,4 @@
-"""manage.py drain: take this instance out of the load balancer, without ending it."""
+"""manage.py drain: takes this instance out of the load balancer without stopping it."""
 
 import argparse
 from typing import Any
@@ -10,16 +10,16 @@ from health.draining import drain, undo
 
 EXAMPLES = """\
 examples:
-  manage.py drain           a pod's preStop hook, before SIGTERM: serve on, but get no new requests
-  manage.py drain --undo    take part again
+  manage.py drain           in a pod's preStop hook, before SIGTERM: keep serving, but get no new requests
+  manage.py drain --undo    get requests again
 
-The flag is the file HEALTH_DRAIN_FILE; BIND is part of its default name, so give both as the instance has them.
-exit codes: 0 done (also if it already was so); 1 the flag cannot be written or removed; 2 wrong usage.
+The flag is the file HEALTH_DRAIN_FILE. Its default name includes BIND, so set both as the instance does.
+exit codes: 0 done, or nothing to do; 1 the flag cannot be written or removed; 2 usage error.
 """
 
 
 class Command(BaseCommand):
-    help = "Make /health/ready/ answer 503, in every worker of this instance at once."
+    help = "Take this instance out of the load balancer: /health/ready/ returns 503 in every worker."
     requires_system_checks = []
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
@@ -27,20 +27,20 @@ class Command(BaseCommand):
         return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--undo", action="store_true", help="remove the flag again")
+        parser.add_argument("--undo", action="store_true", help="remove the flag")
 
     def handle(self, *args: Any, **options: Any) -> None:
         path = settings.HEALTH_DRAIN_FILE
         try:
             if not options["undo"]:
                 drain()
-                self.stdout.write(f"Draining: /health/ready/ answers 503 from now on ({path} is set).")
+                self.stdout.write(f"Draining: /health/ready/ now returns 503 ({path} created).")
             elif undo():
-                self.stdout.write(f"No longer draining ({path} is removed).")
+                self.stdout.write(f"No longer draining ({path} removed).")
             else:
-                self.stdout.write(f"It was not draining ({path} is not there).")
+                self.stdout.write(f"Not draining; nothing to do ({path} does not exist).")
         except OSError as error:
             raise CommandError(
-                f"The flag {path} cannot be {'removed' if options['undo'] else 'written'} ({error.strerror}): "
-                "let HEALTH_DRAIN_FILE name a file in a folder that this user may write to."
+                f"The flag {path} cannot be {'removed' if options['undo'] else 'written'} ({error.strerror}). "
+                "Set HEALTH_DRAIN_FILE to a file in a folder that this user can write to."
             ) from None

@@ -1,4 +1,4 @@
-"""manage.py health: the checks for people and scripts."""
+"""manage.py health: the health checks, for people and scripts."""
 
 import argparse
 import json
@@ -16,17 +16,17 @@ from health.runner import report
 EXAMPLES = """\
 examples:
   manage.py health                                  run the checks in this process
-  manage.py health --json                           the same, as the JSON object of /health/
-  manage.py health --url http://127.0.0.1:8000      ask a running instance (/health/ if no path is given)
+  manage.py health --json                           print the JSON object of /health/
+  manage.py health --url http://127.0.0.1:8000      check a running instance (the path defaults to /health/)
   manage.py health --url https://staging.backstagetest1.com/health/ready/
 
-exit codes: 0 healthy, or ready and degraded; 1 unhealthy, or not to be reached; 2 wrong usage.
-A container's health check is better off with `python -m health --url URL`: the same without loading Django.
+exit codes: 0 healthy or degraded (ready); 1 unhealthy, draining or unreachable; 2 usage error.
+For a container's health check use `python -m health --url URL`, which does the same without loading Django.
 """
 
 
 class Command(BaseCommand):
-    help = "Check the health of this installation, or of a running instance."
+    help = "Check the health of this installation or of a running instance."
     requires_system_checks = []
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
@@ -34,8 +34,8 @@ class Command(BaseCommand):
         return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--json", action="store_true", help="print the JSON object instead of a table")
-        parser.add_argument("--url", help="ask the instance at this address instead of running the checks here")
+        parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        parser.add_argument("--url", help="check the instance at this URL instead of running the checks here")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -52,7 +52,7 @@ class Command(BaseCommand):
             sys.exit(1)
 
     def show(self, found: dict[str, Any], options: dict[str, Any]) -> None:
-        """A table of the checks; colour on a terminal only, or as --no-color and --force-color say."""
+        """Prints a table of the checks; in colour on a terminal, or as --no-color and --force-color say."""
         console = Console(
             file=self.stdout,  # type: ignore[arg-type]
             no_color=options["no_color"] or None,
@@ -71,4 +71,5 @@ class Command(BaseCommand):
 
 
 def colour(state: str) -> str:
+    """Returns the colour of a state or status."""
     return {"healthy": "green", "draining": "yellow", "degraded": "yellow"}.get(state, "red")
