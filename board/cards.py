@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from django.conf import settings
 from django.db.models import prefetch_related_objects
 
-from ledger import rules
+from ledger import queries
 from ledger.environments import environment_configs
 from ledger.models import IN_FLIGHT, Deployment, Environment
 from statuspage.readings import Reading, readings
@@ -66,7 +66,7 @@ def cards(now: datetime, *, commands: bool) -> list[Card]:
 
     The number of queries depends on how many environments there are, and on nothing else. Raises django.db.Error.
     """
-    rows = Environment.objects.board()
+    rows = queries.board()
     shown = [each for row in rows for each in (row.in_flight, row.failed) if each]
     prefetch_related_objects(shown, "steps")
     heard = readings()
@@ -76,7 +76,7 @@ def cards(now: datetime, *, commands: bool) -> list[Card]:
         if commands and row.in_flight:
             advice = abort(row, row.in_flight, row.current)
         elif commands and row.current:
-            advice = rollback(row, rules.previous_good(row))
+            advice = rollback(row, queries.previous_good(row))
         found.append(Card(row, heard[row.name], progress(row.in_flight, now), advice))
     return found
 
@@ -92,7 +92,7 @@ def advice(deployment: Deployment, current: Deployment | None) -> Advice | None:
         return Advice("In progress:", flying.release.version, text, "")
     if deployment.status != Deployment.Status.SUCCEEDED or current is None:
         return None
-    back = rules.previous_good(environment) if current == deployment else deployment.release.version
+    back = queries.previous_good(environment) if current == deployment else deployment.release.version
     return rollback(environment, back) if back != current.release.version else None
 
 

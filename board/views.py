@@ -19,7 +19,7 @@ from board.charts import Chart, chart
 from board.forms import Filters
 from health.reasons import Reason
 from health.runner import Report, report
-from ledger import dora, rules
+from ledger import dora, queries
 from ledger.humanize import took_seconds
 from ledger.models import Deployment, Environment
 from ledger.models import Step as StepRow
@@ -126,7 +126,7 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
         "compare": cards.comparison(found),
     }
     if request.user.is_authenticated:
-        current = rules.live(found.environment)
+        current = queries.live(found.environment)
         context["live"] = current == found
         context["advice"] = cards.advice(found, current)
     return fragments.answer(request, "board/deployment.html", context)

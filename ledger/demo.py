@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from django.db import transaction
 from django.utils import timezone
 
-from ledger import rules, steps
+from ledger import queries, rules, steps
 from ledger.models import Deployment, Environment, Step
 
 DAYS = 90
@@ -124,7 +124,7 @@ class History:
         result = fate if fate in ("failed", "rolled_back") else "succeeded"
         at = self.deploy(version, "production", at, result, strategy=strategy, actor=person)
         if fate == "withdrawn":
-            target = rules.rollback_targets(Environment.objects.get(name="production"))[0].release.version
+            target = queries.rollback_targets(Environment.objects.get(name="production"))[0].release.version
             self.deploy(
                 target,
                 "production",

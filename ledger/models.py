@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from django.core.validators import RegexValidator, URLValidator
 from django.db import models
-from django.db.models import F, OuterRef, Q, Subquery
+from django.db.models import F, Q
 
 from ledger import versions
 from ledger.pagination import Page, paginate
@@ -21,42 +21,6 @@ FINISHED = ("succeeded", "failed", "rolled_back")
 BY_TOKEN = "The API token's name; empty if it was a command with access to the database."
 IN_FLIGHT = ("pending", "running")
 SEARCHED = 1_000  # releases
-
-
-class EnvironmentQuerySet(models.QuerySet["Environment"]):
-    def board(self, recent: int = 5) -> list["Environment"]:
-        """Every environment in order, with its `current`, `in_flight`, `failed` (the last that failed or was rolled
-        back) and `recent` deployments (newest first).
-
-        Two queries, however many deployments there are. Their releases and the steps are not among them: the former
-        are joined, the latter cost one query more with `prefetch_related_objects`.
-        """
-        here = Deployment.objects.filter(environment=OuterRef("pk")).newest_first().values("pk")
-        slots = {f"_recent_{n}": Subquery(here[n : n + 1]) for n in range(recent)}
-        rows = list(
-            self.select_related("promotes_from")
-            .order_by("order")
-            .annotate(
-                _current=Subquery(here.filter(status=Deployment.Status.SUCCEEDED)[:1]),
-                _in_flight=Subquery(here.filter(status__in=IN_FLIGHT)[:1]),
-                # One status each: so the planner reads the end of an index, and finds that there is none as fast.
-                _failed=Subquery(here.filter(status=Deployment.Status.FAILED)[:1]),
-                _rolled_back=Subquery(here.filter(status=Deployment.Status.ROLLED_BACK)[:1]),
-                **slots,
-            )
-        )
-        names = ("_current", "_in_flight", "_failed", "_rolled_back", *slots)
-        wanted = {key for row in rows for name in names if (key := getattr(row, name)) is not None}
-        found = Deployment.objects.select_related("release", "previous__release").in_bulk(wanted)
-        for row in rows:
-            row.current, row.in_flight = found.get(getattr(row, "_current")), found.get(getattr(row, "_in_flight"))
-            failures = [found[key] for name in ("_failed", "_rolled_back") if (key := getattr(row, name)) in found]
-            row.failed = max(failures, key=lambda each: (each.created, each.pk), default=None)
-            row.recent = [found[key] for name in slots if (key := getattr(row, name)) in found]
-            for deployment in (row.current, row.in_flight, row.failed, *row.recent):
-                if deployment:
-                    deployment.environment = row
-        return rows
 
 
 class Environment(models.Model):
@@ -84,9 +48,7 @@ class Environment(models.Model):
         help_text="Where a release must have succeeded before it may come here, unless it is a hotfix.",
     )
 
-    objects = EnvironmentQuerySet.as_manager()
-
-    # Set by board().
+    # Set by ledger.queries.board().
     current: "Deployment | None"
     in_flight: "Deployment | None"
     failed: "Deployment | None"

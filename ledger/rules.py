@@ -11,7 +11,6 @@ name of the API token that asked; empty for a command.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.core.exceptions import ValidationError
@@ -21,9 +20,8 @@ from django.utils import timezone
 
 from ledger import metrics, versions
 from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Release, Step
+from ledger.queries import live, succeeded
 
-RECENT = 200  # how far promotable() and rollback_targets() look back, in deployments or releases
-LATELY = 50  # how far previous_good() looks back, in deployments
 MAX_STEPS = 200
 CLOCKS_DIFFER = timedelta(minutes=5)  # by which a build machine's clock may be ahead of ours
 
@@ -311,89 +309,3 @@ BY_CONSTRAINT = {
     "ledger_release_used": ("release-used", "The release was deployed and stays in the history."),
     "ledger_order": ("wrong-state", "A deployment goes from pending to running to its end."),
 }
-
-
-# What is, and what may be
-
-
-def succeeded(release: Release, environment: int) -> bool:
-    """Whether `release` was ever live in the environment of that key."""
-    return Deployment.objects.filter(
-        release=release, environment=environment, status=Deployment.Status.SUCCEEDED
-    ).exists()
-
-
-def live(environment: Environment) -> Deployment | None:
-    """What put there what runs in `environment` now: the last deployment that succeeded.
-
-    An environment takes one deployment at a time, so the order in which they were created is the order in which their
-    releases became live. The same holds for rollback_targets() and previous_good(): a release counts by its last
-    deployment there, not by when it was built or first arrived.
-    """
-    found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED)
-    return found.newest_first().select_related("release").first()
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A release that may go to an environment, and when it succeeded where it came from (None: it need not have)."""
-
-    release: Release
-    proven: datetime | None
-
-
-def promotable(environment: Environment, limit: int = 20) -> list[Candidate]:
-    """Releases that may go there without being a hotfix and have not been live there yet, the newest first.
-
-    Behind a gate: what has succeeded in the gate's environment, of its last RECENT deployments that did. Without one:
-    any release of the last RECENT built.
-    """
-    if environment.promotes_from_id:
-        found = Deployment.objects.filter(environment=environment.promotes_from_id, status=Deployment.Status.SUCCEEDED)
-        candidates: dict[int, Candidate] = {}
-        for each in found.newest_first().select_related("release")[:RECENT]:
-            candidates.setdefault(each.release_id, Candidate(each.release, each.finished))
-    else:
-        newest = Release.objects.order_by("-built_at", "-pk")[:RECENT]
-        candidates = {release.pk: Candidate(release, None) for release in newest}
-    been = set(
-        Deployment.objects.filter(
-            environment=environment, status=Deployment.Status.SUCCEEDED, release__in=list(candidates)
-        )
-        .order_by()
-        .values_list("release_id", flat=True)
-    )
-    return [candidate for key, candidate in candidates.items() if key not in been][:limit]
-
-
-@dataclass(frozen=True)
-class RollbackTarget:
-    """A release that an environment can go back to, and the last deployment that had put it there."""
-
-    release: Release
-    deployment: Deployment
-
-
-def rollback_targets(environment: Environment, limit: int = 20) -> list[RollbackTarget]:
-    """Releases that were live there before the one that is, the last first; of the last RECENT that succeeded."""
-    found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED)
-    targets: dict[int, RollbackTarget] = {}
-    for each in found.newest_first().select_related("release")[:RECENT]:
-        each.environment = environment
-        targets.setdefault(each.release_id, RollbackTarget(each.release, each))
-    return list(targets.values())[1 : limit + 1]  # the first is what runs
-
-
-def previous_good(environment: Environment) -> str | None:
-    """The version to go back to if what runs there proves bad: the last that was live before it and that nobody has
-    rolled back from. None if there is none among the last LATELY that succeeded.
-    """
-    found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED).newest_first()
-    current, left = None, set()
-    for version, kind, before in found.values_list("release__version", "kind", "previous__release__version")[:LATELY]:
-        current = current or version
-        if version != current and version not in left:
-            return str(version)
-        if kind == Deployment.Kind.ROLLBACK:
-            left.add(before)
-    return None

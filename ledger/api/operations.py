@@ -12,7 +12,7 @@ from django.urls import reverse
 from ninja import NinjaAPI, Path, Query, Schema
 from ninja.openapi.schema import OpenAPISchema
 
-from ledger import models, rules
+from ledger import models, queries, rules
 from ledger.api import problems
 from ledger.api.auth import Bearer, in_scope, may_change, may_register, token_of
 from ledger.api.idempotency import once
@@ -101,18 +101,18 @@ def url_of(deployment: models.Deployment) -> str:
 @api.get("/environments", response={200: EnvironmentList, **errors()}, summary="What runs where")
 def list_environments(request: HttpRequest) -> HttpResponse:
     """Every environment with its current deployment, and the one that is pending or running."""
-    return answer(EnvironmentList(items=[EnvironmentOut.of(row) for row in models.Environment.objects.board(0)]))
+    return answer(EnvironmentList(items=[EnvironmentOut.of(row) for row in queries.board(recent=0)]))
 
 
 @api.get("/environments/{name}", response={200: EnvironmentOut, **errors(404)}, summary="What runs in one environment")
 def read_environment(request: HttpRequest, name: Path[EnvironmentName]) -> HttpResponse:
-    return answer(EnvironmentOut.of(models.Environment.objects.filter(name=name).board(0)[0]))
+    return answer(EnvironmentOut.of(queries.board(models.Environment.objects.filter(name=name), recent=0)[0]))
 
 
 @api.get("/environments/{name}/promotable", response={200: CandidateList, **errors(404)}, summary="What may go there")
 def list_promotable(request: HttpRequest, name: Path[EnvironmentName], limit: Limit = 20) -> HttpResponse:
     """Releases that may go there without being a hotfix and have not been live there yet, the newest first."""
-    found = rules.promotable(models.Environment.objects.select_related("promotes_from").get(name=name), limit)
+    found = queries.promotable(models.Environment.objects.select_related("promotes_from").get(name=name), limit)
     items = [CandidateOut(release=ReleaseOut.from_orm(each.release), proven=each.proven) for each in found]
     return answer(CandidateList(items=items))
 
@@ -124,7 +124,7 @@ def list_promotable(request: HttpRequest, name: Path[EnvironmentName], limit: Li
 )
 def list_rollback_targets(request: HttpRequest, name: Path[EnvironmentName], limit: Limit = 20) -> HttpResponse:
     """Releases that were live there before the one that is, the last first."""
-    found = rules.rollback_targets(models.Environment.objects.get(name=name), limit)
+    found = queries.rollback_targets(models.Environment.objects.get(name=name), limit)
     items = [
         RollbackTargetOut(
             release=ReleaseOut.from_orm(each.release),

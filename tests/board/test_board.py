@@ -19,7 +19,7 @@ from board import cards
 from board.charts import chart
 from health.reasons import Reason
 from health.runner import Report, Result
-from ledger import dora, rules
+from ledger import dora, queries, rules
 from ledger.models import Deployment, Environment, Release
 from statuspage.readings import Reading
 from tests.support.ledgers import START, begun, deployed, release
@@ -245,15 +245,15 @@ def test_what_failed_last_is_named_with_its_step_however_long_ago() -> None:
 
 def test_the_way_back_leads_to_what_nobody_has_rolled_back_from() -> None:
     staging = Environment.objects.get(name="staging")
-    assert rules.previous_good(staging) is None
+    assert queries.previous_good(staging) is None
     for number, version in enumerate(("1.0", "1.1", "1.2")):
         deployed("staging", version, at=START + number * HOUR)
     deployed("staging", "1.2", at=START + 3 * HOUR)
-    assert rules.previous_good(staging) == "1.1", "not what runs, deployed twice"
+    assert queries.previous_good(staging) == "1.1", "not what runs, deployed twice"
     deployed("staging", "1.1", at=START + 4 * HOUR, kind="rollback")
-    assert rules.previous_good(staging) == "1.0", "not to what was just found bad"
+    assert queries.previous_good(staging) == "1.0", "not to what was just found bad"
     deployed("staging", "1.3", at=START + 5 * HOUR)
-    assert rules.previous_good(staging) == "1.1"
+    assert queries.previous_good(staging) == "1.1"
 
 
 def test_the_command_is_the_one_for_the_target_and_safe_to_paste(settings: LazySettings, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pytest_django.live_server_helper import LiveServer
 from deploy.errors import DeployRefused
 from deploy.ledger_client import RemoteLedger, Request
 from deploy.recorder import Recorder
-from ledger import rules, tokens
+from ledger import queries, rules, tokens
 from ledger.api import auth, throttling
 from ledger.api.problems import TYPES
 from ledger.models import ApiToken, Deployment, IdempotencyKey
@@ -165,8 +165,8 @@ def test_no_answer_takes_more_queries_when_there_are_more_rows(
     for number in range(count):
         deployed("testing", f"1.{number}", at=START + timedelta(hours=number))
     pipeline.get("environments")  # notes that the token was used
-    for path, queries in (("deployments", 2), ("environments", 3), ("environments/testing/rollback-targets", 3)):
-        with django_assert_num_queries(queries):
+    for path, statements in (("deployments", 2), ("environments", 3), ("environments/testing/rollback-targets", 3)):
+        with django_assert_num_queries(statements):
             assert pipeline.get(path).status_code == 200
 
 
@@ -481,7 +481,7 @@ def test_a_failure_tells_nothing_of_itself_and_is_logged(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(rules, "promotable", fail)
+    monkeypatch.setattr(queries, "promotable", fail)
     with caplog.at_level(logging.ERROR, "django.request"):
         response = pipeline.get("environments/testing/promotable")
     assert "secret" not in str(problem(response, status))

@@ -1,4 +1,4 @@
-"""The ledger's rules, asked through rules.rules and, behind its back, of PostgreSQL itself."""
+"""The ledger's rules, asked through ledger.rules and, behind its back, of PostgreSQL itself."""
 
 import threading
 from collections.abc import Callable
@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
-from django.utils import timezone
 
-from ledger import demo, rules, steps
+from ledger import rules
 from ledger.models import ENVIRONMENTS, Deployment, Environment, Release, Step
 from ledger.rules import Invalid, RuleViolation
 from metrics.registry import REGISTRY
@@ -350,120 +349,6 @@ def test_no_status_is_skipped_or_taken_back() -> None:
         Deployment.objects.update(status="pending", started=None)
 
 
-# What is, and what may be
-
-
-def test_the_board_shows_what_runs_what_is_under_way_and_what_was() -> None:
-    for number in range(7):
-        deployed("testing", f"1.{number}", "failed" if number == 6 else "succeeded", at=START + number * HOUR)
-    running = begun("testing", "2.0")
-    deployed("staging", "1.0")
-    development, testing, staging, production = Environment.objects.board()
-    assert testing.current and testing.current.release.version == "1.5"
-    assert testing.in_flight == running
-    assert [each.release.version for each in testing.recent] == ["2.0", "1.6", "1.5", "1.4", "1.3"]
-    assert staging.current and staging.current.release.version == "1.0" and staging.in_flight is None
-    assert (production.current, production.in_flight, production.recent) == (None, None, [])
-    assert development.recent == []
-
-
-@pytest.mark.parametrize("count", [3, 20])
-def test_the_board_takes_two_queries_however_many_deployments(count: int, django_assert_num_queries: Any) -> None:
-    for number in range(count):
-        deployed("testing", f"1.{number % 10}", at=START + number * HOUR)
-    with django_assert_num_queries(2):
-        for environment in Environment.objects.board():
-            for each in environment.recent:
-                assert each.release.version and each.environment.name and (not each.previous or each.previous.release)
-
-
-def test_what_is_promotable_went_through_the_gate_and_was_not_there_yet() -> None:
-    production, staging = Environment.objects.get(name="production"), Environment.objects.get(name="staging")
-    for number, result in enumerate(("succeeded", "succeeded", "failed", "succeeded")):
-        deployed("staging", f"1.{number}", result, at=START + number * HOUR)
-    deployed("production", "1.1", at=START + 9 * HOUR)
-    found = rules.promotable(production)
-    assert [(each.release.version, each.proven) for each in found] == [
-        ("1.3", START + 3 * HOUR + timedelta(minutes=1)),
-        ("1.0", START + timedelta(minutes=1)),
-    ]
-    assert [each.release.version for each in rules.promotable(production, 1)] == ["1.3"]
-    release("2.0", START + HOUR)
-    assert [each.release.version for each in rules.promotable(staging)] == ["2.0", "1.2"]
-
-
-def test_rollback_targets_were_live_before_what_is() -> None:
-    testing = Environment.objects.get(name="testing")
-    assert rules.rollback_targets(testing) == []
-    for number, (version, result) in enumerate(
-        (("1.0", "succeeded"), ("1.1", "succeeded"), ("1.2", "failed"), ("1.0", "succeeded"), ("1.3", "succeeded"))
-    ):
-        deployed("testing", version, result, at=START + number * HOUR)
-    assert [each.release.version for each in rules.rollback_targets(testing)] == ["1.0", "1.1"]
-    for target in rules.rollback_targets(testing):
-        rules.finish(rules.create("testing", target.release.version, "rolling", "ci", kind="rollback").pk, "failed")
-
-
-def test_the_history_is_what_was_live_and_not_what_was_built() -> None:
-    """1.0, 1.1, 1.0 again and 1.2."""
-    for number, version in enumerate(("1.0", "1.1", "1.0", "1.2")):
-        deployed("testing", version, at=START + number * HOUR)
-    testing = Environment.objects.get(name="testing")
-    assert [each.release.version for each in rules.rollback_targets(testing)] == ["1.0", "1.1"]
-    assert rules.previous_good(testing) == "1.0"
-
-
-def versions(**filters: Any) -> list[str]:
-    return [each.release.version for each in Deployment.objects.newest_first().matching(**filters)]
-
-
-def test_the_history_is_filtered_by_everything_and_searched_by_version_and_commit() -> None:
-    deployed("testing", "1.0", at=START)
-    deployed("testing", "1.1", "failed", at=START + HOUR, strategy="blue-green")
-    last = deployed("staging", "2.0", at=START + 2 * HOUR)
-    assert versions() == ["2.0", "1.1", "1.0"]
-    assert versions(environment="testing") == ["1.1", "1.0"]
-    assert versions(environment="testing", status="succeeded") == ["1.0"]
-    assert versions(strategy="blue-green") == ["1.1"]
-    assert versions(actor="pipeline", status="") == ["2.0", "1.1", "1.0"] and versions(actor="pipe") == []
-    assert versions(since=START + HOUR, until=START + 2 * HOUR) == ["1.1"]
-    assert versions(search="1.") == ["1.1", "1.0"] and versions(search="%") == []
-    assert versions(search=last.release.commit[:7].upper()) == ["2.0"]
-
-
-def test_pages_neither_repeat_nor_miss_a_row_while_others_come() -> None:
-    for number in range(7):
-        deployed("testing", f"1.{number}", at=START + (number // 2) * HOUR)  # some at the same time
-    page = Deployment.objects.page(3)
-    seen = page.rows[:]
-    deployed("testing", "9.0", at=START + 99 * HOUR)
-    while page.next:
-        page = Deployment.objects.page(3, page.next)
-        seen += page.rows
-    assert len({each.pk for each in seen}) == len(seen) == 7
-    assert [(-each.created.timestamp(), -each.pk) for each in seen] == sorted(
-        (-each.created.timestamp(), -each.pk) for each in seen
-    )
-
-
-@pytest.mark.parametrize("cursor", ["x", "é", "MQ", "LTEuMQ", "MS4tMQ", "MS5_", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OS4x"])
-def test_a_made_up_cursor_is_told_to_be_one(cursor: str) -> None:
-    with pytest.raises(ValueError, match="Invalid cursor"):
-        Deployment.objects.page(3, cursor)
-
-
-def test_the_typical_duration_is_the_median_of_what_succeeded() -> None:
-    testing = Environment.objects.get(name="testing")
-    assert Deployment.objects.typical_duration(testing, "rolling") is None
-    for number, minutes in enumerate((1, 2, 60)):
-        release("1.0")
-        at = START + number * 2 * HOUR
-        key = rules.create("testing", "1.0", "rolling", "ci", at=at).pk
-        rules.start(key, at=at)
-        rules.finish(key, "succeeded", at=at + timedelta(minutes=minutes))
-    assert Deployment.objects.typical_duration(testing, "rolling") == timedelta(minutes=2)
-
-
 # Metrics
 
 
@@ -487,59 +372,3 @@ def test_an_ended_deployment_is_counted_and_timed(django_capture_on_commit_callb
         for result in ("failed", "succeeded", "succeeded"):
             rules.finish(begun("testing", "1.0", strategy="blue-green").pk, result)
     assert [after - old for after, old in zip(totals(), before, strict=True)] == [2, 1, 3, 1]
-
-
-# Mock data
-
-
-def test_mock_data_are_a_plausible_history() -> None:
-    assert demo.load("testing") is None and not Deployment.objects.exists()
-    told = demo.load("mock")
-    rows = list(Deployment.objects.select_related("environment").order_by("created"))
-    assert told and str(len(rows)) in told and 50 <= len(rows) <= 70
-    statuses = [each.status for each in rows]
-    assert statuses.count("failed") >= 2 and "rolled_back" in statuses
-    assert sum(each.hotfix for each in rows) == 1 and sum(each.kind == "rollback" for each in rows) == 1
-    (running,) = [each for each in rows if not each.is_finished]
-    assert running.environment.name == "production"
-    assert [step.outcome for step in running.steps.all()] == ["succeeded", "succeeded", "running"]
-    assert all(each.current for each in Environment.objects.board())
-    span = rows[-1].created - rows[0].created
-    assert timedelta(days=80) < span < timedelta(days=91)
-    assert {each.actor for each in rows} <= {demo.PIPELINE, *demo.PEOPLE}
-    assert all(each.steps.exists() for each in rows)
-    assert demo.load("mock") is None and Deployment.objects.count() == len(rows)
-
-
-def test_mock_data_have_the_steps_that_the_deployer_reports_also_of_the_one_under_way(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    demo.load("mock")
-    assert set(Step.objects.values_list("name", flat=True)) == set(steps.EVERY)
-    for row in Deployment.objects.filter(status="succeeded", kind="deploy"):
-        assert tuple(row.steps.values_list("name", flat=True)) == steps.DEPLOY
-    for row in Deployment.objects.filter(status="rolled_back"):
-        assert [(each.name, each.outcome) for each in row.steps.all()][-2:] == [
-            (steps.WATCH, "failed"),
-            (steps.GO_BACK, "succeeded"),
-        ]
-
-    # The one under way goes on and ends.
-    (running,) = Deployment.objects.filter(status="running")
-    running.steps.filter(name=steps.SMOKE_TEST).update(started=timezone.now())
-    waited: list[timedelta] = []
-
-    def wait(pause: timedelta) -> bool:
-        waited.append(pause)
-        return len(waited) < 3
-
-    assert demo.simulate(wait) == 0, "stopped while it was watched"
-    running.refresh_from_db()
-    assert running.status == "running" and [each.name for each in running.steps.all()][-1] == steps.WATCH
-    tomorrow = timezone.now() + timedelta(days=1)
-    monkeypatch.setattr(timezone, "now", lambda: tomorrow)
-    assert demo.simulate(lambda _: pytest.fail("what was left lying has ended in the past")) == 1
-    running.refresh_from_db()
-    assert running.status == "succeeded" and running.duration and running.duration < timedelta(minutes=10)
-    assert tuple(running.steps.values_list("name", flat=True)) == steps.DEPLOY
-    assert demo.simulate(wait) == 0, "none is under way"
