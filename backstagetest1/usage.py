@@ -6,6 +6,7 @@ Django's own included.
 
 import re
 import sys
+from argparse import _SubParsersAction
 from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import NoReturn
@@ -53,6 +54,6 @@ def options(parser: CommandParser) -> Iterator[str]:
     """Yields the options of a command and of its subcommands."""
     for action in parser._actions:
         yield from action.option_strings
-        if isinstance(action.choices, dict):
+        if isinstance(action, _SubParsersAction):
             for each in action.choices.values():
                 yield from options(each)

@@ -1,4 +1,4 @@
-"""What a client accepts, by the headers of content negotiation: https://www.rfc-editor.org/rfc/rfc9110#section-12.5"""
+"""Content negotiation: parses Accept and Accept-Encoding. https://www.rfc-editor.org/rfc/rfc9110#section-12.5"""
 
 import re
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Element:
 
 
 def elements(header: str) -> list[Element]:
-    """The elements of an Accept or Accept-Encoding header. A weight that is malformed counts as 0: not accepted.
+    """Returns the elements of an Accept or Accept-Encoding header. A malformed weight counts as 0: not accepted.
 
-    A comma or semicolon within quotes divides, too: nothing that is offered here has one, and so it stays cheap.
+    A comma or semicolon within quotes separates too: nothing offered here contains one, and the parser stays cheap.
     """
     found = []
     for part in header.lower().split(","):
@@ -33,5 +33,5 @@ def elements(header: str) -> list[Element]:
 
 
 def codings(header: str) -> list[str]:
-    """The content codings that an Accept-Encoding header names and does not refuse (q=0), in the header's order."""
+    """Returns the content codings that an Accept-Encoding header names and does not exclude (q=0), in its order."""
     return [each.name for each in elements(header) if each.weight > 0]

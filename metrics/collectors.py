@@ -1,10 +1,10 @@
-"""What is computed when somebody scrapes: each collector by a deadline, side by side, whatever the others do.
+"""Metrics that are computed at each scrape: collectors, run in parallel and by a deadline.
 
-A collector is a function without arguments that returns Prometheus metric families; settings.METRICS_COLLECTORS
-lists them by dotted path, so that any app may have one. It may wait for the network: it runs in a thread of its own,
-which lives as long as the process. One that fails, or has not answered METRICS_COLLECTOR_TIMEOUT seconds after it was
-asked, is left out of the scrape and counted in metrics_collector_errors_total; while it is stuck it is not asked
-again, so that a frozen database holds one thread and one connection and no more.
+A collector is a function without arguments that returns Prometheus metric families. settings.METRICS_COLLECTORS lists
+them by dotted path, so any app can have one. A collector may wait for the network: it runs in a thread of its own,
+which lives as long as the process. One that fails, or takes longer than METRICS_COLLECTOR_TIMEOUT seconds, is left out
+of the scrape and counted in metrics_collector_errors_total. While it is stuck it is not started again, so a frozen
+database holds no more than one thread and one connection.
 """
 
 import logging
@@ -32,52 +32,53 @@ from metrics.registry import CACHE_HITS, CACHE_MISSES, COLLECTOR_ERRORS, DATABAS
 logger = logging.getLogger(__name__)
 
 ACTIVE_SECONDS = 15 * 60  # a user seen in this time is active
-NOTED_SECONDS = 60  # a worker notes the same user at most once in this time
+NOTED_SECONDS = 60  # a worker records the same user at most once in this time
 
 
-class Runner:
-    """Runs one collector in a long-lived thread; whoever asks while it runs shares the run."""
+class CollectorThread:
+    """Runs one collector in a long-lived thread. Scrapes that come while it runs share the run."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.lock = threading.Lock()
         self.jobs: SimpleQueue[Future[list[Metric]] | None] = SimpleQueue()
         self.running: Future[list[Metric]] | None = None
-        self.asked_at = 0.0
+        self.started_at = 0.0
         self.thread = threading.Thread(target=self.work, name=f"collector {path}", daemon=True)
         self.thread.start()
 
     def ask(self) -> tuple["Future[list[Metric]]", float]:
-        """The run under way, or a new one; and by when (time.monotonic()) it must have ended."""
+        """Returns the current run, or a new one, and its deadline (time.monotonic())."""
         with self.lock:
             if self.running is None or self.running.done():
-                self.running, self.asked_at = Future(), monotonic()
+                self.running, self.started_at = Future(), monotonic()
                 self.jobs.put(self.running)
-            return self.running, self.asked_at + settings.METRICS_COLLECTOR_TIMEOUT
+            return self.running, self.started_at + settings.METRICS_COLLECTOR_TIMEOUT
 
     def work(self) -> None:
+        """Runs in the thread: collects for one job after the other until it gets None."""
         while job := self.jobs.get():
             try:
-                close_old_connections()  # it serves no request, so nothing else looks after its connections
+                close_old_connections()  # no request does it for this thread
                 job.set_result(list(import_string(self.path)()))
             except Exception as error:
                 job.set_exception(error)
         connections.close_all()
 
     def stop(self) -> None:
-        """Ends the thread after what it does now, and closes its connections."""
+        """Stops the thread after its current run, and closes its connections."""
         self.jobs.put(None)
         self.thread.join(settings.METRICS_COLLECTOR_TIMEOUT)
 
 
-_runners: dict[str, Runner] = {}
+_threads: dict[str, CollectorThread] = {}
 _starting = threading.Lock()
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork; a lock may have been held by one of them."""
+    """Forgets the threads in the child of a fork, where they do not exist; one of them may have held the lock."""
     global _starting
-    _runners.clear()
+    _threads.clear()
     _starting = threading.Lock()
 
 
@@ -85,12 +86,12 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def collect() -> list[Metric]:
-    """What the collectors report; those that fail or are late are left out, counted and logged."""
+    """Returns what the collectors return. Those that fail or miss the deadline are left out, counted and logged."""
     with _starting:
         for path in settings.METRICS_COLLECTORS:
-            if path not in _runners:
-                _runners[path] = Runner(path)
-        asked = [(path, *_runners[path].ask()) for path in settings.METRICS_COLLECTORS]
+            if path not in _threads:
+                _threads[path] = CollectorThread(path)
+        asked = [(path, *_threads[path].ask()) for path in settings.METRICS_COLLECTORS]
     families: list[Metric] = []
     for path, run, deadline in asked:
         try:
@@ -98,38 +99,38 @@ def collect() -> list[Metric]:
         except Exception as error:
             COLLECTOR_ERRORS.labels(path).inc()
             late = not run.done()
-            why = "has not answered by its deadline" if late else "failed"
-            logger.warning("Collector %s %s: left out of this scrape.", path, why, exc_info=None if late else error)
+            why = "missed its deadline" if late else "failed"
+            logger.warning("Collector %s %s; left out of this scrape.", path, why, exc_info=None if late else error)
     return families
 
 
 def close() -> None:
-    """Ends the collectors' threads and their database connections; the next scrape starts them anew."""
+    """Stops the collectors' threads and closes their database connections; the next scrape starts new ones."""
     with _starting:
-        while _runners:
-            _runners.popitem()[1].stop()
+        while _threads:
+            _threads.popitem()[1].stop()
 
 
 # The collectors
 
 
 def app_info() -> Iterable[Metric]:
-    """app_info: what this instance is."""
+    """Returns app_info: version, commit and environment of this instance, as labels."""
     labels = {"version": settings.VERSION, "commit": settings.COMMIT, "environment": settings.ENVIRONMENT}
-    return [InfoMetricFamily("app", "What this instance is.", labels)]
+    return [InfoMetricFamily("app", "Version, commit and environment of this instance.", labels)]
 
 
 def active_users() -> Iterable[Metric]:
-    """active_users: one number for all workers and instances, as all note whom they see in the same cache."""
+    """Returns active_users: one number for all workers and instances, because all record users in the same cache."""
     count = _cache().recent("active_users", ACTIVE_SECONDS)
     return [GaugeMetricFamily("active_users", "Distinct users seen in the last 15 minutes.", count)]
 
 
 def cache_hit_ratio() -> Iterable[Metric]:
-    """cache_hit_ratio: from the totals of all workers. NaN before the first key is asked for."""
+    """Returns cache_hit_ratio, from the totals of all workers. NaN before the first lookup."""
     hits, misses = (sample.value for metric in _CACHE_TOTALS.collect() for sample in metric.samples)
     ratio = hits / (hits + misses) if hits + misses else float("nan")
-    return [GaugeMetricFamily("cache_hit_ratio", "Share of the keys asked of the cache that were found.", ratio)]
+    return [GaugeMetricFamily("cache_hit_ratio", "Share of cache lookups that found the key.", ratio)]
 
 
 _CACHE_REGISTRY = CollectorRegistry()
@@ -139,7 +140,7 @@ _CACHE_TOTALS = store.Exposition(_CACHE_REGISTRY)
 
 
 def database_connections() -> Iterable[Metric]:
-    """database_connections_active: whoever is connected to this database; with SQLite, this process alone.
+    """Returns database_connections_active: all client connections to this database; with SQLite, this process's own.
 
     https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
     """
@@ -153,20 +154,20 @@ def database_connections() -> Iterable[Metric]:
             count = cursor.fetchone()[0]
     else:
         count = sum(one.connection is not None for one in list(_opened))
-    return [GaugeMetricFamily("database_connections_active", "Connections open to the database.", count)]
+    return [GaugeMetricFamily("database_connections_active", "Open connections to the database.", count)]
 
 
-# What the collectors read is noted here while requests are served.
+# What requests record for the collectors
 
 _noted: set[Any] = set()
 _noted_until = 0.0
 
 
 def note_user(request: HttpRequest) -> Callable[[], None] | None:
-    """What to call, after the response has been sent, to note the request's user as active.
+    """Returns a function to call after the response is sent, which records the request's user as active.
 
-    None for a user whom this worker has noted in the last minute, and for nobody. Only a user whom the request has
-    loaded anyway counts: this never asks the session or the database.
+    Returns None for an anonymous user, and for one whom this worker has recorded in the last minute. Only a user whom
+    the request has loaded anyway counts: this never queries the session or the database.
     """
     global _noted, _noted_until
     loaded = request.__dict__
@@ -192,14 +193,18 @@ _query_observers: dict[str, Callable[[float], None]] = {}
 
 
 def watch_connection(connection: BaseDatabaseWrapper, **_: Any) -> None:
-    """Receives Django's connection_created: from now on the connection's queries are timed."""
+    """Receives Django's connection_created, and has the connection's queries timed from now on."""
     _opened.add(connection)
     if _time_query not in connection.execute_wrappers:
-        # First, as who leaves connection.execute_wrapper() takes away the last.
+        # First, because connection.execute_wrapper() removes the last one when it ends.
         connection.execute_wrappers.insert(0, _time_query)
 
 
 def _time_query(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+    """Observes the duration of a query, also of one that fails.
+
+    https://docs.djangoproject.com/en/5.2/topics/db/instrumentation/
+    """
     alias = context["connection"].alias
     observe = _query_observers.get(alias)
     if observe is None:

@@ -1,8 +1,8 @@
-"""Counts every request once, whatever ends it, and tells the access log its route.
+"""Counts every request once, however it ends, and gives the access log its route.
 
-Standing first but for the edge and the probes, it sees what they let through: answers, errors, redirects and refusals
-of every other middleware. It also answers the scrape itself, before the Host check and the TLS redirect, for
-Prometheus asks a pod by its address. Scrapes are not counted among the requests, and neither are probes.
+Only the proxy and probe middlewares come before it, so it sees the responses, errors, redirects and rejections of all
+others. It also answers scrapes itself, before the Host check and the TLS redirect, because Prometheus requests a pod by
+its IP address. Scrapes and probes do not count as requests.
 """
 
 import asyncio
@@ -25,16 +25,16 @@ from metrics.registry import EXCEPTIONS, REQUEST_DURATION, REQUESTS, REQUESTS_IN
 
 SCRAPE_PATH = "/metrics"
 
-# Label values for what a stranger may make up: one each. No route's template looks like them.
+# One label value each for whatever clients make up. No route's template looks like these.
 OTHER = "OTHER"
-UNROUTED = "unrouted"  # not found, or answered before the URL was looked at: a redirect to TLS, a refused Host
+UNROUTED = "unrouted"  # not found, or answered before routing: a redirect to TLS, a rejected Host
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"))
 
-CANCELLED = 499  # as nginx says it: the client went away before there was an answer
+CANCELLED = 499  # nginx's code: the client closed the connection before there was a response
 
 
 class MetricsMiddleware:
-    """For WSGI and, without a thread in between, for ASGI."""
+    """Works under WSGI and, without a thread in between, under ASGI."""
 
     sync_capable = True
     async_capable = True
@@ -54,14 +54,14 @@ class MetricsMiddleware:
         _progress(1)
         try:
             response: HttpResponseBase = self.get_response(request)
-        except BaseException:  # the error page failed as well, or the worker is being ended
+        except BaseException:  # the error page failed too, or the worker is being stopped
             _fail(request, 500, started)
             raise
         _finish(request, response, started)
         return response
 
     async def answer(self, request: HttpRequest) -> HttpResponseBase:
-        """What __call__ does, for ASGI."""
+        """Does the same as __call__ for ASGI."""
         if request.path_info == SCRAPE_PATH:
             return await sync_to_async(views.metrics, thread_sensitive=False)(request)
         started = perf_counter()
@@ -76,9 +76,9 @@ class MetricsMiddleware:
 
 
 def count_exception(sender: object, request: HttpRequest | None = None, **_: Any) -> None:
-    """Receives Django's got_request_exception, which is sent for what no view and no middleware handled.
+    """Receives Django's got_request_exception, sent for exceptions that neither a view nor a middleware handled.
 
-    It is sent again for each layer in which the page for errors fails too; a request counts once.
+    It is sent again for each layer in which the error page fails too; a request counts once.
     """
     error = sys.exc_info()[1]
     if error is None or request is None or getattr(request, "exception_counted", False):
@@ -88,9 +88,9 @@ def count_exception(sender: object, request: HttpRequest | None = None, **_: Any
 
 
 def exception_type(error: BaseException) -> str:
-    """The name of the error's class, or of the nearest base class that a module holds.
+    """Returns the name of the error's class, or of the nearest base class that can be found in its module.
 
-    So the label's values are bounded by the code, also where classes are made at run time.
+    So the code bounds the label's values, even where classes are created at run time.
     """
     for kind in type(error).__mro__:
         name = kind.__qualname__
@@ -103,7 +103,7 @@ def exception_type(error: BaseException) -> str:
 
 
 def endpoint(route: str) -> str:
-    """The label for a URL pattern's `route`: its template, readable, without converters and regular expressions.
+    """Returns the label for a URL pattern's `route`: its template without converters and regular expressions.
 
     >>> endpoint("accounts/password/reset/key/^(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$")
     '/accounts/password/reset/key/<uidb36>-<key>/'
@@ -115,10 +115,10 @@ def endpoint(route: str) -> str:
 
 
 class _Series(NamedTuple):
-    """What the requests of one method, route and status are counted in."""
+    """The metrics of the requests with the same method, route and status."""
 
     endpoint: str
-    # Takes the duration in seconds and the body's size in bytes, and has one request less in progress.
+    # Takes the duration in seconds and the body's size in bytes; takes one from the requests in progress.
     record: Callable[[float, float], None]
 
 
@@ -127,7 +127,7 @@ _progress = store.adder(REQUESTS_IN_PROGRESS)
 
 
 def _find(request: HttpRequest, status: int) -> _Series:
-    """The series of a request, resolved once and kept; also tells the access log the route."""
+    """Returns the series of a request, creating it the first time; also sets the route for the access log."""
     method = request.method if request.method in METHODS else OTHER
     route = match.route if (match := request.resolver_match) else _unmatched(request)
     series = _series.get((method, route, status))
@@ -138,12 +138,13 @@ def _find(request: HttpRequest, status: int) -> _Series:
 
 
 def _unmatched(request: HttpRequest) -> str | None:
-    """Static files are served before any routing; of what lies below their URL, no path is told."""
+    """Returns one route for all static files, which are served before routing; None for any other path."""
     prefix = settings.STATIC_URL
     return f"{prefix}<path>" if prefix and request.path_info.startswith(prefix) else None
 
 
 def _make(method: str, route: str | None, status: int) -> _Series:
+    """Creates a series, and keeps it if its status is a valid one."""
     label = UNROUTED if route is None else endpoint(route)
     known = 100 <= status <= 599
     series = _Series(
@@ -161,7 +162,7 @@ def _make(method: str, route: str | None, status: int) -> _Series:
 
 
 def _finish(request: HttpRequest, response: HttpResponseBase, started: float) -> None:
-    """Counts a request that has its answer; one that is streamed, when the stream is closed."""
+    """Counts a request that has a response; a streamed one once the stream is closed."""
     if note := note_user(request):
         _on_close(response, note)
     series = _find(request, response.status_code)
@@ -173,13 +174,13 @@ def _finish(request: HttpRequest, response: HttpResponseBase, started: float) ->
 
 
 def _fail(request: HttpRequest, status: int, started: float) -> None:
-    """Counts a request that got no answer from here."""
+    """Counts a request that ended without a response."""
     _find(request, status).record(perf_counter() - started, 0)
 
 
 def _follow(request: HttpRequest, response: StreamingHttpResponse, series: _Series, started: float) -> None:
-    """Counts a stream's bytes as they pass, and the request when the server closes the response: it does so after the
-    last byte, and also when the client has gone away (PEP 3333).
+    """Counts a stream's bytes as they pass, and the request when the server closes the response: after the last byte,
+    or when the client has disconnected (PEP 3333).
     """
     size = 0
 
@@ -207,21 +208,21 @@ def _follow(request: HttpRequest, response: StreamingHttpResponse, series: _Seri
             raise
 
     if getattr(response, "file_to_stream", None) is not None:
-        size = int(response.get("Content-Length", "0"))  # the server may send the file without our seeing its bytes
+        size = int(response.get("Content-Length", "0"))  # the server may send the file itself
     elif request.method != "HEAD":
         content: Any = response.streaming_content
         response.streaming_content = acounted(content) if response.is_async else counted(content)
 
-    # Called once: by response.close(), or when a server forgets that and the response is collected.
+    # Called once: by response.close() or, if a server forgets that, when the response is garbage-collected.
     end = weakref.finalize(response, lambda: series.record(perf_counter() - started, size))
     end.atexit = False
     _on_close(response, end)
 
 
 def _on_close(response: HttpResponseBase, call: Callable[[], object]) -> None:
-    """Has `call` called when the server has sent the response, or given it up; what it raises is dropped.
+    """Registers a function to be called when the response is sent or abandoned; exceptions it raises are dropped.
 
-    Django keeps its own such calls in this list, and offers no other place.
+    Django keeps its own in this list, and has no public way to add to it.
     """
     closers: list[Callable[[], object]] = response._resource_closers  # type: ignore[attr-defined]
     closers.append(call)

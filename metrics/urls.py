@@ -1,4 +1,4 @@
-"""Where to scrape. The middleware answers this path itself; the URL is for those who look it up by name."""
+"""The URL of /metrics. The middleware answers it before routing; this gives it a name."""
 
 from django.urls import path
 

@@ -1,4 +1,4 @@
-"""The scrape: every metric, in the format that the scraper asks for, to whoever may read it."""
+"""GET /metrics: every metric, in the format that the scraper asks for, for clients that may read it."""
 
 import gzip
 import ipaddress
@@ -19,16 +19,16 @@ STORED = store.Exposition(REGISTRY, others=True)
 
 generate_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
 
-# The two formats in which a scrape is written: media type and version. No other version is promised to anybody.
+# The two formats: media type and version
 TEXT, OPENMETRICS = ("text/plain", "0.0.4"), ("application/openmetrics-text", "1.0.0")
 
-# OpenMetrics differs from the text format in the end, and in a counter's name: without _total, but for its samples.
-# That goes for counters, gauges and histograms, and nothing else is stored.
-COUNTERS_NAME = re.compile(rb"^(# (?:HELP|TYPE) \w+)_total ", re.MULTILINE)
+# For the types that are stored (counters, gauges, histograms), OpenMetrics differs from the text format only at its end
+# and in HELP and TYPE of counters, which lack the suffix _total.
+COUNTER_HEAD = re.compile(rb"^(# (?:HELP|TYPE) \w+)_total ", re.MULTILINE)
 
 
 class Families(Collector):
-    """Metric families that are there already, as the encoders want them."""
+    """A collector of given families, as the encoders require one."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self.families = families
@@ -38,36 +38,40 @@ class Families(Collector):
 
 
 def metrics(request: HttpRequest) -> HttpResponse:
-    """GET /metrics: the text format, or OpenMetrics where the Accept header prefers it; gzip where it is accepted. 406
-    where both formats are refused.
+    """Responds with the text format, or with OpenMetrics if the Accept header prefers it; with gzip if it is accepted;
+    with 406 if the header excludes both formats.
 
     https://prometheus.io/docs/instrumenting/content_negotiation/
     """
-    response = refuse(request) or render(request)
+    response = reject(request) or render(request)
     response["Cache-Control"] = "no-store"
     SCRAPES.labels(str(response.status_code)).inc()
     return response
 
 
-def refuse(request: HttpRequest) -> HttpResponse | None:
-    """The answer to one who may not read, or who asks for something else than reading.
+def reject(request: HttpRequest) -> HttpResponse | None:
+    """Returns the response for a client that may not read the metrics, or for a method other than GET and HEAD.
 
-    With METRICS_TOKEN set, whoever shows it may read (RFC 6750). Without, only a neighbour: one who asks directly,
-    not through a proxy, from an address that is not routed in the Internet.
+    With METRICS_TOKEN set, clients need that bearer token (RFC 6750). Without it, only neighbours may read: clients
+    that connect directly, not through a proxy, from a private address.
     """
     if settings.METRICS_TOKEN:
         scheme, _, token = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer":
             return HttpResponse(
-                "A bearer token is needed.\n", "text/plain", 401, headers={"WWW-Authenticate": "Bearer"}
+                "A bearer token is required.\n", "text/plain", 401, headers={"WWW-Authenticate": "Bearer"}
             )
         if not constant_time_compare(token.strip(), settings.METRICS_TOKEN):
             challenge = 'Bearer error="invalid_token"'
-            return HttpResponse("Not the right token.\n", "text/plain", 401, headers={"WWW-Authenticate": challenge})
+            return HttpResponse("Invalid token.\n", "text/plain", 401, headers={"WWW-Authenticate": challenge})
     elif not neighbour(request):
-        return HttpResponse("Metrics are not public. Set METRICS_TOKEN to read them from here.\n", "text/plain", 403)
+        return HttpResponse(
+            "Metrics are not public; to read them from here, set METRICS_TOKEN and send it as a bearer token.\n",
+            "text/plain",
+            403,
+        )
     if request.method not in ("GET", "HEAD"):
-        return HttpResponse("Metrics are only read.\n", "text/plain", 405, headers={"Allow": "GET, HEAD"})
+        return HttpResponse("Method not allowed; use GET.\n", "text/plain", 405, headers={"Allow": "GET, HEAD"})
     return None
 
 
@@ -83,16 +87,16 @@ def neighbour(request: HttpRequest) -> bool:
 
 
 def choose(header: str) -> tuple[str, str] | None:
-    """The format that an Accept header prefers, TEXT unless it says otherwise. None if it refuses both (q=0).
+    """Returns the format that an Accept header prefers, TEXT by default; None if it excludes both (q=0).
 
-    Who asks only for what is not there (another version, another type) gets the text format, as scrapers expect of a
-    server: https://prometheus.io/docs/instrumenting/content_negotiation/
+    A client that asks only for something else (another version, another type) gets the text format, as scrapers expect:
+    https://prometheus.io/docs/instrumenting/content_negotiation/
     """
     asked = accept.elements(header)
     weights: dict[tuple[str, str], tuple[float, int]] = {}
     for kind, version in (TEXT, OPENMETRICS):
         ranges = {kind: 2, f"{kind.partition('/')[0]}/*": 1, "*/*": 0}
-        # The most specific range decides, and of several for the format itself the one that names its version.
+        # The most specific range wins; among several for the format itself, the one that names its version.
         fit = [
             (ranges[each.name], "version" in each.parameters, each.weight)
             for each in asked
@@ -108,19 +112,21 @@ def choose(header: str) -> tuple[str, str] | None:
 
 
 def render(request: HttpRequest) -> HttpResponse:
-    """The scrape itself. The computed metrics come first, so that a collector's failure shows in the same scrape."""
+    """Returns the scrape. The collectors run first, so that a failure of theirs shows in the same scrape."""
     chosen = choose(request.META.get("HTTP_ACCEPT", ""))
     if chosen is None:
         offers = " or ".join(f"{kind};version={version}" for kind, version in (TEXT, OPENMETRICS))
-        return HttpResponse(f"Metrics are available as {offers}. Accept one of them.\n", "text/plain", 406)
+        return HttpResponse(f"Not acceptable; metrics are available as {offers}.\n", "text/plain", 406)
     computed = Families(collectors.collect())
     if chosen == OPENMETRICS:
-        body = COUNTERS_NAME.sub(rb"\1 ", STORED.text()) + generate_openmetrics(computed)
+        body = COUNTER_HEAD.sub(rb"\1 ", STORED.text()) + generate_openmetrics(computed)
     else:
         body = STORED.text() + generate_latest(computed)
     response = HttpResponse(content_type=f"{chosen[0]}; version={chosen[1]}; charset=utf-8")
     if "gzip" in accept.codings(request.META.get("HTTP_ACCEPT_ENCODING", "")):
-        body = gzip.compress(body, compresslevel=1)  # as good as the best here, at a third of the time
+        body = gzip.compress(
+            body, compresslevel=1
+        )  # compresses this text as well as higher levels, in a third of the time
         response["Content-Encoding"] = "gzip"
     response["Vary"] = "Accept, Accept-Encoding"
     response["Content-Length"] = str(len(body))

@@ -126,7 +126,7 @@ class Reader:
             found = slot_paths(self._folder)
         except OSError as error:
             found = []
-            self._report(f"{self._folder} cannot be read ({error.strerror}): the scrape has no slot")
+            self._report(f"{self._folder} cannot be read ({error.strerror}): the scrape includes no slots")
         for path in found:
             view = before.get(path)
             try:

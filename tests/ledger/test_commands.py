@@ -252,6 +252,7 @@ def test_what_succeeds_is_not_shown_as_an_error() -> None:
             "Unknown option --enviroment. Did you mean --environment?",
         ),
         (("health", "--jsn"), "Unknown option --jsn. Did you mean --json?"),
+        (("demo_data", "--profile", "mock", "--ones"), "Unknown option --ones. Did you mean --once?"),
         (("migrate", "--plann"), "Unknown option --plann. Did you mean --plan?"),
     ],
 )

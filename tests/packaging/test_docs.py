@@ -4,11 +4,13 @@ import re
 import shlex
 import subprocess
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 from django.core.management import get_commands, load_command_class
 
+from backstagetest1.usage import options
 from tests.support.servers import ROOT
 
 TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -76,26 +78,27 @@ def test_the_license_that_pyproject_names_is_there() -> None:
     assert [(ROOT / file).read_text().splitlines()[0] for file in project["license-files"]] == ["MIT License"]
 
 
+@cache
+def entries() -> set[str]:
+    """The commands of ./run, as its help lists them."""
+    done = subprocess.run([ROOT / "run", "help"], capture_output=True, text=True, check=True)
+    return {"help"} | {line.split()[0] for line in done.stdout.splitlines() if re.match(r"  [a-z]", line)}
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    """The options of a manage.py command and of its subcommands, as its parser has them."""
+    parser = load_command_class(get_commands()[command], command).create_parser("manage.py", command)
+    return set(options(parser))
+
+
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_every_command_is_there_with_these_options(path: Path) -> None:
-    entries = re.findall(r"^([a-z0-9_]+)\(\) \{", (ROOT / "run").read_text(), re.MULTILINE)
     for words in commands(path):
         if words[0] == "./run":
-            assert words[1] in entries, f"{name(path)}: {words}"
+            assert words[1] in entries(), f"{name(path)}: {words}"
         elif re.fullmatch("[a-z_]+", words[1]):
             assert words[1] in get_commands(), f"{name(path)}: {words}"
             if words[1] in OURS:
-                parser = load_command_class(get_commands()[words[1]], words[1]).create_parser("manage.py", words[1])
-                known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", parser.format_help()))
                 used = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
-                known |= set(re.findall(r"--[a-z-]+", help_of_subcommands(words)))
-                assert used <= known, f"{name(path)}: {words}"
-
-
-def help_of_subcommands(words: list[str]) -> str:
-    """api_token's own commands have options of their own."""
-    if words[1] != "api_token" or len(words) < 3:
-        return ""
-    command = ["manage.py", "api_token", words[2], "--help"]
-    done = subprocess.run([str(ROOT / command[0]), *command[1:]], capture_output=True, text=True, cwd=ROOT)
-    return done.stdout
+                assert used <= options_of(words[1]), f"{name(path)}: {words}"
