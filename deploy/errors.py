@@ -1,20 +1,41 @@
-"""What a deployment can end with, apart from success."""
+"""How a command ends, and the errors that end it."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of `manage.py deploy`, `rollback` and `lock`; scripts/rollback.sh uses the same."""
+
+    DONE = 0
+    USAGE = 2
+    LOCKED = 3
+    REFUSED = 4  # nothing was changed
+    ROLLED_BACK = 5  # it failed, and the previous release is live
+    NEEDS_OPERATOR = 6  # it failed or was interrupted, and somebody has to look
 
 
 class DeployRefused(Exception):
     """It cannot be done, and nothing was changed. The text says what to do."""
 
+    exit_code = ExitCode.REFUSED
+
 
 class InvalidUsage(DeployRefused):
-    """What was asked for makes no sense at all."""
+    """The command's arguments make no sense, alone or together."""
+
+    exit_code = ExitCode.USAGE
 
 
 class LockHeld(DeployRefused):
-    """Somebody else holds the lock; the text says who, since when, for what, and how to break it."""
+    """Somebody else holds the lock. The text says who, since when, for what, and how to break it."""
+
+    exit_code = ExitCode.LOCKED
 
 
 class StepFailed(Exception):
-    """Something was begun and did not work out. `details` are the release's own words: its last log lines."""
+    """Something was begun and failed. `details` are the release's own words: its last log lines."""
+
+    exit_code = ExitCode.REFUSED  # when it reaches the command: it came from a look, before anything was begun
 
     def __init__(self, message: str, details: str = "") -> None:
         super().__init__(message)
@@ -22,4 +43,4 @@ class StepFailed(Exception):
 
 
 class LockLost(Exception):
-    """Somebody has broken the lock: another deployment may be at work, so nothing more is touched."""
+    """Somebody has broken this run's lock. Another deployment may be at work, so nothing more is touched."""

@@ -1,6 +1,6 @@
 """One deployment at a time: a file on the machine that runs the stack, or a Lease in the cluster.
 
-Both say who has the lock, since when and for what. A lock put by hand stays until it is cleared.
+Both say who holds the lock, since when and for what. A lock acquired by hand (`manage.py lock acquire`) never expires.
 """
 
 import fcntl
@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -19,13 +20,14 @@ from typing import IO, Any
 from deploy.errors import LockHeld, StepFailed
 from deploy.shell import last_line
 
-SECONDS = 60  # after which a Lease that is not renewed is nobody's
+SECONDS = 60  # after which a Lease that is not renewed can be taken over
 RENEWED = 15.0  # seconds between two renewals
 NOTES = "backstagetest1"  # the prefix of the annotations; scripts/rollback.sh reads and writes the same
+CONFLICTS = ("AlreadyExists", "already exists", "Conflict", "modified")  # kubectl, if another write came first
 
 
 def holder() -> str:
-    """Who runs this: the person, or the pipeline that a CI system names; with the machine."""
+    """Who runs this, with the machine: the person that the CI system names, or the user."""
     who = os.environ.get("GITHUB_ACTOR") or os.environ.get("GITLAB_USER_LOGIN")
     try:
         who = who or getpass.getuser()
@@ -37,78 +39,113 @@ def holder() -> str:
     )
 
 
+@dataclass(frozen=True)
+class Holding:
+    """Who holds, or held, a lock. `since` is a time in ISO 8601; `by_hand` that it never expires."""
+
+    holder: str
+    since: str
+    purpose: str
+    by_hand: bool = False
+
+    def __str__(self) -> str:
+        return self.sentence("has held")
+
+    def sentence(self, verb: str) -> str:
+        """As a sentence without a full stop; `verb` is "has held", or "had held" of the past."""
+        return f"{self.holder} {verb} the lock since {self.since} for: {self.purpose}"
+
+
 class FileLock:
-    """flock(2) tells whether the holder lives, as the lock ends with its process. `path` is the lock; `also` is the
-    file that ./run switch locks, which works on the same containers.
+    """A lock on this machine, at `path`. `also` is the file of ./run switch, which works on the same containers.
+
+    The operating system's lock on the file ends with the holder's process, however that ends, so it tells whether the
+    holder is alive: https://man7.org/linux/man-pages/man2/flock.2.html. `environment` is named in messages.
     """
 
-    def __init__(self, path: Path, also: Path, clear: str) -> None:
-        self.path, self.also, self.how = path, also, clear
+    def __init__(self, path: Path, also: Path, environment: str) -> None:
+        self.path, self.also, self.environment = path, also, environment
         self.files: list[IO[str]] = []
 
-    def take(self, purpose: str) -> str:
+    def acquire(self, purpose: str) -> str:
+        """Acquires it. Returns a note if the last holder's process died. Raises LockHeld."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.open(self.path)
         try:
-            if not self.lock(file):
-                raise LockHeld(f"{self.whose(self.read())}. Wait for it (--wait), or end its process.")
+            if not self.flock(file):
+                raise LockHeld(f"{holding(self.read())}. Wait for it (--wait), or end its process.")
             found = self.read()
             if found.get("by_hand"):
-                raise LockHeld(f"{self.whose(found)}. Remove the lock with: {self.how}")
+                raise LockHeld(f"{holding(found)}. {how_to_release(self.environment)}")
             other = self.open(self.also)
             self.files = [file, other]
-            if not self.lock(other):
-                raise LockHeld("./run switch is running here. Wait for it (--wait).")
+            if not self.flock(other):
+                raise LockHeld("./run switch is running. Wait for it (--wait).")
         except LockHeld:
             file.close()
-            self.free(keep=True)
+            self.close()
             raise
         self.write({"holder": holder(), "process": os.getpid(), "purpose": purpose})
-        return f"{self.whose(found, held='had held')}, and its process has died" if found else ""
+        return f"{holding(found).sentence('had held')}, and its process has died" if found else ""
 
     def check_free(self) -> None:
+        """Raises LockHeld if acquire() would. Changes nothing."""
         for path in (self.path, self.also):
             if not path.exists():
                 continue
             with self.open(path) as file:
-                if not self.lock(file):
-                    raise LockHeld(
-                        f"{self.whose(self.read()) if path == self.path else './run switch is running here'}."
-                    )
+                if not self.flock(file):
+                    raise LockHeld(f"{holding(self.read()) if path == self.path else './run switch is running'}.")
         if (found := self.read()).get("by_hand"):
-            raise LockHeld(f"{self.whose(found)}. Remove the lock with: {self.how}")
+            raise LockHeld(f"{holding(found)}. {how_to_release(self.environment)}")
+
+    def status(self) -> Holding | None:
+        """Who holds it; None if it is free, or if its holder died."""
+        found = self.read()
+        if not found or found.get("by_hand"):
+            return holding(found) if found else None
+        with self.open(self.path) as file:
+            return None if self.flock(file) else holding(found)
 
     def held(self) -> bool:
+        """Whether this run still holds it."""
         return bool(self.files) and self.read().get("process") == os.getpid()
 
-    def free(self, keep: bool = False) -> None:
-        if self.files and not keep and self.held():
+    def release(self) -> None:
+        """Gives it back. Does nothing if this run does not hold it."""
+        if self.files and self.held():
             self.write({})
+        self.close()
+
+    def acquire_by_hand(self, reason: str) -> None:
+        """Acquires it until force_release(), beyond this process. Raises LockHeld."""
+        self.acquire(reason)
+        self.write({"holder": holder(), "by_hand": True, "purpose": reason})
+        self.close()
+
+    def force_release(self) -> Holding | None:
+        """Releases it, whoever holds it, and returns who that was. Raises LockHeld if the holder's process is alive."""
+        found = self.read()
+        if not found:
+            return None
+        with self.open(self.path) as file:
+            if not self.flock(file):
+                raise LockHeld(f"{holding(found)}, and its process is alive. End it first: kill {found.get('process')}")
+            self.write({})
+        return holding(found)
+
+    def close(self) -> None:
+        """Closes the files, which ends the operating system's locks on them."""
         for file in self.files:
             file.close()
         self.files = []
 
-    def put(self, message: str) -> None:
-        self.take(message)
-        self.write({"holder": holder(), "by_hand": True, "purpose": message})
-        self.free(keep=True)
-
-    def clear(self) -> str:
-        found = self.read()
-        if not found:
-            return ""
-        with self.open(self.path) as file:
-            if not self.lock(file):
-                raise LockHeld(
-                    f"{self.whose(found)}, and its process is alive. End it first: kill {found.get('process')}"
-                )
-            self.write({})
-        return self.whose(found)
-
     def open(self, path: Path) -> IO[str]:
+        """The file, which is created if need be. It is not truncated."""
         return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
 
-    def lock(self, file: IO[str]) -> bool:
+    def flock(self, file: IO[str]) -> bool:
+        """Whether the operating system's lock on the file could be acquired; it does not wait for it."""
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -116,40 +153,54 @@ class FileLock:
         return True
 
     def read(self) -> dict[str, Any]:
-        """What the file says; nothing if nobody holds the lock, or if its writing was cut off."""
+        """What the file says; empty if nobody holds the lock, or if its writing was cut off."""
         try:
             found = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
 
-    def write(self, said: dict[str, Any]) -> None:
+    def write(self, content: dict[str, Any]) -> None:
+        """Writes who holds the lock, and the time; an empty `content` says that nobody does."""
         # In place: another file of that name would have a lock of its own.
-        text = json.dumps(said | {"since": datetime.now(UTC).isoformat(timespec="seconds")} if said else {})
-        self.path.write_text(text + "\n")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        self.path.write_text(json.dumps(content | {"since": since} if content else {}) + "\n")
 
-    def whose(self, found: dict[str, Any], held: str = "has held") -> str:
-        return (
-            f"{found.get('holder', 'Somebody')} {held} the lock since {found.get('since', 'just now')} "
-            f"for: {found.get('purpose', 'an unknown purpose')}"
-        )
+
+def holding(found: dict[str, Any]) -> Holding:
+    """What a lock file says. It may be incomplete."""
+    return Holding(
+        str(found.get("holder", "Somebody")),
+        str(found.get("since", "just now")),
+        str(found.get("purpose", "an unknown purpose")),
+        bool(found.get("by_hand")),
+    )
+
+
+def how_to_release(environment: str) -> str:
+    """The sentence that ends the message of a lock that somebody has to release."""
+    return f"Release it with: manage.py lock release -e {environment}"
 
 
 class LeaseLock:
-    """https://kubernetes.io/docs/concepts/architecture/leases/
+    """A lock in the cluster: a Lease that a thread renews. https://kubernetes.io/docs/concepts/architecture/leases/
 
-    A thread renews it. A Lease that was not renewed for a minute is taken over, by a write that only one can win.
-    Clocks may differ by less than that minute.
+    A Lease that was not renewed for SECONDS is taken over, by a write that only one run can win. Clocks may differ by
+    less than that. `kubectl` runs it in the right namespace; `environment` is named in messages.
     """
 
-    def __init__(self, name: str, kubectl: Callable[..., "subprocess.CompletedProcess[str]"], clear: str) -> None:
-        self.name, self.kubectl, self.how = name, kubectl, clear
+    def __init__(self, name: str, kubectl: Callable[..., "subprocess.CompletedProcess[str]"], environment: str) -> None:
+        self.name, self.kubectl, self.environment = name, kubectl, environment
         self.identity = f"{holder()} manage.py {os.getpid()}"
-        self.renewed = 0.0  # by the monotonic clock; 0 if it is not ours
+        self.renewed = 0.0  # by the monotonic clock; 0 if this run does not hold it
         self.ending = threading.Event()
         self.thread: threading.Thread | None = None
 
-    def take(self, purpose: str) -> str:
+    def acquire(self, purpose: str) -> str:
+        """Acquires it and renews it until release(). Returns a note if it was taken over from a run that died.
+
+        Raises LockHeld, and StepFailed if the cluster cannot be asked.
+        """
         note = self.write(purpose)
         self.renewed = time.monotonic()
         self.ending.clear()
@@ -158,86 +209,110 @@ class LeaseLock:
         return note
 
     def check_free(self) -> None:
-        self.unless_taken()
+        """Raises LockHeld if acquire() would, and StepFailed if the cluster cannot be asked. Changes nothing."""
+        self.free_lease()
 
-    def unless_taken(self) -> dict[str, Any]:
-        """The Lease, which nobody holds; empty if there is none. Raises LockHeld."""
+    def free_lease(self) -> dict[str, Any]:
+        """The Lease, which nobody holds; empty if there is none. Raises LockHeld and StepFailed."""
         found = self.read()
         if found and self.alive(found):
-            how = (
-                f"Remove the lock with: {self.how}" if self.by_hand(found) else f"Wait for it (--wait), or: {self.how}"
-            )
-            raise LockHeld(f"{self.whose(found)}. {how}")
+            who, how = self.holding(found), how_to_release(self.environment)
+            raise LockHeld(f"{who}. {how if who.by_hand else f'Wait for it (--wait). If its process is gone: {how}'}")
         return found
 
+    def status(self) -> Holding | None:
+        """Who holds it; None if it is free or expired. Raises StepFailed."""
+        found = self.read()
+        return self.holding(found) if found and self.alive(found) else None
+
     def write(self, purpose: str, by_hand: bool = False) -> str:
-        found = self.unless_taken()
-        now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        notes = {f"{NOTES}/purpose": purpose} | ({f"{NOTES}/by-hand": "true"} if by_hand else {})
-        lease = {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": self.name, "annotations": notes},
-            "spec": {
-                "holderIdentity": self.identity,
-                "leaseDurationSeconds": SECONDS,
-                "acquireTime": now,
-                "renewTime": now,
-            },
-        }
+        """Creates the Lease, or replaces one that nobody holds. `by_hand` makes it one that never expires.
+
+        The resourceVersion that was read goes along, so of two writes at once one is refused:
+        https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+        Returns a note if it was taken over from a run that died. Raises LockHeld, and StepFailed if the cluster cannot
+        be asked or refuses.
+        """
+        found = self.free_lease()
+        now = timestamp()
+        metadata: dict[str, Any] = {"name": self.name, "annotations": {f"{NOTES}/purpose": purpose}}
+        if by_hand:
+            metadata["annotations"][f"{NOTES}/by-hand"] = "true"
         if found:
-            lease["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]  # type: ignore[index]
+            metadata["resourceVersion"] = found["metadata"]["resourceVersion"]
+        spec = {
+            "holderIdentity": self.identity,
+            "leaseDurationSeconds": SECONDS,
+            "acquireTime": now,
+            "renewTime": now,
+        }
+        lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
         done = self.kubectl(
             "replace" if found else "create", "--validate=false", "--filename", "-", given=json.dumps(lease)
         )
         if done.returncode:
-            if any(word in done.stderr for word in ("AlreadyExists", "already exists", "Conflict", "modified")):
+            if any(word in done.stderr for word in CONFLICTS):
                 raise LockHeld("Somebody else has just taken the lock. Wait for it (--wait).")
-            raise StepFailed(f"The lock cannot be taken: {last_line(done.stderr)}")
-        dead = found and found["spec"].get("holderIdentity")
-        return f"{self.whose(found, held='had held')}, and no longer renews it: its process has died" if dead else ""
+            raise StepFailed(f"Cannot acquire the lock: {last_line(done.stderr)}")
+        if not found or not found["spec"].get("holderIdentity"):
+            return ""
+        return f"{self.holding(found).sentence('had held')}, and no longer renews it: its process has died"
 
     def read(self) -> dict[str, Any]:
+        """The Lease; empty if there is none. Raises StepFailed."""
         done = self.kubectl("get", "lease", self.name, "--output", "json", "--ignore-not-found")
         if done.returncode:
-            raise StepFailed(f"The lock cannot be read: {last_line(done.stderr)}")
+            raise StepFailed(f"Cannot read the lock: {last_line(done.stderr)}")
         return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
 
-    def by_hand(self, found: dict[str, Any]) -> bool:
-        return bool(found["metadata"].get("annotations", {}).get(f"{NOTES}/by-hand"))
+    def holding(self, found: dict[str, Any]) -> Holding:
+        """What a Lease says."""
+        notes, spec = found["metadata"].get("annotations", {}), found["spec"]
+        return Holding(
+            str(spec["holderIdentity"]),
+            str(spec.get("acquireTime")),
+            notes.get(f"{NOTES}/purpose", "an unknown purpose"),
+            bool(notes.get(f"{NOTES}/by-hand")),
+        )
 
     def alive(self, found: dict[str, Any]) -> bool:
+        """Whether somebody holds the Lease: it has a holder, and was renewed in time or acquired by hand."""
         spec = found["spec"]
         if not spec.get("holderIdentity"):
             return False
         renewed = datetime.fromisoformat(spec.get("renewTime") or "1970-01-01T00:00:00+00:00")
         age = (datetime.now(UTC) - renewed).total_seconds()
-        return self.by_hand(found) or age <= spec.get("leaseDurationSeconds", SECONDS)
+        return self.holding(found).by_hand or age <= spec.get("leaseDurationSeconds", SECONDS)
 
     def renew(self) -> None:
+        """Renews the Lease every RENEWED seconds until release(); held() tells if that fails for too long."""
         while not self.ending.wait(RENEWED):
-            now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
             try:
-                done = self.patch("/spec/renewTime", now)
+                done = self.patch("/spec/renewTime", timestamp())
             except StepFailed:
-                continue  # the cluster is away for a moment; held() tells when that is too long
+                continue  # the cluster may be unreachable for a moment
             if not done.returncode:
                 self.renewed = time.monotonic()
             elif "request" in done.stderr or "NotFound" in done.stderr or "not found" in done.stderr:
-                self.renewed = 0.0  # another has it, or it was cleared
+                self.renewed = 0.0  # another run has it, or it was released by force
 
     def patch(self, path: str, value: str) -> "subprocess.CompletedProcess[str]":
-        """Only if it is ours: RFC 6902's test makes it one step."""
-        steps = [
+        """Changes one field of the Lease, only if this run holds it: the "test" of RFC 6902 makes that one step.
+
+        Returns how kubectl ended. Raises StepFailed if it is not found or times out.
+        """
+        operations = [
             {"op": "test", "path": "/spec/holderIdentity", "value": self.identity},
             {"op": "replace", "path": path, "value": value},
         ]
-        return self.kubectl("patch", "lease", self.name, "--type", "json", "--patch", json.dumps(steps))
+        return self.kubectl("patch", "lease", self.name, "--type", "json", "--patch", json.dumps(operations))
 
     def held(self) -> bool:
+        """Whether this run still holds it, as far as the last renewal tells."""
         return bool(self.renewed) and time.monotonic() - self.renewed < SECONDS
 
-    def free(self) -> None:
+    def release(self) -> None:
+        """Gives it back. Does nothing if this run does not hold it."""
         if self.thread:
             self.ending.set()
             self.thread.join(60)
@@ -247,21 +322,26 @@ class LeaseLock:
             try:
                 self.patch("/spec/holderIdentity", "")
             except StepFailed:
-                pass  # it is nobody's in a minute
+                pass  # it expires in a minute
 
-    def put(self, message: str) -> None:
-        self.write(message, by_hand=True)
+    def acquire_by_hand(self, reason: str) -> None:
+        """Acquires it until force_release(), beyond this process. Raises LockHeld and StepFailed."""
+        self.write(reason, by_hand=True)
 
-    def clear(self) -> str:
+    def force_release(self) -> Holding | None:
+        """Releases it, whoever holds it, and returns who that was. A run that held it stops before its next step.
+
+        Raises StepFailed.
+        """
         found = self.read()
         if not found or not found["spec"].get("holderIdentity"):
-            return ""
+            return None
         done = self.kubectl("delete", "lease", self.name, "--ignore-not-found")
         if done.returncode:
-            raise StepFailed(f"The lock cannot be removed: {last_line(done.stderr)}")
-        return self.whose(found)
+            raise StepFailed(f"Cannot release the lock: {last_line(done.stderr)}")
+        return self.holding(found)
 
-    def whose(self, found: dict[str, Any], held: str = "has held") -> str:
-        purpose = found["metadata"].get("annotations", {}).get(f"{NOTES}/purpose", "an unknown purpose")
-        spec = found["spec"]
-        return f"{spec['holderIdentity']} {held} the lock since {spec.get('acquireTime')} for: {purpose}"
+
+def timestamp() -> str:
+    """The time as a Lease has it: RFC 3339, UTC, microseconds (MicroTime in the Kubernetes API)."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,7 +1,7 @@
-"""Probe traffic: a visitor who comes to the environment's own address all the while a release is being changed.
+"""Probe traffic: requests to the environment's own address while a release is being changed, as a visitor sends them.
 
-Two keep-alive connections, one that reads a page and one that sends a form, as these break in different ways: a proxy
-may repeat a GET by itself, and never a POST. Nothing is sent twice; what fails is counted.
+One keep-alive connection reads a page and one sends a form, as these fail in different ways: a proxy may retry a GET by
+itself, and never a POST. Nothing is retried here; what fails is counted.
 """
 
 import http.client
@@ -21,7 +21,7 @@ GOOD = (200, 302)
 
 
 class Traffic:
-    """Runs from start() to stop(). `total` and `failed` count requests; `first` tells about the first that failed."""
+    """Runs from start() to stop(). `total` and `failed` count requests; `first` describes the first failure."""
 
     def __init__(self, url: str) -> None:
         self.parts = urlsplit(url)
@@ -39,14 +39,14 @@ class Traffic:
         self.stop()
 
     def start(self) -> str:
-        """Begins, unless the site does not serve even now; returns what is wrong then."""
+        """Starts the requests. Returns why there are none, or fewer: no URL, or a site that fails already."""
         if not self.parts.hostname:
-            return "the environment has no address to ask (url in environments.toml)"
+            return "the environment has no url in environments.toml"
         link = self.connect()
         try:
             status, _, _ = self.request(link, "GET", READ, {})
             if status not in GOOD:
-                return f"{self.parts.geturl()}{READ} answers {status} already"
+                return f"{self.parts.geturl()}{READ} already answers {status}"
             _, headers, body = self.request(link, "GET", FORM, {})
         except (OSError, http.client.HTTPException) as error:
             return f"{self.parts.geturl()} does not answer ({error or type(error).__name__})"
@@ -66,15 +66,16 @@ class Traffic:
             thread = threading.Thread(target=self.run, args=job, daemon=True)
             thread.start()
             self.threads.append(thread)
-        return "" if token and cookie else f"{FORM} has no form that could be sent: nothing but GET is tried"
+        return "" if token and cookie else f"{FORM} has no usable form, so only GET requests are sent"
 
     def stop(self) -> None:
+        """Ends the requests and waits for those in flight. May be called again."""
         self.ending.set()
         for thread in self.threads:
             thread.join(TIMEOUT + 1)
 
     def lately(self, seconds: float) -> tuple[int, int, float]:
-        """Of the last `seconds`: how many requests have failed, of how many, and the median time of an answer."""
+        """Of the last `seconds`: how many requests failed, of how many, and their median latency in seconds."""
         since = time.monotonic() - seconds
         with self.counting:
             found = [(failed, took) for at, failed, took in self.recent if at >= since]
@@ -82,6 +83,7 @@ class Traffic:
         return sum(failed for failed, _ in found), len(found), statistics.median(times) if times else 0.0
 
     def connect(self) -> http.client.HTTPConnection:
+        """A connection to the site, which the first request opens."""
         host = str(self.parts.hostname)
         if self.parts.scheme == "https":
             context = ssl.create_default_context()
@@ -91,6 +93,7 @@ class Traffic:
     def request(
         self, link: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str], body: str = ""
     ) -> tuple[int, http.client.HTTPMessage, str]:
+        """The status, headers and body of the answer. Raises OSError and HTTPException."""
         link.request(method, self.parts.path + path, body or None, headers)
         response = link.getresponse()
         text = response.read().decode(errors="replace")
@@ -99,6 +102,7 @@ class Traffic:
         return response.status, response.headers, text
 
     def run(self, method: str, path: str, headers: dict[str, str], body: str) -> None:
+        """Sends this request RATE times a second until stop(), over one connection, and counts. Runs in a thread."""
         link, due = self.connect(), time.monotonic()
         while not self.ending.wait(max(0.0, due - time.monotonic())):
             due = max(due + 1 / RATE, time.monotonic() - 1)  # what a slow answer delays is not made up for in a burst

@@ -1,165 +1,222 @@
-"""How a release goes to an environment: the same steps, in the same order and with the same words, for every target.
+"""How a release goes live: the same steps, in the same order and by the same names, on every target.
 
-    promotion rule, lock, migrations, bring up, smoke test, switch, watch, keep or go back, unlock
+    promotion check, lock, migrate, start, smoke test, switch, watch, mark good or roll back
 
-blue-green   a second colour comes up beside the one that serves, is tried, and then gets the traffic at once
-rolling      one instance comes up without traffic and is tried; then all are replaced one after the other: the switch
+blue-green   the release starts in a second colour, is tested there, and gets all the traffic at once
+rolling      one instance is tested without traffic; then all are replaced one by one, which is the switch
 
-Every step finds out what is there already, so a run that was interrupted, killed too, is simply run again. A release
-that proves bad is left once: the one before gets the traffic before the bad one is stopped, and nothing is tried again.
+Each step looks at what is there already, so an interrupted or killed run is resumed by the same command. A release that
+proves bad is rolled back once: the previous one gets the traffic before the bad one is stopped. Nothing is retried.
 """
 
 import math
 import time
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from deploy import smoke, watch
 from deploy.console import Output
-from deploy.errors import DeployRefused, LockLost, StepFailed
+from deploy.errors import DeployRefused, ExitCode, LockHeld, LockLost, StepFailed
 from deploy.probe_traffic import Traffic
 from deploy.recorder import Recorder
 from deploy.shell import last_line
-from deploy.targets.base import Target
+from deploy.targets.base import RollbackScript, Target
 from ledger import steps
 
-DONE, FAULT, USAGE, LOCKED, REFUSED, WENT_BACK, NEEDS_A_PERSON = 0, 1, 2, 3, 4, 5, 6
+PROMOTION_CHECK, LOCK = "promotion check", "lock"  # steps of the run, which the ledger has no rows for
+RETRY = 1.0  # seconds between two attempts to get the lock
 
 
 @dataclass(frozen=True)
 class Options:
+    """What is to be shipped, and how."""
+
     version: str
     strategy: str
     purpose: str  # for whoever meets the lock
     watch: float = 0.0  # seconds
-    timeout: float = 120.0  # seconds for the release to get ready
+    timeout: float = 120.0  # seconds that an instance gets to become ready
     unsafe_migrations: bool = False
-    migrate: bool = True  # not on the way back
-    wait: float = 0.0  # seconds for the lock
+    wait: float = 0.0  # seconds to wait for the lock
     commit: str = ""
     built_at: str = ""
     image: str = ""
 
 
-class Run:
-    """One deployment, from its beginning to its end."""
+class Run(ABC):
+    """One run of a command, from the promotion check to the released lock. Its kinds differ in their steps."""
 
-    def __init__(self, target: Target, record: Recorder, output: Output, options: Options) -> None:
-        self.target, self.record, self.output, self.options = target, record, output, options
+    kind: ClassVar[str]  # as the ledger has it
+
+    def __init__(self, target: Target, recorder: Recorder, output: Output, options: Options) -> None:
+        self.target, self.recorder, self.output, self.options = target, recorder, output, options
         self.traffic = Traffic(target.url())
-        self.baseline = math.nan
-        self.before = ""
-        self.switched = self.touched = False
-        self.at = "promotion rule"
+        self.counters = watch.Counters()  # of the live release, when the run began
+        self.baseline = math.nan  # p95 latency of the live release in seconds; NaN if unknown
+        self.before = ""  # the version that was live when the run began
+        self.switched = False  # whether the release has, or may have, traffic
+        self.touched = False  # whether anything may have been changed
+        self.at = PROMOTION_CHECK
 
     def run(self) -> int:
-        """The exit code. Raises DeployRefused (nothing was changed) and KeyboardInterrupt (of whoever stops it)."""
-        note = self.record.check_promotion()
-        self.output.begin("promotion rule")
+        """Carries it out. Raises DeployRefused if nothing was changed, and StepFailed if the look before it failed."""
+        note = self.recorder.check_promotion()
+        self.output.begin(PROMOTION_CHECK)
         self.output.end("succeeded", note)
-        self.step("lock", self.lock, recorded=False)
+        self.step(LOCK, self.acquire_lock, recorded=False)
         try:
-            self.target.validate()  # once more: whoever had the lock may have changed it
+            self.target.validate()  # again: whoever had the lock may have changed it
             if self.target.already_live():
                 self.output.line(f"{self.options.version} is already live and verified; nothing to do.")
-                self.output.event("result", result="unchanged", version=self.options.version, exit_code=DONE)
-                return DONE
+                self.output.event("result", result="unchanged", version=self.options.version, exit_code=ExitCode.DONE)
+                return ExitCode.DONE
             return self.deploy()
         except KeyboardInterrupt:
             self.interrupted()
-            return NEEDS_A_PERSON if self.touched else REFUSED
+            return ExitCode.NEEDS_OPERATOR if self.touched else ExitCode.REFUSED
         finally:
             self.traffic.stop()
-            self.target.lock.free()
+            self.target.lock.release()
 
     def deploy(self) -> int:
-        options = self.options
-        self.before = self.target.live_version()
-        left = self.record.begin(options.commit, options.built_at, options.image)
-        if left:
-            done = [name for name, outcome in left.steps.items() if outcome == "succeeded"]
-            self.output.note(f"Resuming deployment {left.key} (completed: {', '.join(done) or 'nothing'}).")
-        if problem := self.traffic.start():
-            self.output.note(f"No probe traffic: {problem}.")
+        """Prepares, ships and settles the release, or rolls it back if a step fails.
+
+        Requires the lock. Every outcome is recorded in the ledger and returned as an exit code. Raises DeployRefused if
+        the ledger does not take the deployment, before anything is changed, and KeyboardInterrupt.
+        """
+        self.prepare()
         try:
-            self.touched = True
-            usual = self.sample()
-            if not options.migrate:
-                self.output.begin(steps.GO_BACK)
-                if script := self.target.rollback_script:
-                    return self.gone_back(*script(self.record.request.reason, options.timeout, False))
-                self.output.quiet()
-            else:
-                self.step(steps.MIGRATE, lambda: self.target.migrate(options.unsafe_migrations, self.output.tell))
-            self.step(steps.START, lambda: self.target.start(options.timeout, self.output.tell))
-            self.switched = self.target.live_version() == options.version  # by a run that was interrupted
-            self.measure(usual)
-            self.step(steps.SMOKE_TEST, self.smoke)
-            self.step(steps.SWITCH, self.switch)
-            if options.watch > 0:
-                self.step(steps.WATCH, self.watch)
-            self.step(steps.KEEP, self.target.mark_good)
+            self.ship()
+            return self.settle()
         except LockLost as error:
-            return self.end("failed", NEEDS_A_PERSON, str(error))
+            return self.end("failed", ExitCode.NEEDS_OPERATOR, str(error))
         except StepFailed as error:
             self.output.details(error.details)
-            return self.go_back(str(error))
-        if not options.migrate and self.before:
-            self.target.mark_bad(self.before)
-        return self.end("succeeded", DONE, "")
+            return self.roll_back(str(error))
+
+    def prepare(self) -> None:
+        """Opens the ledger's row, or resumes an interrupted run's, and starts the probe traffic and the baseline.
+
+        Raises DeployRefused if the ledger does not take the deployment, and StepFailed.
+        """
+        options = self.options
+        self.before = self.target.live_version()
+        left = self.recorder.begin(options.commit, options.built_at, options.image)
+        if left:
+            completed = [name for name, outcome in left.steps.items() if outcome == "succeeded"]
+            self.output.note(f"Resuming deployment {left.key} (completed: {', '.join(completed) or 'none'}).")
+        if problem := self.traffic.start():
+            self.output.note(f"No probe traffic: {problem}.")
+        self.touched = True
+        self.counters = self.read_counters()
+
+    def ship(self) -> None:
+        """Starts the release, tests it and gives it the traffic. Raises StepFailed and LockLost."""
+        self.step(steps.START, lambda: self.target.start(self.options.timeout, self.output.tell))
+        self.switched = self.target.live_version() == self.options.version  # by an interrupted run
+        self.measure(self.counters)
+        self.step(steps.SMOKE_TEST, self.smoke_test)
+        self.step(steps.SWITCH, self.switch)
+
+    def settle(self) -> int:
+        """Watches the release under traffic and marks it as good. Raises StepFailed and LockLost."""
+        if self.options.watch > 0:
+            self.step(steps.WATCH, self.watch)
+        self.step(steps.MARK_GOOD, self.mark_good)
+        return self.end("succeeded", ExitCode.DONE)
+
+    def dry_run(self) -> int:
+        """Shows what run() would do, and changes nothing. Raises what run() would raise before it changes anything."""
+        options = self.options
+        self.output.note(
+            f"Dry run: {options.purpose}, {options.strategy}. Live: {self.target.live_version() or 'none'}."
+        )
+        self.planned(PROMOTION_CHECK, self.recorder.check_promotion())
+        self.target.lock.check_free()
+        self.planned(LOCK, "free")
+        self.planned("ledger", self.recorder.preview(bool(options.commit)))
+        return self.plan()
+
+    def plan(self) -> int:
+        """Shows the steps for dry_run()."""
+        if self.target.already_live():
+            self.output.note(f"{self.options.version} is already live and verified; nothing to do.")
+            return ExitCode.DONE
+        for name, what in self.plan_of_steps():
+            self.planned(name, what)
+        if self.options.watch:
+            self.planned(steps.WATCH, f"{self.options.watch:g} s: containers, errors, latency, probe traffic")
+        return ExitCode.DONE
+
+    def plan_of_steps(self) -> list[tuple[str, str]]:
+        """(step, what it would do) up to the switch."""
+        return list(self.target.plan())
+
+    def planned(self, name: str, what: str) -> None:
+        """Shows one line of the plan."""
+        self.output.note(f"  {name:<15} {what}")
 
     # Steps
 
     def step(self, name: str, act: Callable[[], str], recorded: bool = True) -> None:
+        """Does one step and shows how it ended: skipped if `act` returns no note. `recorded` tells the ledger, too.
+
+        Raises LockLost if the lock was broken, and what `act` raises.
+        """
         self.at = name
         if self.touched and not self.target.lock.held():
-            raise LockLost(f"Somebody has broken the lock, so this run stops. Serving: {self.target.live_version()}.")
+            raise LockLost(f"Somebody broke the lock, so this run stopped. Live: {self.live_now()}.")
         self.output.begin(name)
         if recorded:
-            self.record.step(name, "running")
-        outcome, note = "failed", ""
+            self.recorder.step(name, "running")
         try:
             note = act()
-            outcome = "succeeded" if note else "skipped"
         except (StepFailed, DeployRefused) as error:
-            note = str(error)
+            self.ended(name, "failed", str(error), recorded)
             raise
         except KeyboardInterrupt:
-            self.output.quiet()
-            recorded = False  # it still runs, by the ledger, until somebody goes on
+            self.output.quiet()  # to the ledger it is running, until somebody resumes or replaces it
             raise
-        finally:
-            if outcome != "failed" or note:
-                self.output.end(outcome, note)
-                if recorded:
-                    self.record.step(name, outcome)
+        self.ended(name, "succeeded" if note else "skipped", note, recorded)
 
-    def lock(self) -> str:
-        until = time.monotonic() + self.options.wait
+    def ended(self, name: str, outcome: str, note: str, recorded: bool) -> None:
+        """Shows how the step ended, and tells the ledger if it is `recorded`."""
+        self.output.end(outcome, note)
+        if recorded:
+            self.recorder.step(name, outcome)
+
+    def acquire_lock(self) -> str:
+        """Acquires the environment's lock, within the seconds of --wait. Returns a note. Raises LockHeld."""
+        deadline = time.monotonic() + self.options.wait
         while True:
             try:
-                dead = self.target.lock.take(self.options.purpose)
-                return f"taken{f' ({dead})' if dead else ''}"
-            except DeployRefused as error:
-                if time.monotonic() >= until:
+                taken_over = self.target.lock.acquire(self.options.purpose)
+                return f"acquired{f' ({taken_over})' if taken_over else ''}"
+            except LockHeld as error:
+                if time.monotonic() >= deadline:
                     raise
                 self.output.tell(str(error))
-                time.sleep(1)
+                time.sleep(RETRY)
 
-    def sample(self) -> watch.Sample:
-        """Of the release that serves, as far as its metrics tell. It may not have any."""
+    def read_counters(self) -> watch.Counters:
+        """The request counters of the live release, as far as its metrics have any."""
         try:
-            return watch.sample(self.target, self.target.live_instances())
+            return watch.read_counters(self.target, self.target.live_instances())
         except StepFailed:
-            return watch.Sample()
+            return watch.Counters()
 
-    def measure(self, before: watch.Sample) -> None:
-        """What is usual for the release that serves: of late, if that says enough, as its first answers were slower."""
-        found = self.sample()
-        lately = found.since(before)
-        self.baseline = (lately if lately.answers >= watch.ENOUGH else found).quantile(0.95)
+    def measure(self, before: watch.Counters) -> None:
+        """Sets the baseline: the live release's p95 latency since `before`, as its first responses were slower, or
+        since its start if too few came since.
+        """
+        found = self.read_counters()
+        recent = found.since(before)
+        self.baseline = (recent if recent.responses >= watch.ENOUGH else found).quantile(0.95)
 
-    def smoke(self) -> str:
+    def smoke_test(self) -> str:
+        """Tests each of the release's instances. Returns the last one's note. Raises StepFailed with its logs."""
         note = ""
         for instance in self.target.new_instances():
             try:
@@ -169,51 +226,52 @@ class Run:
         return note
 
     def switch(self) -> str:
-        self.switched = True  # or about to be: a switch that fails half-way is gone back from, too
+        """Gives the release the traffic. Returns a note; empty if there is nothing to switch. Raises StepFailed."""
+        self.switched = True  # or about to be: a switch that fails half-way is rolled back, too
         return self.target.switch(self.options.timeout, self.look)
 
     def look(self, text: str) -> None:
-        """Shows the text. Raises StepFailed as soon as visitors notice a release that gets the traffic bit by bit."""
+        """Shows the text. Raises StepFailed once visitors notice a release that gets the traffic bit by bit."""
         self.output.tell(text)
-        if against := watch.verdict(watch.Sample(), self.baseline, *self.traffic.lately(watch.WINDOW)):
+        if against := watch.verdict(watch.Counters(), self.baseline, *self.traffic.lately(watch.WINDOW)):
             raise StepFailed(f"{against}.", self.target.logs())
 
     def watch(self) -> str:
+        """Watches the release for the seconds of --watch. Returns a note. Raises StepFailed and LockLost."""
         return watch.watch(
             self.target, self.options.watch, self.baseline, self.traffic, self.target.lock.held, self.output.tell
         )
 
+    def mark_good(self) -> str:
+        """Marks the release as good. Returns a note. Raises StepFailed."""
+        return self.target.mark_good()
+
     # Ends
 
-    def gone_back(self, code: int, said: str) -> int:
-        """The end of a rollback in the target's own way."""
-        self.output.details(said)
-        self.record.step(steps.GO_BACK, "failed" if code else "succeeded")
-        self.output.end("failed" if code else "succeeded", last_line(said))
-        result = {DONE: "succeeded", WENT_BACK: "rolled_back"}.get(code, "failed")
-        return self.end(result, code, last_line(said) if code else "")
-
-    def go_back(self, why: str) -> int:
-        """The release before gets the traffic, if it has lost it; then the bad one is stopped."""
-        self.output.note(f"{self.options.version} is bad: {why}", "red")
+    def roll_back(self, why: str) -> int:
+        """Gives the traffic back to the previous release if it has lost it, then stops the bad one. Never raises but
+        KeyboardInterrupt: what fails here needs a person.
+        """
+        self.output.note(f"{self.options.version} failed: {why}", "red")
         try:
-            self.step(steps.GO_BACK, lambda: f"{self.target.roll_back(why, self.output.tell)} serves")
+            self.step(steps.ROLL_BACK, lambda: f"{self.target.roll_back(why, self.output.tell)} is live")
             self.target.mark_bad(self.options.version)
             self.target.cleanup()
-            serving = self.target.live_version()
-            if not serving or serving == self.options.version:
-                raise StepFailed(f"{serving or 'nobody'} has the traffic")
+            live = self.target.live_version()
+            if not live or live == self.options.version:
+                raise StepFailed(f"Live: {live or 'none'}.")
         except LockLost as error:
-            return self.end("failed", NEEDS_A_PERSON, str(error))
+            return self.end("failed", ExitCode.NEEDS_OPERATOR, str(error))
         except StepFailed as error:
             self.output.details(error.details)
-            return self.end("failed", NEEDS_A_PERSON, f"{why} Going back failed as well: {error}")
-        return self.end("rolled_back" if self.switched else "failed", WENT_BACK, f"{why} {serving} serves.")
+            return self.end("failed", ExitCode.NEEDS_OPERATOR, f"{why} The rollback failed as well: {error}")
+        return self.end("rolled_back" if self.switched else "failed", ExitCode.ROLLED_BACK, f"{why} {live} is live.")
 
-    def end(self, result: str, code: int, why: str) -> int:
+    def end(self, result: str, code: int, why: str = "") -> int:
+        """Records the result in the ledger, shows it with the count of failed probe requests, and returns `code`."""
         self.traffic.stop()
         traffic = self.traffic
-        self.record.finish(result, traffic.failed if traffic.total else None)
+        self.recorder.finish(result, traffic.failed if traffic.total else None)
         self.output.event(
             "result",
             result=result,
@@ -228,22 +286,95 @@ class Run:
         if why:
             self.output.line(why, "red")
         counted = f"{traffic.failed} of {traffic.total} probe requests failed" if traffic.total else "no probe traffic"
-        first = f" (the first: {traffic.first})" if traffic.first else ""
+        first = f" (first failure: {traffic.first})" if traffic.first else ""
         self.output.line(f"{self.options.version}: {result.replace('_', ' ')}; {counted}{first}.", "bold")
         return code
 
     def interrupted(self) -> None:
+        """Says in which state an interruption leaves the environment, and how to go on."""
         self.output.quiet()
         if not self.touched:
             self.output.note("Interrupted; nothing was changed.")
             return
-        try:
-            serving = self.target.live_version() or "nobody"
-        except StepFailed as error:
-            serving = f"unknown ({error})"
-        watched = " It is not watched any more." if self.switched else ""
+        watched = " It is no longer watched." if self.switched else ""
         self.output.note(
-            f"Interrupted in the step {self.at}. Serving: {serving}.{watched} Run the same command to resume, or "
+            f"Interrupted during: {self.at}. Live: {self.live_now()}.{watched} Run the same command to resume, or "
             "manage.py rollback to roll back.",
             "yellow",
         )
+
+    def live_now(self) -> str:
+        """The live version in a message, or why it is unknown."""
+        try:
+            return self.target.live_version() or "none"
+        except StepFailed as error:
+            return f"unknown ({error})"
+
+
+class Deploy(Run):
+    """A new release: the database is migrated first."""
+
+    kind = "deploy"
+
+    def ship(self) -> None:
+        """Migrates the database with the release's own image, then ships it. Raises StepFailed and LockLost."""
+        unsafe = self.options.unsafe_migrations
+        self.step(steps.MIGRATE, lambda: self.target.migrate(unsafe, self.output.tell))
+        super().ship()
+
+
+class Rollback(Run):
+    """A return to an earlier release, by the steps of a deployment. The database schema stays as it is."""
+
+    kind = "rollback"
+
+    def plan_of_steps(self) -> list[tuple[str, str]]:
+        """The target's steps without the migrations."""
+        return [(name, what) for name, what in super().plan_of_steps() if name != steps.MIGRATE]
+
+    def mark_good(self) -> str:
+        """Marks the release as good, and the one that was live before as bad. Returns a note. Raises StepFailed."""
+        note = super().mark_good()
+        if self.before:
+            self.target.mark_bad(self.before)
+        return note
+
+
+class ScriptedRollback(Run):
+    """A return to an earlier release by the target's own script, which has steps of its own."""
+
+    kind = "rollback"
+
+    def __init__(
+        self, target: Target, recorder: Recorder, output: Output, options: Options, script: RollbackScript
+    ) -> None:
+        super().__init__(target, recorder, output, options)
+        self.script = script
+        self.code, self.said = 0, ""  # the script's exit code and output
+
+    def ship(self) -> None:
+        """Runs the script. Raises StepFailed if it cannot run."""
+        self.at = steps.ROLL_BACK
+        self.output.begin(steps.ROLL_BACK)
+        self.code, self.said = self.script(self.recorder.request.reason, self.options.timeout, False)
+
+    def settle(self) -> int:
+        """Shows what the script printed, and ends with its exit code."""
+        outcome, note = "failed" if self.code else "succeeded", last_line(self.said)
+        self.output.details(self.said)
+        self.ended(steps.ROLL_BACK, outcome, note, recorded=True)
+        result = {0: "succeeded", int(ExitCode.ROLLED_BACK): "rolled_back"}.get(self.code, "failed")
+        return self.end(result, self.code, note if self.code else "")
+
+    def plan(self) -> int:
+        """Shows what the script would do. Raises StepFailed if it cannot run."""
+        code, said = self.script(self.recorder.request.reason, self.options.timeout, True)
+        self.output.details(said)
+        return code
+
+
+def rollback(target: Target, recorder: Recorder, output: Output, options: Options) -> Run:
+    """A return to an earlier release, in the way that the target has for it."""
+    if script := target.rollback_script:
+        return ScriptedRollback(target, recorder, output, options, script)
+    return Rollback(target, recorder, output, options)

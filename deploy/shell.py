@@ -39,5 +39,5 @@ def call(
 
 
 def last_line(text: str) -> str:
-    """What a program said last: usually why it ended."""
-    return (text.strip().splitlines() or ["it said nothing"])[-1].strip()
+    """The last line of a program's output, which usually says why it ended."""
+    return (text.strip().splitlines() or ["no output"])[-1].strip()

@@ -1,7 +1,7 @@
-"""Whether a release that has the traffic bears it: its containers, its own metrics, and what the probe traffic sees.
+"""Whether a release bears the traffic: its containers, its own metrics, and what the probe traffic sees.
 
-Errors and latency are taken from /metrics of every instance, over a window that slides along: what a Prometheus would
-be asked for, without needing one. Histograms: https://prometheus.io/docs/practices/histograms/
+Errors and latency come from /metrics of every instance, over a sliding window: what one would ask a Prometheus for,
+without needing one. Histograms: https://prometheus.io/docs/practices/histograms/
 """
 
 import math
@@ -12,31 +12,31 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.probe_traffic import Traffic
 from deploy.errors import LockLost, StepFailed
+from deploy.probe_traffic import Traffic
 from deploy.targets.base import Progress, Target
 from deploy.targets.probe import PAGES, late, problem
 from health.checks import SERVING
 
-EVERY = 1.0  # seconds between two looks
+INTERVAL = 1.0  # seconds between two looks
 WINDOW = 10.0  # seconds that a verdict is about
-ERRORS, FEWEST = 0.05, 5  # share of answers that are 5xx, and how many there must be: one bad answer is no bad release
-SLOW, SLOWER = 1.0, 3.0  # the 95th percentile in seconds, and how many times that of the release before
-ENOUGH = 20  # answers in the window, for a percentile to mean anything
-STRIKES = 2  # looks in a row in which a page of the smoke test must fail; if all that it does is to be late,
-LATE = 5.0  # seconds on end
+ERROR_SHARE, FEWEST_ERRORS = 0.05, 5  # of the responses; both must be reached, as one error does not make a bad release
+SLOW, SLOWER = 1.0, 3.0  # limits of the p95 latency: seconds, and times that of the previous release
+ENOUGH = 20  # responses in the window, for a percentile to mean anything
+STRIKES = 2  # looks in a row in which a page of the smoke test must fail
+LATE = 5.0  # seconds for which it must fail if it is merely late
 
 
 @dataclass
-class Sample:
-    """Counters of one or more instances, added up. `buckets` are cumulative, by their upper bound in seconds."""
+class Counters:
+    """Request counters of one or more instances, added up. `buckets` are cumulative, by upper bound in seconds."""
 
     requests: float = 0
     errors: float = 0
     buckets: dict[float, float] = field(default_factory=dict)
 
     def add(self, text: str) -> None:
-        """Adds what one instance's /metrics says."""
+        """Adds those of one instance's /metrics, in the Prometheus text format."""
         for family in text_string_to_metric_families(text):
             for name, labels, value, *_ in family.samples:
                 if name == "http_requests_total":
@@ -46,18 +46,21 @@ class Sample:
                     bound = float(labels["le"])
                     self.buckets[bound] = self.buckets.get(bound, 0) + value
 
-    def since(self, before: "Sample") -> "Sample":
-        """What came after `before`. An instance that began anew counts from zero: never less than nothing."""
+    def since(self, before: "Counters") -> "Counters":
+        """What was counted after `before`. A restarted instance counts from zero, so nothing is below zero."""
         buckets = {bound: max(0.0, value - before.buckets.get(bound, 0)) for bound, value in self.buckets.items()}
-        return Sample(max(0.0, self.requests - before.requests), max(0.0, self.errors - before.errors), buckets)
+        return Counters(max(0.0, self.requests - before.requests), max(0.0, self.errors - before.errors), buckets)
 
     @property
-    def answers(self) -> float:
-        """How many the buckets are about."""
+    def responses(self) -> float:
+        """How many responses the buckets have."""
         return max(self.buckets.values(), default=0.0)
 
     def quantile(self, share: float) -> float:
-        """Seconds within which that share was answered, as histogram_quantile() has it; NaN without answers."""
+        """The latency in seconds that this share of the responses did not exceed; NaN without responses.
+
+        As histogram_quantile() computes it: https://prometheus.io/docs/prometheus/latest/querying/functions/
+        """
         bounds = sorted(self.buckets)
         total = self.buckets[bounds[-1]] if bounds else 0
         if not total:
@@ -73,31 +76,30 @@ class Sample:
         return lower
 
 
-def verdict(recent: Sample, baseline: float, failed: int = 0, tried: int = 0, median: float = 0.0) -> str:
-    """What speaks against the release, empty if nothing does.
+def verdict(recent: Counters, baseline: float, failed: int = 0, tried: int = 0, median: float = 0.0) -> str:
+    """What is wrong with the release, as a clause; empty if nothing is.
 
-    `recent` is what it did in the window, `baseline` the 95th percentile of the release before in seconds (NaN:
-    unknown). Of the probe traffic in the window `failed` of `tried` requests failed, and `median` seconds were usual:
-    what a visitor sees, also of what the app does not know of.
+    `recent` is what it counted in the window, and `baseline` the previous release's p95 latency in seconds, NaN if
+    unknown. `failed` of `tried` probe requests in the window failed, and `median` is their latency in seconds: what a
+    visitor sees, including what the app does not know of.
     """
-    if recent.errors >= FEWEST and recent.errors >= ERRORS * recent.requests:
-        return f"{recent.errors:.0f} of {recent.requests:.0f} answers of the last {WINDOW:.0f} s were errors (5xx)"
-    if failed >= FEWEST and failed >= ERRORS * tried:
-        return f"{failed} of {tried} probe requests of the last {WINDOW:.0f} s failed"
+    window = f"in the last {WINDOW:.0f} s"
+    if recent.errors >= FEWEST_ERRORS and recent.errors >= ERROR_SHARE * recent.requests:
+        return f"{recent.errors:.0f} of {recent.requests:.0f} responses {window} were 5xx errors"
+    if failed >= FEWEST_ERRORS and failed >= ERROR_SHARE * tried:
+        return f"{failed} of {tried} probe requests {window} failed"
     limit = max(SLOW, 0.0 if math.isnan(baseline) else SLOWER * baseline)
-    usual = recent.quantile(0.95)
-    if recent.answers >= ENOUGH and usual > limit:
-        return f"1 of 20 answers of the last {WINDOW:.0f} s took more than {usual:.1f} s; {limit:.1f} s is allowed"
-    if tried >= FEWEST and median > limit:
-        return (
-            f"half of the probe requests of the last {WINDOW:.0f} s took over {median:.1f} s; {limit:.1f} s is allowed"
-        )
+    p95 = recent.quantile(0.95)
+    if recent.responses >= ENOUGH and p95 > limit:
+        return f"p95 latency {p95:.1f} s, limit {limit:.1f} s ({window})"
+    if tried >= FEWEST_ERRORS and median > limit:
+        return f"median latency of the probe requests {median:.1f} s, limit {limit:.1f} s ({window})"
     return ""
 
 
-def sample(target: Target, instances: list[str]) -> Sample:
-    """The metrics of all these, added up. Raises StepFailed."""
-    found = Sample()
+def read_counters(target: Target, instances: list[str]) -> Counters:
+    """The counters of these instances, added up. Raises StepFailed."""
+    found = Counters()
     for instance in instances:
         for answer in target.ask(instance, ["/metrics"]):
             if answer.status == 200:
@@ -108,24 +110,20 @@ def sample(target: Target, instances: list[str]) -> Sample:
 def watch(
     target: Target, seconds: float, baseline: float, traffic: Traffic, held: Callable[[], bool], tell: Progress
 ) -> str:
-    """Watches for so long; returns a note. Raises StepFailed as soon as something speaks against the release."""
+    """Watches the release for `seconds` and returns a note, or raises StepFailed once something is wrong with it.
+
+    A look that finds a page failing is followed by another one, past the end if need be: one bad response proves
+    nothing, and is not overlooked either. `baseline` is as in verdict(), and `held` tells whether the lock still is
+    this run's. Raises LockLost if it is not.
+    """
     began = time.monotonic()
-    looks: deque[tuple[float, Sample]] = deque()
+    looks: deque[tuple[float, Counters]] = deque()
     strikes, slowest, well = 0, 0.0, began
     while True:
         now = time.monotonic()
-        if said := target.failure_reason():
-            raise StepFailed(f"{said}.", target.logs())
-        found, wrong, only_late = Sample(), "", True
-        for instance in target.new_instances():
-            try:
-                for answer in target.ask(instance, PAGES):
-                    if said := problem(answer, SERVING):
-                        wrong, only_late = said, only_late and late(answer)
-                    elif answer.path == "/metrics":
-                        found.add(answer.body)
-            except StepFailed as error:
-                wrong, only_late = str(error), False
+        if reason := target.failure_reason():
+            raise StepFailed(f"{reason}.", target.logs())
+        found, wrong, only_late = look(target)
         strikes = strikes + 1 if wrong else 0
         well = well if wrong else now
         if strikes >= STRIKES and (not only_late or now - well >= LATE):
@@ -137,13 +135,30 @@ def watch(
             recent = found.since(looks[0][1])
             if against := verdict(recent, baseline, *traffic.lately(min(WINDOW, now - began))):
                 raise StepFailed(f"{against}.", target.logs())
-            usual = recent.quantile(0.95)
-            slowest = slowest if math.isnan(usual) else max(slowest, usual)
+            p95 = recent.quantile(0.95)
+            slowest = slowest if math.isnan(p95) else max(slowest, p95)
         left = began + seconds - time.monotonic()
-        if left <= 0 and not strikes:  # else once more: one bad answer proves nothing, and is not overlooked either
+        if left <= 0 and not strikes:
             count = found.since(looks[0][1]).requests if looks else 0
-            return f"{count:.0f} answers in the last {WINDOW:.0f} s, 95 % of them within {slowest:.2f} s all the time"
+            return f"{count:.0f} responses in the last {WINDOW:.0f} s, p95 latency never above {slowest:.2f} s"
         if not held():
-            raise LockLost("Somebody has broken the lock, so nothing more is done, and nobody watches.")
-        tell(f"{max(0.0, left):.0f} s to go")
-        time.sleep(min(EVERY, left) if left > 0 else EVERY)
+            raise LockLost("Somebody broke the lock, so this run stopped. The release is live and no longer watched.")
+        tell(f"{max(0.0, left):.0f} s left")
+        time.sleep(min(INTERVAL, left) if left > 0 else INTERVAL)
+
+
+def look(target: Target) -> tuple[Counters, str, bool]:
+    """Asks each of the release's instances for its pages, once: the counters of all, what is wrong with one of them
+    (empty if nothing is), and whether all that is wrong is a late answer.
+    """
+    found, wrong, only_late = Counters(), "", True
+    for instance in target.new_instances():
+        try:
+            for answer in target.ask(instance, PAGES):
+                if reason := problem(answer, SERVING):
+                    wrong, only_late = reason, only_late and late(answer)
+                elif answer.path == "/metrics":
+                    found.add(answer.body)
+        except StepFailed as error:
+            wrong, only_late = str(error), False
+    return found, wrong, only_late

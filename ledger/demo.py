@@ -37,7 +37,7 @@ URGENT = "Fix sign-in after a password reset"
 FATES = {4: "testing", 7: "failed", 11: "rolled_back", 13: "withdrawn", 15: "staging", 16: "failed"}
 REGISTRY = "registry.example.com"
 # How long the steps take that the mock deployment under way has still before it, in seconds.
-SECONDS = {steps.SMOKE_TEST: 40, steps.SWITCH: 6, steps.WATCH: 60, steps.KEEP: 3}
+SECONDS = {steps.SMOKE_TEST: 40, steps.SWITCH: 6, steps.WATCH: 60, steps.MARK_GOOD: 3}
 
 
 def load(profile: str) -> str | None:
@@ -190,8 +190,8 @@ class History:
                 break
             rules.step(key, name, "succeeded", at=at)
         if fails:
-            rules.step(key, steps.GO_BACK, "running", at=at)
+            rules.step(key, steps.ROLL_BACK, "running", at=at)
             at += timedelta(seconds=self.chance.uniform(10, 40))
-            rules.step(key, steps.GO_BACK, "succeeded", at=at)
+            rules.step(key, steps.ROLL_BACK, "succeeded", at=at)
         rules.finish(key, result, at=at)
         return at

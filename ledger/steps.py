@@ -1,13 +1,13 @@
-"""The steps of a deployment, by the names under which the deployer reports them and the pages show them."""
+"""The steps of a deployment, by the names that the deployer reports and the pages show."""
 
-MIGRATE = "migrations"
-START = "bring up"
+MIGRATE = "migrate"
+START = "start"
 SMOKE_TEST = "smoke test"
 SWITCH = "switch"
 WATCH = "watch"
-KEEP = "keep"
-GO_BACK = "go back"
+MARK_GOOD = "mark good"
+ROLL_BACK = "roll back"
 
-DEPLOY = (MIGRATE, START, SMOKE_TEST, SWITCH, WATCH, KEEP)  # of a release that proves good, in this order
-ROLLBACK = (GO_BACK,)  # of one on Kubernetes, which rollback.sh carries out
-EVERY = (*DEPLOY, GO_BACK)
+DEPLOY = (MIGRATE, START, SMOKE_TEST, SWITCH, WATCH, MARK_GOOD)  # of a release that proves good, in this order
+ROLLBACK = (ROLL_BACK,)  # on Kubernetes, where rollback.sh carries it out
+EVERY = (*DEPLOY, ROLL_BACK)

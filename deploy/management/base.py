@@ -1,4 +1,4 @@
-"""What the commands have in common: manage.py deploy and rollback, and those that read the ledger."""
+"""What the commands have in common: `manage.py deploy`, `rollback` and `lock`."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from deploy import rollout
 from deploy.console import Output
-from deploy.errors import DeployRefused, InvalidUsage, LockHeld, StepFailed
+from deploy.errors import DeployRefused, ExitCode, InvalidUsage, StepFailed
 from deploy.ledger_client import Request, configured
 from deploy.locks import holder
 from deploy.recorder import Recorder
@@ -29,170 +29,175 @@ from ledger.environments import NAMES, EnvironmentConfig, environment_configs
 from ledger.models import Deployment
 from settings.text import clean
 
-TEXT = 500  # characters of a reason or a lock's purpose
 STRATEGIES: dict[str, dict[str, Callable[[EnvironmentConfig, str, Path], Target]]] = {
     "kubernetes": {"rolling": RollingUpdate, "blue-green": BlueGreen},
     "compose": {"blue-green": Compose},
 }
-UNRECORDED = Path(settings.BASE_DIR) / "var" / "unrecorded"  # what the ledger could not be told
-
-CODES = """\
-exit codes: 0 done; 2 wrong usage; 3 somebody else holds the lock; 4 refused before anything was changed;
-  5 it failed, and the release before serves again; 6 it failed, or was interrupted, and needs a person.
-"""
+TEXT = 500  # characters of a reason
+UNRECORDED = Path(settings.BASE_DIR) / "var" / "unrecorded"  # what could not be recorded in the ledger
 
 
-class Operation(BaseCommand):
-    """A command that changes what runs in an environment."""
+class EnvironmentCommand(BaseCommand):
+    """A command about one environment. `examples` and `exit_codes` end its --help."""
 
     requires_system_checks = []
     examples = ""
+    exit_codes = ""
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs |= {"epilog": self.examples + CODES, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        """Ends the --help with the examples and exit codes, as they are."""
+        kwargs |= {"epilog": self.examples + self.exit_codes, "formatter_class": argparse.RawDescriptionHelpFormatter}
         return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
+        """The options that all these commands have."""
         parser.add_argument(
-            "-e", "--environment", required=True, choices=NAMES, help="where, as environments.toml has it"
+            "-e", "--environment", required=True, choices=NAMES, help="the environment, as in environments.toml"
         )
-        parser.add_argument("--target", choices=("kubernetes", "compose"), help="instead of the environment's own")
-        parser.add_argument("--strategy", choices=Deployment.Strategy.values, help="instead of the environment's own")
+        parser.add_argument("--target", choices=STRATEGIES, help="override the target of environments.toml")
         parser.add_argument(
-            "--reason", default="", metavar="TEXT", help="why, for the ledger: one line, 500 characters"
+            "--reason", default="", metavar="TEXT", help=f"why: one line of at most {TEXT} characters, kept with it"
         )
-        parser.add_argument("--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait so long for the lock")
-        parser.add_argument(
-            "--timeout",
-            type=seconds,
-            default=120.0,
-            metavar="SECONDS",
-            help="within which the release must be ready (default 120)",
-        )
-        parser.add_argument("--watch", type=seconds, metavar="SECONDS", help=self.watch_help)
-        parser.add_argument(
-            "--commit", default="", metavar="SHA", help="of the release, for the ledger, if not known there"
-        )
-        parser.add_argument("--dry-run", action="store_true", help="show what would be done, and change nothing")
-        parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-        parser.add_argument(
-            "--yes", action="store_true", help="do not ask, on a terminal, before production is touched"
-        )
-
-    watch_help = ""
+        parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Carries the command out. Exits with an ExitCode; whatever ends it is one line on standard error."""
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as pipelines cancel: like Ctrl-C
         self.output = Output(
             self.stdout, as_json=options["json"], no_color=options["no_color"], force_color=options["force_color"]
         )
         try:
-            options["reason"] = self.fitted("reason", options["reason"])
-            code = self.operate(self.place(options), options)
+            options["reason"] = self.fitted(options["reason"])
+            config = environment_configs()[options["environment"]]
+            chosen = {name: options[name] for name in ("target", "strategy") if options.get(name)}
+            code = self.operate(replace(config, **chosen), options)
         except KeyboardInterrupt:
-            code = self.fail(rollout.REFUSED, "Interrupted; nothing was changed.")
-        except InvalidUsage as error:
-            code = self.fail(rollout.USAGE, str(error))
-        except LockHeld as error:
-            code = self.fail(rollout.LOCKED, str(error))
-        except (
-            DeployRefused,
-            StepFailed,
-        ) as error:  # StepFailed: a look at what is there failed, before anything was begun
-            code = self.fail(rollout.REFUSED, str(error))
+            code = self.fail(ExitCode.REFUSED, "Interrupted; nothing was changed.")
+        except (DeployRefused, StepFailed) as error:
+            code = self.fail(error.exit_code, str(error))
         if code:
             sys.exit(code)
 
-    def fitted(self, name: str, text: str) -> str:
-        """`text` as the ledger, annotations and locks take it: words never stop what they are about. Notes a change."""
-        fit = clean(text, TEXT)
-        if fit != text.strip():
-            self.output.note(f"The {name} was changed to fit (one line, {TEXT} characters): {fit}")
-        return fit
-
-    def operate(self, place: EnvironmentConfig, options: dict[str, Any]) -> int:
+    def operate(self, config: EnvironmentConfig, options: dict[str, Any]) -> int:
+        """Carries the command out and returns its exit code. Raises DeployRefused and StepFailed."""
         raise NotImplementedError
 
-    def place(self, options: dict[str, Any]) -> EnvironmentConfig:
-        place = environment_configs()[options["environment"]]
-        return replace(place, target=options["target"] or place.target, strategy=options["strategy"] or place.strategy)
+    def fitted(self, text: str) -> str:
+        """The reason as the ledger, annotations and locks take it, as its form must not stop a deployment. Says so if
+        that differs from `text`.
+        """
+        fit = clean(text, TEXT)
+        if fit != text.strip():
+            self.output.note(f"The reason was shortened to one line of {TEXT} characters: {fit}")
+        return fit
 
-    def target(self, place: EnvironmentConfig, version: str) -> Target:
-        strategies = STRATEGIES[place.target]
-        if place.strategy not in strategies:
+    def target(self, config: EnvironmentConfig, version: str) -> Target:
+        """The release's target, by the environment's strategy. Raises InvalidUsage if its kind has no such strategy."""
+        strategies = STRATEGIES[config.target]
+        if config.strategy not in strategies:
             raise InvalidUsage(
-                "The compose target deploys blue-green only: there is one app behind nginx, so replacing it in place "
-                "would leave nobody to serve meanwhile. Leave --strategy out."
+                "The compose target supports blue-green only: one app runs behind nginx, so replacing it in place "
+                "would interrupt the service. Leave --strategy out."
             )
-        return strategies[place.strategy](place, version, Path(settings.BASE_DIR))
+        return strategies[config.strategy](config, version, Path(settings.BASE_DIR))
 
     def fail(self, code: int, text: str) -> int:
+        """Shows why nothing was done. Returns `code`."""
         self.output.quiet()
         self.output.event("result", result="refused", why=text, exit_code=code)
         if not self.output.as_json:
             self.stderr.write(text)
         return code
 
-    def sure(self, place: EnvironmentConfig, options: dict[str, Any], what: str) -> None:
-        """On a terminal, asks before production is touched; a pipeline has its own approval. Raises DeployRefused."""
-        if place.name != "production" or options["yes"] or options["dry_run"] or not sys.stdin.isatty():
-            return
-        self.stderr.write(f"{what} ({place.url or place.namespace}).", str)
-        if input("Type production to confirm: ").strip() != "production":
-            raise DeployRefused("Nothing was changed.")
 
-    def run(self, target: Target, place: EnvironmentConfig, version: str, options: dict[str, Any], **more: Any) -> int:
-        """Carries it out."""
-        kind = "deploy" if more.get("migrate", True) else "rollback"
+class Operation(EnvironmentCommand):
+    """A command that changes what is live in an environment."""
+
+    exit_codes = """\
+exit codes:
+  0  the version is live and verified
+  2  wrong usage
+  3  somebody else holds the lock
+  4  refused; nothing was changed
+  5  failed; the previous release is live again
+  6  failed or interrupted; needs a person
+"""
+    watch_help = ""
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The options of a run."""
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--strategy", choices=Deployment.Strategy.values, help="override the strategy of environments.toml"
+        )
+        parser.add_argument(
+            "--wait", type=seconds, default=0.0, metavar="SECONDS", help="wait for the lock (default 0)"
+        )
+        parser.add_argument(
+            "--timeout",
+            type=seconds,
+            default=120.0,
+            metavar="SECONDS",
+            help="time for an instance to become ready (default 120)",
+        )
+        parser.add_argument("--watch", type=seconds, metavar="SECONDS", help=self.watch_help)
+        parser.add_argument(
+            "--commit", default="", metavar="SHA", help="the release's commit, if the ledger does not know it"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="show the plan; change nothing")
+        parser.add_argument("--yes", action="store_true", help="skip the confirmation for production on a terminal")
+
+    def confirm(self, config: EnvironmentConfig, options: dict[str, Any], what: str) -> None:
+        """Asks on a terminal before production is changed; a pipeline has its own approval. Raises DeployRefused."""
+        if config.name != "production" or options["yes"] or options["dry_run"] or not sys.stdin.isatty():
+            return
+        self.stderr.write(f"{what} ({config.url or config.namespace}).", str)
+        if input("Type production to confirm: ").strip() != "production":
+            raise DeployRefused("Not confirmed; nothing was changed.")
+
+    def run(
+        self,
+        kind: Callable[[Target, Recorder, Output, rollout.Options], rollout.Run],
+        target: Target,
+        config: EnvironmentConfig,
+        version: str,
+        options: dict[str, Any],
+        **more: Any,
+    ) -> int:
+        """Carries out a run of that kind, or shows its plan, and returns the exit code. `more` is for rollout.Options.
+
+        Raises DeployRefused and StepFailed.
+        """
+        name = "deploy" if kind is rollout.Deploy else "rollback"
         request = Request(
-            place.name,
+            config.name,
             version,
-            place.strategy,
+            config.strategy,
             clean(holder(), 100),
-            kind=kind,
+            kind=name,
             hotfix=options.get("hotfix", False),
             reason=options["reason"],
             run_url=run_url(),
         )
-        record = Recorder(configured(), request, UNRECORDED, self.output.note)
         commit, built_at = origin(target, version, options["commit"])
         plan = rollout.Options(
             version=version,
-            strategy=place.strategy,
-            purpose=f"{kind} of {version} to {place.name}",
+            strategy=config.strategy,
+            purpose=f"{name} of {version} to {config.name}",
             timeout=options["timeout"],
             wait=options["wait"],
             commit=commit,
             built_at=built_at,
-            image=place.tagged(version),
+            image=config.tagged(version),
             **more,
         )
-        if options["dry_run"]:
-            return self.dry_run(target, record, plan)
-        return rollout.Run(target, record, self.output, plan).run()
-
-    def dry_run(self, target: Target, record: Recorder, plan: rollout.Options) -> int:
-        self.output.note(f"Dry run: {plan.purpose}, {plan.strategy}. Serving: {target.live_version() or 'nobody'}.")
-        self.output.note(f"  {'promotion rule':<15} {record.check_promotion()}")
-        target.lock.check_free()
-        self.output.note(f"  {'lock':<15} free")
-        self.output.note(f"  {'ledger':<15} {record.preview(bool(plan.commit))}")
-        if not plan.migrate and (script := target.rollback_script):
-            code, said = script(record.request.reason, plan.timeout, True)
-            self.output.details(said)
-            return code
-        if target.already_live():
-            self.output.note(f"{plan.version} is already live and verified; nothing to do.")
-            return rollout.DONE
-        for name, what in target.plan():
-            if name != "migrations" or plan.migrate:
-                self.output.note(f"  {name:<15} {what}")
-        if plan.watch:
-            self.output.note(f"  {'watch':<15} {plan.watch:g} s: containers, errors, latency, probe traffic")
-        return rollout.DONE
+        recorder = Recorder(configured(), request, UNRECORDED, self.output.note)
+        run = kind(target, recorder, self.output, plan)
+        return run.dry_run() if options["dry_run"] else run.run()
 
 
 def seconds(text: str) -> float:
+    """The value of an option in seconds. Raises ArgumentTypeError, and ValueError if it is not a number."""
     value = float(text)
     if not 0 <= value <= 86_400:
         raise argparse.ArgumentTypeError("expected seconds, from 0 to 86400")
@@ -200,7 +205,9 @@ def seconds(text: str) -> float:
 
 
 def origin(target: Target, version: str, commit: str) -> tuple[str, str]:
-    """The commit that the release was built from, and when: as told, as its image has it, as git knows it."""
+    """The commit that the release was built from, empty if unknown, and when (ISO 8601): as given, as the image has it,
+    or as git knows it. Raises InvalidUsage.
+    """
     if commit and not re.fullmatch(r"[0-9a-f]{7,64}", commit):
         raise InvalidUsage(f"--commit {commit}: expected 7 to 64 hex digits, as git prints them.")
     found, built_at = target.origin()
@@ -218,7 +225,10 @@ def origin(target: Target, version: str, commit: str) -> tuple[str, str]:
 
 
 def run_url() -> str:
-    """The pipeline's run, where there is one."""
+    """The URL of the pipeline's run; empty outside GitHub Actions.
+
+    https://docs.github.com/en/actions/reference/workflows-and-actions/variables
+    """
     server, project, run = (os.environ.get(f"GITHUB_{name}", "") for name in ("SERVER_URL", "REPOSITORY", "RUN_ID"))
     url = f"{server}/{project}/actions/runs/{run}" if server and project and run else ""
     return (

@@ -7,31 +7,40 @@ there and does what is left to do. A method that returns a note returns what hap
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from deploy.locks import Holding
 from deploy.targets.probe import Answer
 
 Progress = Callable[[str], None]  # shows what is being waited for; what it raises ends the wait
 
 
-class Lock(Protocol):
-    """One deployment per environment at a time."""
+# Returns to the release: the reason, the seconds that an instance gets to become ready, whether it is a dry run -> the
+# exit code and the output. Raises StepFailed if it cannot run.
+RollbackScript = Callable[[str, float, bool], tuple[int, str]]
 
-    def take(self, purpose: str) -> str:
-        """Takes it and renews it until free(). Returns a note if a run that died had it. Raises LockHeld."""
+
+class Lock(Protocol):
+    """One deployment per environment at a time. Every method may raise StepFailed if a cluster cannot be asked."""
+
+    def acquire(self, purpose: str) -> str:
+        """Acquires it until release(). Returns a note if a run that died held it. Raises LockHeld."""
 
     def check_free(self) -> None:
-        """Raises LockHeld if take() would. Changes nothing."""
+        """Raises LockHeld if acquire() would. Changes nothing."""
+
+    def status(self) -> Holding | None:
+        """Who holds it; None if it is free."""
 
     def held(self) -> bool:
-        """Whether this run still has it: somebody may have broken it."""
+        """Whether this run still holds it: somebody may have broken it."""
 
-    def free(self) -> None:
-        """Gives it back. Does nothing if this run does not have it."""
+    def release(self) -> None:
+        """Gives it back. Does nothing if this run does not hold it."""
 
-    def put(self, message: str) -> None:
-        """Locks by hand, until clear(). Raises LockHeld."""
+    def acquire_by_hand(self, reason: str) -> None:
+        """Acquires it until force_release(), beyond this process. Raises LockHeld."""
 
-    def clear(self) -> str:
-        """Removes whoever's lock there is. Returns whose it was; empty if there was none."""
+    def force_release(self) -> Holding | None:
+        """Releases it, whoever holds it, and returns who that was. Raises LockHeld if it cannot be broken."""
 
 
 class Target(Protocol):
@@ -98,12 +107,8 @@ class Target(Protocol):
         """Gives the traffic back to what had it before the release. Returns its version. Raises StepFailed."""
 
     @property
-    def rollback_script(self) -> Callable[[str, float, bool], tuple[int, str]] | None:
-        """The target's own way to return to the release, if it has one; else the steps of a deployment do that.
-
-        It takes the reason, the seconds that an instance gets to become ready, and whether it is a dry run. It returns
-        the exit code and the output, and raises StepFailed if it cannot run.
-        """
+    def rollback_script(self) -> RollbackScript | None:
+        """The target's own way to return to the release, if it has one; else the steps of a deployment do that."""
 
     def cleanup(self) -> None:
         """Stops the release's instances, if they have no traffic."""

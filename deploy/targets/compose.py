@@ -1,4 +1,4 @@
-"""docker compose on this machine: two colours behind one nginx, which finds the app by the name current.sock.
+"""Docker Compose on this machine: two colours behind one nginx, which finds the app by the name current.sock.
 
 docs/stack.md tells how the traffic moves; ./run switch does the same by hand, and the two keep out of each other's way.
 """
@@ -19,7 +19,7 @@ from deploy.locks import FileLock
 from deploy.shell import call, last_line
 from deploy.targets.base import Progress
 from deploy.targets.probe import PROGRAM, Answer, answers
-from ledger import versions
+from ledger import steps, versions
 from ledger.environments import EnvironmentConfig
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
@@ -36,14 +36,13 @@ class Compose:
     rollback_script = None  # the steps of a deployment do
     poll_interval = 0.5  # seconds between two looks at a container that starts
 
-    def __init__(self, place: EnvironmentConfig, version: str, folder: Path) -> None:
-        self.place, self.version, self.folder = place, version, folder
-        self.image = place.tagged(version)
+    def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
+        self.config, self.version, self.folder = config, version, folder
+        self.image = config.tagged(version)
         self.colour = ""
         self.moved = -math.inf  # when the traffic was, by the monotonic clock
         var = folder / "var"
-        clear = f"manage.py deploy --unlock -e {place.name}"
-        self.lock = FileLock(var / "deploy.lock", var / "switch.lock", clear)
+        self.lock = FileLock(var / "deploy.lock", var / "switch.lock", config.name)
         self.verified_file = var / "verified.json"
 
     # What is there
@@ -55,14 +54,14 @@ class Compose:
             except ValueError as error:
                 raise InvalidUsage(str(error)) from None
         if not (self.folder / "docker-compose.yml").is_file():
-            raise DeployRefused(f"{self.folder} has no docker-compose.yml. Run this where the stack is.")
+            raise DeployRefused(f"docker-compose.yml not found in {self.folder}. Run this on the machine of the stack.")
         missing = {name for name in ("nginx", "db") if not self.running_id(name)}
         if missing:
             raise DeployRefused(
-                f"The stack is not running ({', '.join(sorted(missing))} missing). Start it with ./run up."
+                f"The stack is not running (no container of {', '.join(sorted(missing))}). Start it with ./run up."
             )
         if self.version and not self.image_id():
-            words = ("image", "ls", "--format", "{{.Tag}}", self.place.image)
+            words = ("image", "ls", "--format", "{{.Tag}}", self.config.image)
             there = call(("docker", *words), timeout=30).stdout.split()
             raise DeployRefused(
                 f"Image {self.image} not found on this machine, which has: {', '.join(there[:20]) or 'none'}."
@@ -76,18 +75,18 @@ class Compose:
         return bool(current) and current["Image"] == self.image_id() and self.version in self.verified()
 
     def url(self) -> str:
-        if self.place.url:
-            return self.place.url
+        if self.config.url:
+            return self.config.url
         port = self.try_compose("port", "nginx", "8080", timeout=30).stdout.strip().rpartition(":")[2]
         return f"http://localhost:{port}" if port else ""
 
     def plan(self) -> Sequence[tuple[str, str]]:
         idle = self.idle()
         return (
-            ("migrations", f"docker compose run prepare and migrate with {self.image}, unapplied migrations checked"),
-            ("bring up", f"docker compose up {service(idle)} with {self.image}"),
-            ("smoke test", f"health, version, sign-in page, an asset and metrics of {service(idle)}"),
-            ("switch", f"current.sock from {service(self.pointer('current'))} to {service(idle)}"),
+            (steps.MIGRATE, f"docker compose run prepare and migrate with {self.image}, unapplied migrations checked"),
+            (steps.START, f"docker compose up {service(idle)} with {self.image}"),
+            (steps.SMOKE_TEST, f"health, version, sign-in page, an asset and metrics of {service(idle)}"),
+            (steps.SWITCH, f"current.sock from {service(self.pointer('current'))} to {service(idle)}"),
         )
 
     def idle(self) -> str:
@@ -117,7 +116,7 @@ class Compose:
         filters = [word for each in labels for word in ("--filter", f"label=com.docker.compose.{each}")]
         done = call(("docker", "ps", "--quiet", "--no-trunc", *words, *filters), timeout=30)
         if done.returncode:
-            raise StepFailed(f"docker ps: {last_line(done.stderr)}")
+            raise StepFailed(f"docker ps failed: {last_line(done.stderr)}")
         return (done.stdout.split() or [""])[0]
 
     def inspect(self, key: str) -> dict[str, Any]:
@@ -140,7 +139,7 @@ class Compose:
         config = self.container(colour).get("Config", {})
         repository, _, tag = str(config.get("Image", "")).rpartition(":")
         told = dict(line.partition("=")[::2] for line in config.get("Env", []))
-        return tag if repository == self.place.image and tag != "latest" else told.get("APP_VERSION", "")
+        return tag if repository == self.config.image and tag != "latest" else told.get("APP_VERSION", "")
 
     def verified(self) -> list[str]:
         """The versions found good here, in the order in which they last were."""
@@ -164,11 +163,11 @@ class Compose:
 
     def migrate(self, unsafe: bool, tell: Progress) -> str:
         tell("static files")
-        self.compose("run", "--rm", "--no-deps", "-T", "prepare", IMAGE=self.image, why="The static files")
+        self.compose("run", "--rm", "--no-deps", "-T", "prepare", IMAGE=self.image, why="Collecting static files")
         tell("migrate")
         words = ("python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else []))
         said = self.compose(
-            "run", "--rm", "--no-deps", "-T", "migrate", *words, IMAGE=self.image, why="The migrations", timeout=900
+            "run", "--rm", "--no-deps", "-T", "migrate", *words, IMAGE=self.image, why="Migrating", timeout=900
         )
         return last_line(said)
 
@@ -176,13 +175,13 @@ class Compose:
         current, wanted = self.pointer("current"), self.image_id()
         if current != "web" and self.version not in self.verified() and self.container(current).get("Image") == wanted:
             self.colour = current
-            return f"{service(current)} has the traffic already"
+            return f"{service(current)} already has the traffic"
         self.colour = "green" if current == "blue" else "blue"
         name, there = service(self.colour), self.container(self.colour)
         if there and there["Image"] == wanted and self.state(there) == "ready":
-            return f"{name} is up already"
+            return f"{name} is already running"
         if there:
-            tell(f"{name} with an older release ends")
+            tell(f"stopping {name}, which has an older release")
             self.retire(name)
         self.compose("up", "--detach", "--no-build", "--no-deps", name, why=name)
         began, key = time.monotonic(), self.container(self.colour)["Id"]
@@ -200,14 +199,14 @@ class Compose:
     def state(self, container: dict[str, Any]) -> str:
         """starting, ready, or what is wrong with it."""
         if not container:
-            return "it is not there"
+            return "its container is gone"
         state = container["State"]
         if container["RestartCount"] or state["Status"] in ("restarting", "exited", "dead"):
-            code = f" with exit code {state['ExitCode']}" if not state["Running"] else ""
-            return f"it ended{code}, {container['RestartCount']} times so far: a crash loop"
+            code = f"exited with code {state['ExitCode']}, " if not state["Running"] else ""
+            return f"crash loop: {code}{container['RestartCount']} restarts so far"
         health = state.get("Health", {}).get("Status", "")
         if health == "unhealthy":
-            return "its health check fails"
+            return "health check failing"
         return "ready" if state["Status"] == "running" and health == "healthy" else "starting"
 
     def new_instances(self) -> list[str]:
@@ -232,10 +231,10 @@ class Compose:
     def switch(self, timeout: float, tell: Progress) -> str:
         was = self.pointer("current")
         if was == self.colour:
-            return f"{service(was)} has it already"
+            return f"{service(was)} already has the traffic"
         if version := self.version_of(was):
             if version not in self.verified():
-                self.note([*self.verified(), version])  # it has served until now: what there is to go back to
+                self.note([*self.verified(), version])  # it was live until now: the rollback target
         self.point(self.colour)
         self.moved = time.monotonic()
         return f"from {service(was)} to {service(self.colour)}"
@@ -244,10 +243,10 @@ class Compose:
         bad, good = self.colour, self.pointer("previous")
         if self.pointer("current") == bad:
             if good == bad or not self.container(good).get("State", {}).get("Running"):
-                raise StepFailed(f"There is nothing to go back to: {service(good)} does not run. ./run up starts it.")
+                raise StepFailed(f"Nothing to roll back to: {service(good)} is not running. Start it with ./run up.")
             self.point(good)
             for left in range(DRAIN, 0, -1):  # requests that it was given before get their answers
-                tell(f"the traffic is back with {service(good)}; {left} s for requests in flight")
+                tell(f"{service(good)} has the traffic; {left} s left for requests in flight")
                 time.sleep(1)
         return self.version_of(self.pointer("current"))
 
@@ -260,8 +259,8 @@ class Compose:
         previous = self.pointer("previous")
         time.sleep(max(0.0, self.moved + DRAIN - time.monotonic()))  # until then it still gets a request now and then
         if "web" not in (self.colour, previous):
-            self.retire("web")  # older than the one to go back to
-        return f"{service(previous)} ({self.version_of(previous)}) is kept warm"
+            self.retire("web")  # older than the rollback target
+        return f"{service(previous)} ({self.version_of(previous)}) stays running"
 
     def mark_bad(self, version: str) -> None:
         self.note([one for one in self.verified() if one != version])
@@ -277,7 +276,7 @@ class Compose:
         words = ("sh", "-euc", script, "-", self.pointer("current"), colour)
         done = self.exec(service(colour), *words, timeout=30)
         if done.returncode:
-            raise StepFailed(f"The switch failed: {last_line(done.stderr)}")
+            raise StepFailed(f"Switching failed: {last_line(done.stderr)}")
 
     def retire(self, name: str) -> None:
         """Ends it, with the time that its requests in flight need."""

@@ -71,7 +71,7 @@ for path in paths:
 def answers(done: subprocess.CompletedProcess[str]) -> list[Answer]:
     """What PROGRAM has printed. Raises StepFailed if it could not run."""
     if done.returncode:
-        raise StepFailed(f"The instance does not answer: {last_line(done.stderr)}")
+        raise StepFailed(f"The instance did not answer: {last_line(done.stderr)}")
     return [Answer(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
 
 

@@ -417,7 +417,7 @@ def test_deployments_are_found_paged_and_read(site: Site, staff: Window, window:
     assert page.locator("tbody tr").count() == 1
     page.locator("tbody tr").get_by_role("link").click()
     staff.at("1.11.0 to production")
-    staff.main.get_by_text("go back", exact=True).wait_for()
+    staff.main.get_by_text("roll back", exact=True).wait_for()
     page.go_back()
     page.get_by_label("Status", exact=True).wait_for()
     assert page.get_by_label("Status", exact=True).input_value() == "rolled_back", "Back leads to what was asked"

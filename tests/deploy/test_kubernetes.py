@@ -45,7 +45,7 @@ GOOD, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-br
 LEASE = f"{APP}-deploy"
 TRIAL = objects.TRIAL
 TARGETS = {"rolling": RollingUpdate, "blue-green": BlueGreen}
-ALL = ["promotion rule", "lock", "migrations", "bring up", "smoke test", "switch", "watch", "keep"]
+ALL = ["promotion check", "lock", "migrate", "start", "smoke test", "switch", "watch", "mark good"]
 DIGEST = "sha256:" + "ab" * 32
 
 pytestmark = [
@@ -166,7 +166,7 @@ def apps(
         monkeypatch.setattr(base, "UNRECORDED", tmp_path / "unrecorded")
         for module, name, value in (
             (Kubernetes, "poll_interval", 0.05),
-            (watch, "EVERY", 0.05),
+            (watch, "INTERVAL", 0.05),
             (probe_traffic, "RATE", 50),
         ):
             monkeypatch.setattr(module, name, value)
@@ -279,7 +279,7 @@ def test_a_good_release_replaces_the_pods_one_after_the_other(rolling: Apps) -> 
     job = cluster.objects["jobs", f"{APP}-migrate-3"]
     assert job["spec"]["backoffLimit"] == 0 and job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     notes = {each["name"]: each["note"] for each in events if each.get("outcome") == "succeeded"}
-    assert notes["migrations"] == "2 migrations applied" and "version 3" in notes["smoke test"]
+    assert notes["migrate"] == "2 migrations applied" and "version 3" in notes["smoke test"]
     assert lease(cluster)["spec"]["holderIdentity"] == "", "the lock is given back"
     assert (row().status, row().failed_requests, row().strategy) == ("succeeded", 0, "rolling")
     assert [each.name for each in row().steps.order_by("pk")] == ALL[2:], "lock and rule are of the run"
@@ -371,17 +371,17 @@ def test_people_see_a_line_a_step(rolling: Apps) -> None:
 @pytest.mark.parametrize(
     ("strategy", "kind", "step", "told"),
     [
-        ("rolling", "crash", "bring up", "exited with code 3"),
-        ("rolling", "pull", "bring up", "ImagePullBackOff"),
-        ("rolling", "unready", "bring up", "is not ready"),
-        ("rolling", "quota", "bring up", "is not ready"),
+        ("rolling", "crash", "start", "exited with code 3"),
+        ("rolling", "pull", "start", "ImagePullBackOff"),
+        ("rolling", "unready", "start", "is not ready"),
+        ("rolling", "quota", "start", "is not ready"),
         ("rolling", "broken", "smoke test", "answered 500"),
-        ("rolling", "liar", "smoke test", "It says that it is version 9.9, not 3"),
-        ("rolling", "failing", "watch", "were errors (5xx)"),
-        ("blue-green", "crash", "bring up", "CrashLoopBackOff"),
-        ("blue-green", "pull", "bring up", "ImagePullBackOff"),
-        ("blue-green", "liar", "smoke test", "It says that it is version 9.9, not 3"),
-        ("blue-green", "failing", "watch", "were errors (5xx)"),
+        ("rolling", "liar", "smoke test", "Reports version 9.9, expected 3"),
+        ("rolling", "failing", "watch", "were 5xx errors"),
+        ("blue-green", "crash", "start", "CrashLoopBackOff"),
+        ("blue-green", "pull", "start", "ImagePullBackOff"),
+        ("blue-green", "liar", "smoke test", "Reports version 9.9, expected 3"),
+        ("blue-green", "failing", "watch", "were 5xx errors"),
     ],
 )
 def test_a_bad_release_is_left_once_with_the_old_one_serving(
@@ -389,16 +389,16 @@ def test_a_bad_release_is_left_once_with_the_old_one_serving(
 ) -> None:
     apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
     cluster = apps.cluster
-    cluster.becomes[f"{REPO}:3"] = kind if step == "bring up" else "good"
+    cluster.becomes[f"{REPO}:3"] = kind if step == "start" else "good"
     apps.does["3"] = kind
     always: list[bool] = []
     cluster.hooks.append(lambda *_: always.append(bool(cluster.serving())))
     words = ("--timeout", "1") if kind in ("unready", "quota") else ("--watch", "20") if step == "watch" else ()
     code, events, said = deploy("3", *words, strategy=strategy)
     assert code == 5, said
-    assert steps(events)[step] == "failed" and steps(events)["go back"] == "succeeded"
-    assert told in events[-1]["why"] and events[-1]["why"].endswith("2 serves.")
-    assert sum(each.get("name") == "go back" and each["outcome"] == "running" for each in events) == 1
+    assert steps(events)[step] == "failed" and steps(events)["roll back"] == "succeeded"
+    assert told in events[-1]["why"] and events[-1]["why"].endswith("2 is live.")
+    assert sum(each.get("name") == "roll back" and each["outcome"] == "running" for each in events) == 1
     assert cluster.serving() == {f"{REPO}:2"} and all(always) and apps.lost == 0
     if kind == "crash":
         assert "no module named nothing" in said, "its own last words"
@@ -414,7 +414,7 @@ def test_a_bad_release_is_left_once_with_the_old_one_serving(
         assert bool(changed) == (step == "watch"), "what has no traffic is left alone"
 
 
-@pytest.mark.parametrize(("kind", "told"), [("crash", "CrashLoopBackOff"), ("broken", "probe requests of the last")])
+@pytest.mark.parametrize(("kind", "told"), [("crash", "CrashLoopBackOff"), ("broken", "probe requests in the last")])
 def test_a_release_that_is_bad_under_traffic_only_is_gone_back_from_half_way(
     rolling: Apps, kind: str, told: str
 ) -> None:
@@ -434,7 +434,7 @@ def test_a_release_that_is_bad_under_traffic_only_is_gone_back_from_half_way(
 
 
 def test_a_bad_answer_at_the_very_end_of_the_watch_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "EVERY", 0.01)
+    monkeypatch.setattr(watch, "INTERVAL", 0.01)
     target: Any = SimpleNamespace(
         failure_reason=lambda: "",
         new_instances=lambda: ["one"],
@@ -476,18 +476,18 @@ def replies(*healths: tuple[int, str]) -> Callable[..., list[Answer]]:
 
 def test_a_check_that_is_late_is_asked_again_by_the_smoke_test(monkeypatch: pytest.MonkeyPatch) -> None:
     well = (200, '{"status": "healthy", "version": "1.0", "checks": {"database": "healthy"}}')
-    monkeypatch.setattr(smoke, "CERTAIN", 60)
+    monkeypatch.setattr(smoke, "RETRIED", 60)
     monkeypatch.setattr("deploy.smoke.time.sleep", lambda _: None)
     assert probe.late(Answer("/", 0, 5.0, error="timed out")) and not probe.late(Answer("/", 0, 5.0, error="refused"))
     assert smoke.test(replies((503, LATE), (503, LATE), well), "1.0").startswith("healthy")
-    monkeypatch.setattr(smoke, "CERTAIN", 0)
+    monkeypatch.setattr(smoke, "RETRIED", 0)
     for answer in ((503, LATE), (503, NO_DATABASE), (503, NO_CACHE)):
-        with pytest.raises(StepFailed, match=r"/health/ answered 503 \(\w+ is unhealthy: \w+\), not 200"):
+        with pytest.raises(StepFailed, match=r"/health/ answered 503 \(\w+ is unhealthy: \w+\); expected 200"):
             smoke.test(replies(answer), "1.0")
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, seconds: float, *healths: tuple[int, str]) -> str:
-    monkeypatch.setattr(watch, "EVERY", 0.01)
+    monkeypatch.setattr(watch, "INTERVAL", 0.01)
     target: Any = SimpleNamespace(
         failure_reason=lambda: "", new_instances=lambda: ["one"], ask=replies(*healths), logs=lambda: "", url=lambda: ""
     )
@@ -499,12 +499,12 @@ def test_the_watch_asks_for_the_truth_and_not_whether_the_instance_is_ready(monk
     assert "/health/ready/" not in probe.PAGES
     with pytest.raises(StepFailed, match=r"/health/ answered 503 \(database is unhealthy: refused\), 2 times in a row"):
         watched(monkeypatch, 60, (503, NO_DATABASE))
-    assert "answers in the last" in watched(monkeypatch, 0.1, (503, NO_CACHE))
+    assert "responses in the last" in watched(monkeypatch, 0.1, (503, NO_CACHE))
 
 
 def test_the_watch_bears_a_check_that_is_late_and_not_one_that_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     well = (200, '{"status": "healthy", "checks": {"database": "healthy"}}')
-    assert "answers in the last" in watched(monkeypatch, 0.1, *[(503, LATE)] * 5, well)
+    assert "responses in the last" in watched(monkeypatch, 0.1, *[(503, LATE)] * 5, well)
     monkeypatch.setattr(watch, "LATE", 0.1)
     with pytest.raises(StepFailed, match="database is unhealthy: timeout"):
         watched(monkeypatch, 60, (503, LATE))
@@ -516,10 +516,10 @@ def test_what_is_usual_is_what_was_so_of_late() -> None:
     target: Any = SimpleNamespace(
         url=lambda: "", live_instances=lambda: ["one"], ask=lambda *_: [Answer("/metrics", 200, 0.1, text)]
     )
-    run = rollout.Run(target, Any, Any, Any)  # type: ignore[arg-type]
-    run.measure(watch.Sample(buckets={0.1: 0, 2: 20}))
+    run = rollout.Deploy(target, Any, Any, Any)  # type: ignore[arg-type]
+    run.measure(watch.Counters(buckets={0.1: 0, 2: 20}))
     assert run.baseline <= 0.1, "the first answers were slower"
-    run.measure(watch.Sample(buckets={0.1: 35, 2: 55}))
+    run.measure(watch.Counters(buckets={0.1: 35, 2: 55}))
     assert run.baseline > 1, "five are too few: all that there were count"
 
 
@@ -536,7 +536,7 @@ def test_migrations_that_fail_leave_everything_as_it_was(rolling: Apps) -> None:
     rolling.cluster.becomes[f"migrate {REPO}:3"] = "fail"
     code, events, said = deploy("3")
     assert code == 5, said
-    assert steps(events)["migrations"] == "failed" and "bring up" not in steps(events)
+    assert steps(events)["migrate"] == "failed" and "start" not in steps(events)
     assert "column is gone" in said and "BackoffLimitExceeded" in said
     assert rolling.cluster.serving() == {f"{REPO}:2"} and rolling.cluster.image() == f"{REPO}:2"
     assert row().status == "failed"
@@ -554,7 +554,7 @@ def test_a_way_back_that_fails_asks_for_a_person(rolling: Apps) -> None:
     when(cluster, "PATCH", f"/deployments/{APP}", spoiled)
     code, events, said = deploy("3", "--watch", "20")
     assert code == 6, said
-    assert "Going back failed as well" in events[-1]["why"] and row().status == "failed"
+    assert "The rollback failed as well" in events[-1]["why"] and row().status == "failed"
     assert lease(cluster)["spec"]["holderIdentity"] == ""
 
 
@@ -566,7 +566,13 @@ def test_a_lock_that_another_holds_is_said_and_waited_for(rolling: Apps) -> None
     held(cluster, "bob@laptop", purpose="deploy of 4 to staging")
     code, _, said = deploy("3")
     assert code == 3, said
-    for word in ("bob@laptop", "has held the lock since", "deploy of 4 to staging", "--wait", "--unlock -e staging"):
+    for word in (
+        "bob@laptop",
+        "has held the lock since",
+        "deploy of 4 to staging",
+        "--wait",
+        "lock release -e staging",
+    ):
         assert word in said
     assert cluster.writes == [] and not Deployment.objects.exists()
     freed = threading.Timer(0.5, lambda: lease(cluster)["spec"].update(holderIdentity=""))
@@ -584,15 +590,34 @@ def test_a_lock_whose_holder_died_is_taken_over(rolling: Apps) -> None:
 
 
 def test_a_lock_by_hand_never_expires(rolling: Apps) -> None:
-    code, _, said = command("deploy", "--lock", "The database is being moved", "-e", "staging")
+    code, _, said = command("lock", "acquire", "-e", "staging", "--reason", "The database is being moved")
     assert code == 0, said
     found = lease(rolling.cluster)["spec"]
     found["renewTime"] = found["acquireTime"] = "2020-01-01T00:00:00.000000Z"
     code, _, said = deploy("3")
-    assert code == 3 and "The database is being moved" in said and "Remove the lock with" in said
-    code, _, said = command("deploy", "--unlock", "-e", "staging")
+    assert code == 3 and "The database is being moved" in said and "Release it with" in said
+    code, _, said = command("lock", "release", "-e", "staging")
     assert code == 0 and "The database is being moved" in said
     assert deploy("3")[0] == 0
+
+
+def test_the_lock_shows_who_holds_it_and_may_be_broken(rolling: Apps) -> None:
+    cluster = rolling.cluster
+    words = ("-e", "staging")
+    assert command("lock", "status", *words)[0] == 0
+    held(cluster, "bob@laptop", purpose="deploy of 4")
+    code, (event,), _ = command("lock", "status", *words)
+    assert code == 3 and event.items() >= {"locked": True, "holder": "bob@laptop", "reason": "deploy of 4"}.items()
+    code, _, said = command("lock", "acquire", *words, "--reason", "Move")
+    assert code == 3 and "bob@laptop has held the lock since" in said
+    code, (event,), _ = command("lock", "release", *words)
+    assert code == 0 and event.items() >= {"environment": "staging", "locked": False, "holder": None}.items()
+    assert not lease(cluster)["spec"] and command("lock", "release", *words)[0] == 0
+    out = io.StringIO()
+    call_command("lock", "acquire", *words, "--reason", "Move", stdout=out)
+    assert out.getvalue() == "Locked staging: Move. Release with: manage.py lock release -e staging\n"
+    held(cluster, "bob@laptop", age=locks.SECONDS + 1)
+    assert command("lock", "status", *words)[0] == 0, "it has expired"
 
 
 def test_whose_lock_is_broken_touches_nothing_more(rolling: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -602,8 +627,8 @@ def test_whose_lock_is_broken_touches_nothing_more(rolling: Apps, monkeypatch: p
     cluster.seconds = 1
     code, events, said = deploy("3")
     assert code == 6, said
-    assert "Somebody has broken the lock" in events[-1]["why"] and "Serving: 2" in events[-1]["why"]
-    assert cluster.image() == f"{REPO}:2" and "bring up" not in steps(events)
+    assert "Somebody broke the lock" in events[-1]["why"] and "Live: 2" in events[-1]["why"]
+    assert cluster.image() == f"{REPO}:2" and "start" not in steps(events)
     assert lease(cluster)["spec"]["holderIdentity"] == "bob@laptop", "theirs is left alone"
 
 
@@ -646,7 +671,7 @@ def test_an_interrupted_run_is_gone_on_with(
         patch.setattr(target, step, interrupted)
         code, events, said = deploy("3", strategy=strategy)
     assert code == 6, said
-    assert f"Serving: {serves}." in said and "Run the same command to resume" in said
+    assert f"Live: {serves}." in said and "Run the same command to resume" in said
     assert lease(apps.cluster)["spec"]["holderIdentity"] == "" and row().status == "running"
     code, events, said = deploy("3", strategy=strategy)
     assert code == 0, said
@@ -695,6 +720,8 @@ def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monke
         (("deploy", "3", "-e", "staging", "--strategy", "blue-green"), 4, "no Deployment backstagetest1-blue"),
         (("deploy", "3", "-e", "staging", "--unsafe-migrations"), 2, "requires a reason"),
         (("deploy", "3", "-e", "production", "--commit", "abcdef0", "--dry-run"), 4, "3 has not succeeded in staging"),
+        (("lock", "acquire", "-e", "staging"), 2, "requires a reason"),
+        (("lock", "status", "-e", "staging", "--reason", "Why"), 2, "Unexpected argument"),
         (("deploy", "3+1", "-e", "staging", "--dry-run"), 2, "is not a valid version"),
         (("deploy", "3", "-e", "production", "--commit", "abcdef0"), 4, "3 has not succeeded in staging"),
         (("rollback", "2", "-e", "staging"), 4, "nothing to roll back"),

@@ -68,8 +68,8 @@ def carry_out(book: Any, folder: Path, version: str = "1.0", **more: Any) -> Not
     """A deployment from its beginning to its end."""
     one, notes = record(book, folder, version, **more)
     one.begin("4f2a9c1", START.isoformat(), "")
-    one.step("migrations", "running")
-    one.step("migrations", "succeeded")
+    one.step("migrate", "running")
+    one.step("migrate", "succeeded")
     one.finish("succeeded", 0)
     return notes
 

@@ -106,7 +106,7 @@ def found(events: list[dict[str, Any]], name: str) -> float:
     return float(next(e["seconds"] for e in events if e.get("name") == name and e.get("outcome") == "failed"))
 
 
-ALL = ["promotion rule", "lock", "migrations", "bring up", "smoke test", "switch", "watch", "keep"]
+ALL = ["promotion check", "lock", "migrate", "start", "smoke test", "switch", "watch", "mark good"]
 
 
 def test_a_good_release_goes_out_without_a_failed_request_and_back_again(own: Deploying, member: Client) -> None:
@@ -150,8 +150,8 @@ LATE = wsgi(f"if time.monotonic() - began > {WAIT}: {FAIL}")
 @pytest.mark.parametrize(
     ("version", "script", "told", "step", "bound", "words"),
     [
-        ("3.1.0", CRASHES, "", "bring up", 10, ()),
-        ("3.2.0", DEAF, "", "bring up", 20, ("--timeout", "12")),
+        ("3.1.0", CRASHES, "", "start", 10, ()),
+        ("3.2.0", DEAF, "", "start", 20, ("--timeout", "12")),
         ("3.3.0", wsgi(f"if e['PATH_INFO'] == '/': {FAIL}"), "", "smoke test", 10, ()),
         ("3.4.0", SLOW, "", "watch", 30, ()),
         ("3.5.0", "true", "9.9.9", "smoke test", 10, ()),
@@ -176,14 +176,14 @@ def test_a_bad_release_is_found_and_left_once_with_the_old_one_serving(
         code, events, said = own.deploy(version, "--watch", "40", *words)
     assert code == 5, said
     took = found(events, step)
-    if step == "bring up":  # from the start of the bad one: before it, an older release may have had to end
+    if step == "start":  # from the start of the bad one: before it, an older release may have had to end
         took = float(re.findall(r"([0-9.]+) s after its start", events[-1]["why"])[0])
     say(f"found by the {step} after {took:.1f} s (bound {bound} s): {events[-1]['why']}")
     failed, probes = events[-1]["failed_requests"], events[-1]["probe_requests"]
     say(f"meanwhile {load}; of the probe traffic {failed} of {probes} failed")
     assert took < bound + (WAIT if step == "watch" and script == LATE else 0)
-    assert list(steps(events))[-1] == "go back" and steps(events)["go back"] == "succeeded"
-    assert sum(e["event"] == "step" and e["name"] == "go back" and e["outcome"] == "running" for e in events) == 1
+    assert list(steps(events))[-1] == "roll back" and steps(events)["roll back"] == "succeeded"
+    assert sum(e["event"] == "step" and e["name"] == "roll back" and e["outcome"] == "running" for e in events) == 1
     if step == "watch":
         assert sum(load.failed.values()) <= load.rate * bound
     else:
@@ -200,7 +200,7 @@ def test_a_bad_release_is_found_and_left_once_with_the_old_one_serving(
 def test_a_run_killed_in_each_of_its_steps_is_gone_on_with_by_the_same_command(own: Deploying, member: Client) -> None:
     version, was = variant(own.variables["IMAGE"], "4.0.0"), own.version()
     with Load(keep_alive(own, member), rate=30) as load:
-        for step in ("migrations", "bring up", "smoke test", "switch", "watch"):
+        for step in ("migrate", "start", "smoke test", "switch", "watch"):
             process = own.manage("deploy", version, *ENVIRONMENT, "--json", "--watch", "20")
             assert process.stdout
             seen = []
@@ -212,9 +212,9 @@ def test_a_run_killed_in_each_of_its_steps_is_gone_on_with_by_the_same_command(o
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate(timeout=PATIENCE)
             again = any("Resuming deployment" in str(each.get("text")) for each in seen)
-            assert again == (step != "migrations"), seen
+            assert again == (step != "migrate"), seen
             serving = own.version()
-            assert serving in ((was,) if step in ("migrations", "bring up", "smoke test") else (was, version)), step
+            assert serving in ((was,) if step in ("migrate", "start", "smoke test") else (was, version)), step
             say(f"killed in {step} with {serving} serving")
         code, events, said = own.deploy(version, "--watch", "3")
     say(f"gone on with: {load}")
@@ -229,11 +229,11 @@ def test_ctrl_c_says_in_what_state_it_leaves_things_and_the_next_release_clears_
     was = own.version()
     process = own.manage("deploy", first, *ENVIRONMENT, "--watch", "30")
     assert process.stdout
-    eventually(lambda: "migrations" in str(process.stdout and process.stdout.readline()))
+    eventually(lambda: "migrate" in str(process.stdout and process.stdout.readline()))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 6, out + err
-    assert f"Serving: {was}" in out and "Run the same command to resume" in out
+    assert f"Live: {was}" in out and "Run the same command to resume" in out
     code, events, said = own.deploy(second, "--watch", "3")
     assert code == 0, said
     assert [(row["release"], row["status"]) for row in own.ledger()[:2]] == [(second, "succeeded"), (first, "failed")]
@@ -248,10 +248,10 @@ def test_two_at_once_and_a_lock_by_hand(own: Deploying) -> None:
     assert code == 3 and "has held the lock since" in said and f"deploy of {version}" in said
     assert own.run("switch", "--back").returncode == 1  # the two keep out of each other's way
     assert first.wait(PATIENCE) == 0
-    assert own.command("deploy", "--lock", "The database is being moved", *ENVIRONMENT)[0] == 0
+    assert own.command("lock", "acquire", "--reason", "The database is being moved", *ENVIRONMENT)[0] == 0
     code, _, said = own.deploy("1.0.0")
-    assert code == 3 and "The database is being moved" in said and "--unlock" in said
-    assert own.command("deploy", "--unlock", *ENVIRONMENT)[0] == 0
+    assert code == 3 and "The database is being moved" in said and "lock release" in said
+    assert own.command("lock", "release", *ENVIRONMENT)[0] == 0
     assert own.deploy(version)[0] == 0
 
 

@@ -40,7 +40,7 @@ def test_mock_data_have_the_steps_that_the_deployer_reports_also_of_the_one_unde
     for row in Deployment.objects.filter(status="rolled_back"):
         assert [(each.name, each.outcome) for each in row.steps.all()][-2:] == [
             (steps.WATCH, "failed"),
-            (steps.GO_BACK, "succeeded"),
+            (steps.ROLL_BACK, "succeeded"),
         ]
 
     # The one under way goes on and ends.

@@ -7,7 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from pytest_django import Settings
 
 from deploy.errors import InvalidUsage
-from deploy.management.commands.deploy import built
+from deploy.management.commands.deploy import with_image
 from ledger.environments import NAMES, EnvironmentConfig, environment_configs
 from ledger.models import ENVIRONMENTS
 
@@ -72,15 +72,15 @@ DIGEST = "sha256:" + "a1" * 32
     ],
 )
 def test_a_deployment_may_name_the_very_image(image: str, tagged: str) -> None:
-    assert built(EnvironmentConfig("staging", target="kubernetes"), image, "1.4.0").tagged("1.4.0") == tagged
+    assert with_image(EnvironmentConfig("staging", target="kubernetes"), image, "1.4.0").tagged("1.4.0") == tagged
 
 
 @pytest.mark.parametrize("image", ["team/app:1.3.0", "team/app@", "team/app@sha256:12", f"@{DIGEST}", "a b", "-x", ""])
 def test_an_image_that_is_none_is_refused(image: str) -> None:
     with pytest.raises(InvalidUsage, match="expected a repository"):
-        built(EnvironmentConfig("staging", target="kubernetes"), image, "1.4.0")
+        with_image(EnvironmentConfig("staging", target="kubernetes"), image, "1.4.0")
 
 
 def test_compose_takes_no_image_by_its_digest() -> None:
-    with pytest.raises(InvalidUsage, match="is for a cluster"):
-        built(EnvironmentConfig("development"), f"app@{DIGEST}", "1.4.0")
+    with pytest.raises(InvalidUsage, match="requires a cluster"):
+        with_image(EnvironmentConfig("development"), f"app@{DIGEST}", "1.4.0")

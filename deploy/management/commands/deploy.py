@@ -1,4 +1,4 @@
-"""manage.py deploy: a version to an environment, watched, and taken back by itself if it proves bad."""
+"""manage.py deploy: ship a version to an environment, watch it, and roll it back if it proves bad."""
 
 import re
 from dataclasses import replace
@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandParser
 
+from deploy import rollout
 from deploy.errors import InvalidUsage
 from deploy.management.base import Operation
 from ledger.environments import REPOSITORY, EnvironmentConfig
@@ -16,8 +17,11 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Command(Operation):
-    help = "Deploy a version: promotion rule, lock, migrations, bring up, smoke test, switch, watch, keep or go back."
-    watch_help = "watch the release for so long under traffic (default 60, in production 720)"
+    help = (
+        "Deploy a version to an environment. Steps: promotion check, lock, migrate, start, smoke test, switch, watch, "
+        "mark good. A release that fails a step is rolled back."
+    )
+    watch_help = "time to watch the release under traffic (default 60; production 720)"
     examples = """\
 examples:
   manage.py deploy 1.4.0 -e staging
@@ -25,79 +29,65 @@ examples:
   manage.py deploy 1.4.1 -e production --hotfix --reason "Nobody can sign in"
   manage.py deploy 1.4.0 -e development --watch 20 --json
   manage.py deploy 1.4.0 -e staging --image registry.example.com/team/backstagetest1@sha256:...
-  manage.py deploy --lock "The database is being moved" -e production
-  manage.py deploy --unlock -e production
 
 Run the same command again to resume an interrupted run. docs/deploying.md explains each step.
+
 """
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("version", nargs="?", default="", metavar="VERSION", help="the image's tag")
+        """The arguments of a deployment."""
+        parser.add_argument("version", metavar="VERSION", nargs="?", default="", help="the tag of the image")
         super().add_arguments(parser)
         parser.add_argument(
             "--image",
             default="",
             metavar="REPOSITORY[@DIGEST]",
-            help="instead of environments.toml's; with a digest it is that build of the version and no other",
+            help="override the image of environments.toml; a digest selects exactly that build of the version",
         )
-        parser.add_argument("--hotfix", action="store_true", help="skip the promotion rule; requires --reason")
+        parser.add_argument("--hotfix", action="store_true", help="skip the promotion check; requires --reason")
         parser.add_argument(
             "--unsafe-migrations",
             action="store_true",
-            help="migrate although the previous release may not run on the new schema; requires --reason",
+            help="migrate even if the previous release cannot run on the new schema; requires --reason",
         )
-        parser.add_argument(
-            "--lock", default="", metavar="MESSAGE", help="keep everybody from deploying, until --unlock"
-        )
-        parser.add_argument("--unlock", action="store_true", help="remove a lock, whoever's it is")
 
-    def operate(self, place: EnvironmentConfig, options: dict[str, Any]) -> int:
+    def operate(self, config: EnvironmentConfig, options: dict[str, Any]) -> int:
+        """Deploys. Returns the exit code. Raises DeployRefused and StepFailed."""
         version = options["version"]
-        if options["lock"] or options["unlock"]:
-            if version or (options["lock"] and options["unlock"]):
-                raise InvalidUsage("--lock and --unlock stand alone: manage.py deploy --lock MESSAGE -e ENVIRONMENT")
-            return self.by_hand(place, options)
         if not version:
             raise InvalidUsage("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
         for flag in ("hotfix", "unsafe_migrations"):
             if options[flag] and not options["reason"].strip():
                 raise InvalidUsage(f"--{flag.replace('_', '-')} requires a reason: --reason TEXT")
         if options["image"]:
-            place = built(place, options["image"], version)
-        target = self.target(place, version)
+            config = with_image(config, options["image"], version)
+        target = self.target(config, version)
         target.validate()
-        self.sure(place, options, f"Deploys {version} to production")
+        self.confirm(config, options, f"About to deploy {version} to production")
         watch = options["watch"]
         return self.run(
+            rollout.Deploy,
             target,
-            place,
+            config,
             version,
             options,
-            watch=WATCH.get(place.name, WATCH_ELSEWHERE) if watch is None else watch,
+            watch=WATCH.get(config.name, WATCH_ELSEWHERE) if watch is None else watch,
             unsafe_migrations=options["unsafe_migrations"],
         )
 
-    def by_hand(self, place: EnvironmentConfig, options: dict[str, Any]) -> int:
-        target = self.target(place, "")
-        if options["unlock"]:
-            whose = target.lock.clear()
-            self.output.note(f"Unlocked. {whose}." if whose else "There was no lock.")
-        else:
-            purpose = self.fitted("message", options["lock"])
-            target.lock.put(purpose)
-            self.output.note(f"Locked: {purpose}. Unlock with: manage.py deploy --unlock -e {place.name}")
-        return 0
 
+def with_image(config: EnvironmentConfig, image: str, version: str) -> EnvironmentConfig:
+    """The environment with that image: a repository, with a digest or without; a tag in it can only be the version.
 
-def built(place: EnvironmentConfig, image: str, version: str) -> EnvironmentConfig:
-    """The place with that image; a tag in it can only be the version. Raises InvalidUsage."""
+    Raises InvalidUsage.
+    """
     name, _, digest = image.partition("@")
     name = name.removesuffix(f":{version}")
     if not REPOSITORY.fullmatch(name) or (digest or "@" in image) and not DIGEST.fullmatch(digest):
         raise InvalidUsage(
-            f"--image {image}: expected a repository, as in host/team/backstagetest1, with nothing or @sha256: and 64 "
-            f"hex digits behind it. Its tag is the version, {version}."
+            f"--image {image}: expected a repository such as host/team/backstagetest1, optionally followed by @sha256: "
+            f"and 64 hex digits. Its tag is the version, {version}."
         )
-    if digest and place.target == "compose":
-        raise InvalidUsage("--image with a digest is for a cluster: compose runs the image that is on the machine.")
-    return replace(place, image=name, digest=digest)
+    if digest and config.target == "compose":
+        raise InvalidUsage("--image with a digest requires a cluster; compose runs the image that is on this machine.")
+    return replace(config, image=name, digest=digest)

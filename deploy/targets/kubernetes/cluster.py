@@ -51,15 +51,15 @@ from settings.text import clean
 
 
 class Kubernetes(ABC):
-    """One release on its way to the namespace of `place`. `folder` has scripts/rollback.sh."""
+    """One release on its way to the namespace of `config`. `folder` has scripts/rollback.sh."""
 
     deployments: ClassVar[frozenset[str]]  # the names of those that the strategy needs
     strategy: ClassVar[str]
     poll_interval = 1.0  # seconds between two looks at what is being waited for
 
-    def __init__(self, place: EnvironmentConfig, version: str, folder: Path) -> None:
-        self.place, self.version, self.folder = place, version, folder
-        self.lock = LeaseLock(f"{APP}-deploy", self.try_kubectl, f"manage.py deploy --unlock -e {place.name}")
+    def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
+        self.config, self.version, self.folder = config, version, folder
+        self.lock = LeaseLock(f"{APP}-deploy", self.try_kubectl, config.name)
 
     # What differs by strategy
 
@@ -105,15 +105,15 @@ class Kubernetes(ABC):
         done = self.try_kubectl("get", "deployments", "--output", "name")
         if done.returncode:
             raise DeployRefused(
-                f"The cluster is unreachable (context {self.place.context or 'as kubectl has it'}): {error_of(done)}"
+                f"The cluster is unreachable (context {self.config.context or 'as kubectl has it'}): {error_of(done)}"
             )
         there = {line.partition("/")[2] for line in done.stdout.split()}
         if missing := self.deployments - there:
             raise DeployRefused(
-                f"Namespace {self.place.namespace} has no Deployment {' and '.join(sorted(missing))}, "
+                f"Namespace {self.config.namespace} has no Deployment {' and '.join(sorted(missing))}, "
                 f"which {self.strategy} needs; it has {', '.join(sorted(there)) or 'none'}. "
                 "Check the context and the namespace in environments.toml, or create what is missing with "
-                f"kubectl apply -k k8s/overlays/{self.place.name}."
+                f"kubectl apply -k k8s/overlays/{self.config.name}."
             )
 
     def live_version(self) -> str:
@@ -150,7 +150,7 @@ class Kubernetes(ABC):
 
     def url(self) -> str:
         """Where people reach the environment, by environments.toml; empty if it does not say."""
-        return self.place.url
+        return self.config.url
 
     def plan(self) -> Sequence[tuple[str, str]]:
         """(step, what it would do) for --dry-run. Raises StepFailed."""
@@ -176,7 +176,7 @@ class Kubernetes(ABC):
         done = self.try_kubectl("get", "deployments,services,pods", "--output", "json")
         if done.returncode:
             raise StepFailed(f"The cluster does not answer: {error_of(done)}")
-        return Snapshot(self.place.namespace, json.loads(done.stdout)["items"])
+        return Snapshot(self.config.namespace, json.loads(done.stdout)["items"])
 
     def new_pods(self, snapshot: Snapshot) -> list[Object]:
         """The release's own pods."""
@@ -190,12 +190,12 @@ class Kubernetes(ABC):
         """The release's image. Where environments.toml names no registry, it is that of the live release: without one
         the nodes would pull from their default registry.
         """
-        place = self.place
-        if "/" not in place.image:
+        config = self.config
+        if "/" not in config.image:
             snapshot = self.snapshot()
             live = image_of(template(snapshot.deployment(self.active(snapshot))))
-            place = replace(place, image=untagged(live))
-        return place.tagged(self.version)
+            config = replace(config, image=untagged(live))
+        return config.tagged(self.version)
 
     # What is done
 
@@ -294,7 +294,7 @@ class Kubernetes(ABC):
 
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         """Sends a GET for each path from inside the pod. Raises StepFailed if that itself is not possible."""
-        host = urlsplit(self.place.url).hostname or "localhost"
+        host = urlsplit(self.config.url).hostname or "localhost"
         words = ("exec", "--stdin", instance, "--container", APP, "--", "python", "-", "8000", host, *paths)
         return answers(self.try_kubectl(*words, given=PROGRAM, timeout=5 * len(paths) + 30))
 
@@ -362,8 +362,14 @@ class Kubernetes(ABC):
 
     def script(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Runs scripts/rollback.sh under this run's lock. It records nothing: whoever calls it does."""
-        context = ("--context", self.place.context) if self.place.context else ()
-        command = (str(self.folder / "scripts" / "rollback.sh"), *words[:1], self.place.namespace, *context, *words[1:])
+        context = ("--context", self.config.context) if self.config.context else ()
+        command = (
+            str(self.folder / "scripts" / "rollback.sh"),
+            *words[:1],
+            self.config.namespace,
+            *context,
+            *words[1:],
+        )
         env = {"LEDGER_URL": "", "LEDGER_TOKEN": "", "LEDGER_TOKEN_FILE": "", "DEPLOY_LOCK_HOLDER": self.lock.identity}
         return call(command, timeout=1800, env=env)
 
@@ -395,8 +401,8 @@ class Kubernetes(ABC):
 
     def try_kubectl(self, *words: str, given: str = "", timeout: float = 30) -> subprocess.CompletedProcess[str]:
         """How kubectl ended, which is the caller's to judge. Raises StepFailed if it is not found or times out."""
-        context = ("--context", self.place.context) if self.place.context else ()
-        return call(("kubectl", *context, "--namespace", self.place.namespace, *words), timeout=timeout, given=given)
+        context = ("--context", self.config.context) if self.config.context else ()
+        return call(("kubectl", *context, "--namespace", self.config.namespace, *words), timeout=timeout, given=given)
 
 
 def error_of(done: subprocess.CompletedProcess[str]) -> str:

@@ -24,7 +24,7 @@ MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' own
 MIGRATION_TIMEOUT = 1800  # seconds that a migrate Job may run
 MIGRATION_KEPT = 7 * 86_400  # seconds that a finished one stays, with its log
 TRIAL_KEPT = 300  # seconds that a finished trial stays
-GONE = "unable to retrieve container logs"  # printed in place of the log once the kubelet has removed the container
+GONE = "unable to retrieve container logs"  # printed instead of the log once the kubelet has removed the container
 
 # The reasons for which a waiting container will not start by itself; scripts/rollback.sh has the same list.
 # https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/#container-states

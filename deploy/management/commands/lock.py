@@ -1,0 +1,77 @@
+"""manage.py lock: hold an environment's lock by hand, release it, or see who holds it."""
+
+from dataclasses import replace
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from deploy.errors import ExitCode, InvalidUsage
+from deploy.locks import Holding
+from deploy.management.base import STRATEGIES, EnvironmentCommand
+from ledger.environments import EnvironmentConfig
+
+
+class Command(EnvironmentCommand):
+    help = (
+        "Block deployments to an environment, or see what blocks them. acquire blocks deployments and rollbacks until "
+        "release, and never expires. release removes the lock, whoever holds it; a run that held it stops before its "
+        "next step. status shows who holds it."
+    )
+    examples = """\
+examples:
+  manage.py lock acquire -e production --reason "The database is being moved"
+  manage.py lock status -e production
+  manage.py lock status -e production --json
+  manage.py lock release -e production
+
+"""
+    exit_codes = """\
+exit codes:
+  0  acquired, or released; the lock is free (status)
+  2  wrong usage
+  3  somebody else holds the lock (acquire, status); the holder's process is alive (release, on compose)
+  4  refused or not possible; nothing was changed
+"""
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """The arguments of the command."""
+        parser.add_argument("action", choices=("acquire", "release", "status"), help="what to do with the lock")
+        super().add_arguments(parser)
+
+    def operate(self, config: EnvironmentConfig, options: dict[str, Any]) -> int:
+        """Acts on the lock. Returns the exit code. Raises DeployRefused and StepFailed."""
+        reason, action = options["reason"], options["action"]
+        if action == "acquire" and not reason:
+            raise InvalidUsage("lock acquire requires a reason: --reason TEXT")
+        if action != "acquire" and reason:
+            raise InvalidUsage(f"Unexpected argument: lock {action} takes no --reason.")
+        # Every strategy of a target has the same lock.
+        lock = self.target(replace(config, strategy=next(iter(STRATEGIES[config.target]))), "").lock
+        if action == "acquire":
+            lock.acquire_by_hand(reason)
+            found, text = (
+                lock.status(),
+                f"Locked {config.name}: {reason}. Release with: manage.py lock release -e {config.name}",
+            )
+        elif action == "release":
+            was = lock.force_release()
+            found, text = None, f"Released the lock. {was.sentence('had held')}." if was else "The lock was free."
+        else:
+            found = lock.status()
+            text = f"{found}." if found else f"The lock of {config.name} is free."
+        self.show(config.name, found, text)
+        return ExitCode.LOCKED if action == "status" and found else ExitCode.DONE
+
+    def show(self, environment: str, found: Holding | None, text: str) -> None:
+        """Shows the lock as it is now: as a sentence, or as one JSON object."""
+        self.output.line(text)
+        self.output.event(
+            "lock",
+            text=text,
+            environment=environment,
+            locked=found is not None,
+            holder=found.holder if found else None,
+            since=found.since if found else None,
+            reason=found.purpose if found else None,
+            by_hand=found.by_hand if found else None,
+        )
