@@ -12,13 +12,13 @@ from bench import frozen, image, ledger, middleware, probes, scrape, workers
 from bench.measure import PEERS, Options, installed, say
 
 PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
-    "middleware": (middleware.run, "What metrics add to a request"),
-    "workers": (workers.run, "What metrics cost gunicorn's workers"),
-    "scrape": (scrape.run, "What a scrape costs"),
-    "health": (probes.run, "What /health/ costs"),
-    "frozen": (frozen.run, "What a frozen PostgreSQL does"),
-    "ledger": (ledger.run, "What the ledger's pages cost with a million deployments"),
-    "image": (image.run, "What the image weighs, and how soon it is ready"),
+    "middleware": (middleware.run, "Cost of metrics per request"),
+    "workers": (workers.run, "Cost of metrics in gunicorn's workers"),
+    "scrape": (scrape.run, "Cost of a scrape"),
+    "health": (probes.run, "Cost of /health/"),
+    "frozen": (frozen.run, "Probes while PostgreSQL is frozen"),
+    "ledger": (ledger.run, "The ledger's pages with a million deployments"),
+    "image": (image.run, "Image size and start time"),
 }
 
 
@@ -26,23 +26,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="./run bench",
         description="Measure health and metrics beside their peers, in turns, in one run. "
-        "A Markdown table comes on standard output, what is being done on standard error.",
+        "Prints a Markdown table to standard output and progress to standard error.",
         epilog="Examples:\n  ./run bench > table.md\n  ./run bench health frozen\n  ./run bench frozen --patience 60\n"
-        "\nExit codes: 0 all was measured, whether or not a goal was met; 1 a part failed; 2 wrong usage;\n"
+        "\nExit codes: 0 everything was measured, whether or not a goal was met; 1 a part failed; 2 wrong usage;\n"
         "130 interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     names = ", ".join(f"{name} ({title})" for name, (_, title) in PARTS.items())
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"the parts to run; all without, the image if Docker is there: {names}"
+        "names", nargs="*", metavar="NAME", help=f"the parts to run (default: all; image only with Docker): {names}"
     )
-    parser.add_argument("--quick", action="store_true", help="show in a minute that all works; the figures are rough")
+    parser.add_argument(
+        "--quick", action="store_true", help="check in a minute that everything works; the figures are rough"
+    )
     parser.add_argument(
         "--patience", type=float, default=15, metavar="SECONDS", help="how long to wait for a frozen peer's answer (15)"
     )
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.names if name not in PARTS]:
-        parser.error(f"there is no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+        parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     if not 1 <= chosen.patience <= 600:
         parser.error(f"--patience {chosen.patience:g}: expected 1 to 600 seconds")
     options = Options(quick=chosen.quick, patience=chosen.patience)

@@ -131,7 +131,7 @@ def measure(folder: Path, starts: int) -> str:
     ]
     head = ["", "over the base image", "× guide", "rebuilt after a change of code", "ready", "× guide", "goals"]
     return (
-        f"One processor and 768 MB each; {starts} starts by turns, from `docker run` to the first 200 of "
+        f"One processor and 768 MB each; {starts} starts in turn, from `docker run` to the first 200 of "
         "/health/ready/.\n\n" + table(head, rows)
     )
 

@@ -93,7 +93,7 @@ def run(options: Options) -> str:
         pages: list[tuple[str, str, dict[str, str]]] = [
             ("board", "/", {}),
             ("board, a member's", "/", member),
-            ("board, asked for changes", "/?seen=x", {"HX-Request": "true"}),
+            ("board, poll for changes", "/?seen=x", {"HX-Request": "true"}),
             ("deployments", "/deployments/", member),
             ("deployments, the middle", f"/deployments/?older={made['cursor']}", member),
             ("deployments that failed in production", "/deployments/?environment=production&status=failed", member),

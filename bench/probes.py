@@ -6,7 +6,7 @@ from statistics import median
 from bench.measure import Options, Site, goal, in_turns, load, ms, present, ratio, say, table, us
 from tests.support.servers import Postgres, Redis
 
-UNSHARED = "ours, each call checks anew"
+UNSHARED = "ours, each call runs the checks"
 SHARED = "ours, results shared for 1 s"
 THEIRS = ["guide", "django-health-check", "django-watchman", "dockerflow"]
 
