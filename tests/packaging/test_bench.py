@@ -31,4 +31,4 @@ def test_a_quick_benchmark_prints_a_table_of_ours_beside_the_peers() -> None:
 def test_an_unknown_part_is_refused_with_the_list_of_parts() -> None:
     result = bench("speed")
     assert result.returncode == 2
-    assert "there is no part 'speed': choose from middleware" in result.stderr
+    assert "unknown part 'speed'; choose from middleware" in result.stderr
