@@ -1,4 +1,4 @@
-"""How a deployment is shown: live on a terminal, a line an event in a pipe, JSON lines for machines."""
+"""How a run is shown: live on a terminal, a line per step in a pipe, JSON lines for machines."""
 
 import json
 import time
@@ -12,11 +12,11 @@ from rich.text import Text
 
 COLOURS = {"succeeded": "green", "failed": "red", "skipped": "dim"}
 SIGNS = {"succeeded": "+", "failed": "x", "skipped": "-"}  # without colour, too
-EVERY = 10.0  # seconds between two lines of progress where there is no terminal
+PROGRESS = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 class Output:
-    """Step by step. `as_json` prints nothing but JSON objects, one a line."""
+    """Shows a run step by step on `stream`. With `as_json` it prints JSON objects only, one per line."""
 
     def __init__(self, stream: OutputWrapper, *, as_json: bool, no_color: bool, force_color: bool) -> None:
         self.stream, self.as_json = stream, as_json
@@ -33,21 +33,25 @@ class Output:
         self.name, self.began, self.told = "", 0.0, 0.0
 
     def event(self, kind: str, **fields: Any) -> None:
+        """Prints a JSON object with the time, the kind of event and these fields; nothing without `as_json`."""
         if self.as_json:
             said = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": kind, **fields}
             self.stream.write(json.dumps(said) + "\n")
             self.stream.flush()
 
     def line(self, text: str, style: str = "") -> None:
+        """Prints a line for people, in a style of rich; nothing with `as_json`."""
         if not self.as_json:
             self.console.print(Text(text, style))
             self.stream.flush()
 
     def note(self, text: str, style: str = "") -> None:
+        """Prints a sentence about the run, for people and machines."""
         self.event("note", text=text)
         self.line(text, style)
 
     def begin(self, name: str) -> None:
+        """Shows that a step has begun; end() or quiet() has to follow."""
         self.name, self.began = name, time.monotonic()
         self.told = self.began
         self.event("step", name=name, outcome="running")
@@ -56,16 +60,17 @@ class Output:
             self.status.start()
 
     def tell(self, text: str) -> None:
-        """What is being waited for, in the step that runs."""
+        """Shows what the current step is waiting for; in a pipe, a line every PROGRESS seconds."""
         took = time.monotonic() - self.began
         if self.status:
             self.status.update(Text(f"{self.name}: {text} ({took:.0f} s)"))
-        elif time.monotonic() - self.told >= EVERY:
+        elif time.monotonic() - self.told >= PROGRESS:
             self.told = time.monotonic()
             self.event("progress", name=self.name, text=text, seconds=round(took, 1))
             self.line(f"  {self.name}: {text} ({took:.0f} s)")
 
     def end(self, outcome: str, note: str) -> None:
+        """Shows how the current step ended: succeeded, failed or skipped, with its seconds."""
         took = time.monotonic() - self.began
         self.quiet()
         self.event("step", name=self.name, outcome=outcome, seconds=round(took, 2), note=note)
@@ -73,12 +78,13 @@ class Output:
         self.line(f"{SIGNS[outcome]} {self.name:<15} {time_:>8}  {note}", COLOURS[outcome])
 
     def quiet(self) -> None:
+        """Ends the live line of the current step, if there is one."""
         if self.status:
             self.status.stop()
             self.status = None
 
     def details(self, text: str) -> None:
-        """A release's own words."""
+        """Prints a release's own log lines, indented."""
         if text and not self.as_json:
             self.line("\n".join(f"    {line}" for line in text.splitlines()), "dim")
         elif text:

@@ -17,22 +17,22 @@ from django.db import DataError, Error, IntegrityError, connection
 from ledger import rules
 from ledger.models import IN_FLIGHT, Deployment, Environment, Release
 
-TIMEOUT = 5.0  # seconds that the API gets for an answer
+TIMEOUT = 5.0  # seconds that the API gets to answer
 
 
 class LedgerUnavailable(Exception):
-    """The ledger is unavailable: it does not answer, or not as a ledger does. The text says why."""
+    """The ledger does not answer, or not as a ledger does. The text says why."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be written down."""
+    """What the row of a deployment says when it is made."""
 
     environment: str
-    release: str
+    release: str  # its version
     strategy: str
     actor: str
-    kind: str = "deploy"
+    kind: str = "deploy"  # or "rollback"
     hotfix: bool = False
     reason: str = ""
     run_url: str = ""
@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class OpenDeployment:
-    """A deployment that is under way by the ledger, with the names of its steps so far, and their outcome."""
+    """A deployment that has not ended, with the outcome of each step so far by its name."""
 
     key: int
     version: str
@@ -52,35 +52,52 @@ class OpenDeployment:
 class Ledger(Protocol):
     """A ledger. Every method may raise LedgerUnavailable; those that write also RuleViolation and Invalid."""
 
-    name: str
+    name: str  # for messages
 
-    def gate(self, environment: str) -> str:
-        """Where a release must have succeeded before; empty if nowhere."""
+    def promotes_from(self, environment: str) -> str:
+        """The environment that a release must have succeeded in first; empty if there is none."""
 
-    def succeeded(self, version: str, environment: str) -> bool: ...
+    def succeeded(self, version: str, environment: str) -> bool:
+        """Whether a deployment of the version has succeeded there."""
 
-    def in_flight(self, environment: str) -> OpenDeployment | None: ...
+    def in_flight(self, environment: str) -> OpenDeployment | None:
+        """The deployment there that has not ended."""
 
-    def registered(self, version: str) -> bool: ...
+    def registered(self, version: str) -> bool:
+        """Whether the release is known."""
 
     def status(self, key: int) -> str:
-        """Of the deployment, as the ledger has it. Raises LookupError if there is none."""
+        """The status of a deployment. Raises LookupError if there is none."""
 
-    def register(self, version: str, commit: str, built_at: str, image: str) -> None: ...
+    def register(self, version: str, commit: str, built_at: str, image: str) -> None:
+        """Registers a release. `built_at` is a time in ISO 8601."""
 
     def create(self, request: Request) -> int:
-        """The key of the new deployment, which is pending. Raises LookupError if the release is not registered."""
+        """Makes a pending deployment and returns its key. Raises LookupError if the release is not registered."""
 
-    def start(self, key: int) -> None: ...
+    def start(self, key: int) -> None:
+        """Makes a pending deployment a running one."""
 
-    def step(self, key: int, name: str, outcome: str) -> None: ...
+    def step(self, key: int, name: str, outcome: str) -> None:
+        """Records a step of a running deployment, or a new outcome of it."""
 
-    def finish(self, key: int, result: str, failed_requests: int | None) -> None: ...
+    def finish(self, key: int, result: str, failed_requests: int | None) -> None:
+        """Ends a deployment. `failed_requests` is None if nobody counted."""
+
+
+def configured() -> Ledger:
+    """The ledger that the settings name."""
+    if settings.LEDGER_URL:
+        return RemoteLedger(settings.LEDGER_URL, settings.LEDGER_TOKEN)
+    return DatabaseLedger()
 
 
 @contextmanager
-def database() -> Iterator[None]:
-    """Tells a database that refuses what it is given, which is an answer, from one that cannot answer."""
+def database_errors() -> Iterator[None]:
+    """Tells a database that refuses what it is given, which is an answer, from one that cannot answer.
+
+    Raises Invalid and RuleViolation for the former, LedgerUnavailable for the latter.
+    """
     try:
         yield
     except DataError as error:
@@ -93,140 +110,155 @@ def database() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's text, without the query that PostgreSQL quotes."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class DatabaseLedger:
-    """The ledger in the database of the settings."""
+    """The ledger in the database of the settings. Methods are as in Ledger."""
 
     name = "the database"
 
-    @database()
-    def gate(self, environment: str) -> str:
-        place = Environment.objects.select_related("promotes_from").filter(name=environment).first()
-        if place is None:
-            raise LedgerUnavailable("its database has no environments: manage.py migrate")
-        return place.promotes_from.name if place.promotes_from else ""
+    @database_errors()
+    def promotes_from(self, environment: str) -> str:
+        """From the environment's row."""
+        row = Environment.objects.select_related("promotes_from").filter(name=environment).first()
+        if row is None:
+            raise LedgerUnavailable("its database has no environments; run manage.py migrate")
+        return row.promotes_from.name if row.promotes_from else ""
 
-    @database()
+    @database_errors()
     def succeeded(self, version: str, environment: str) -> bool:
+        """By any deployment in its history."""
         found = Deployment.objects.filter(release__version=version, environment__name=environment)
         return found.filter(status=Deployment.Status.SUCCEEDED).exists()
 
-    @database()
+    @database_errors()
     def in_flight(self, environment: str) -> OpenDeployment | None:
+        """The one that the database allows."""
         found = Deployment.objects.filter(environment__name=environment, status__in=IN_FLIGHT)
         row = found.select_related("release").first()
         if row is None:
             return None
-        return OpenDeployment(
-            row.pk, row.release.version, row.kind, row.status, dict(row.steps.values_list("name", "outcome"))
-        )
+        outcomes = dict(row.steps.values_list("name", "outcome"))
+        return OpenDeployment(row.pk, row.release.version, row.kind, row.status, outcomes)
 
-    @database()
+    @database_errors()
     def registered(self, version: str) -> bool:
+        """By the table of releases."""
         return Release.objects.filter(version=version).exists()
 
-    @database()
+    @database_errors()
     def status(self, key: int) -> str:
+        """From its row."""
         found = Deployment.objects.filter(pk=key).values_list("status", flat=True).first()
         if found is None:
-            raise LookupError(f"There is no deployment {key}.")
+            raise LookupError(f"Deployment {key} not found.")
         return str(found)
 
-    @database()
+    @database_errors()
     def register(self, version: str, commit: str, built_at: str, image: str) -> None:
+        """By the ledger's rules."""
         rules.register(version, commit, datetime.fromisoformat(built_at), image=image)
 
-    @database()
+    @database_errors()
     def create(self, request: Request) -> int:
+        """By the ledger's rules."""
         try:
             return rules.create(**asdict(request)).pk
         except Release.DoesNotExist:
             raise LookupError(request.release) from None
 
-    @database()
+    @database_errors()
     def start(self, key: int) -> None:
+        """By the ledger's rules."""
         rules.start(key)
 
-    @database()
+    @database_errors()
     def step(self, key: int, name: str, outcome: str) -> None:
+        """By the ledger's rules."""
         rules.step(key, name, outcome)
 
-    @database()
+    @database_errors()
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
+        """By the ledger's rules."""
         rules.finish(key, result, failed_requests=failed_requests)
 
 
-class Still(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the token would go along, to wherever it points."""
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, as that would send the token to wherever it points."""
 
     def redirect_request(self, *_: Any) -> None:
+        """Makes no request, so the redirect is an HTTPError."""
         return None
 
 
-OPENER = urllib.request.build_opener(Still)
+OPENER = urllib.request.build_opener(NoRedirect)
 
 
 class RemoteLedger:
-    """The ledger of another instance, over its API."""
+    """The ledger of another instance, over its API (docs/api.md). Methods are as in Ledger."""
 
     def __init__(self, url: str, token: str) -> None:
         self.url, self.token = url.rstrip("/"), token
         self.name = self.url
 
-    def ask(self, path: str, sent: dict[str, Any] | None = None, method: str = "") -> Any:
-        """Raises LedgerUnavailable, rules.RuleViolation (403, 409), LookupError (404) and rules.Invalid (422)."""
-        method = method or ("GET" if sent is None else "POST")
-        body = json.dumps(sent).encode() if sent is not None else None
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "") -> Any:
+        """The JSON that the API answers; a `body` is sent as JSON, by POST. Waits TIMEOUT seconds for the answer.
+
+        Raises RuleViolation (403, 409), LookupError (404), Invalid (422), and LedgerUnavailable for everything else.
+        Refusals are problem details: https://www.rfc-editor.org/rfc/rfc9457
+        """
+        method = method or ("GET" if body is None else "POST")
+        data = json.dumps(body).encode() if body is not None else None
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/api/{path}", body, headers, method=method)
+        request = urllib.request.Request(f"{self.url}/api/{path}", data, headers, method=method)
         try:
             with OPENER.open(request, timeout=TIMEOUT) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            problem = self.problem(error)
-            detail = str(problem.get("detail", ""))
-            if error.code == 409 or error.code == 403 and problem:
-                raise rules.RuleViolation(str(problem.get("type", "")).rpartition("#")[2], detail) from None
-            kind = str(problem.get("type", "")).rpartition("#")[2]
-            if problem and (error.code == 404 or kind == "unknown-release"):
-                raise LookupError(detail) from None
-            if 300 <= error.code < 400:
-                raise LedgerUnavailable(
-                    f"{self.url} answers {error.code}, a redirect: LEDGER_URL must be the final address"
-                ) from None
-            if error.code == 422:
-                where = problem.get("errors") or [{}]
-                raise rules.Invalid(str(where[0].get("pointer", "")), str(where[0].get("detail", detail))) from None
-            raise LedgerUnavailable(f"{self.url} answers {error.code} {detail}".strip()) from None
+            raise self.error_of(error) from None
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise LedgerUnavailable(f"{self.url} ({reason})") from None
 
-    def problem(self, error: urllib.error.HTTPError) -> dict[str, Any]:
-        try:
-            found = json.load(error)
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+    def error_of(self, error: urllib.error.HTTPError) -> Exception:
+        """What an answer that is not a success means, as an exception."""
+        problem = problem_of(error)
+        detail, kind = str(problem.get("detail", "")), str(problem.get("type", "")).rpartition("#")[2]
+        if problem and (error.code == 404 or kind == "unknown-release"):
+            return LookupError(detail)
+        if error.code == 409 or error.code == 403 and problem:
+            return rules.RuleViolation(kind, detail)
+        if 300 <= error.code < 400:
+            return LedgerUnavailable(
+                f"{self.url} answers {error.code}, a redirect; LEDGER_URL must be the final address"
+            )
+        if error.code == 422:
+            first = (problem.get("errors") or [{}])[0]
+            return rules.Invalid(str(first.get("pointer", "")), str(first.get("detail", detail)))
+        return LedgerUnavailable(f"{self.url} answers {error.code} {detail}".strip())
 
-    def gate(self, environment: str) -> str:
+    def promotes_from(self, environment: str) -> str:
+        """From the environment; the API calls it "gate"."""
         return str(self.ask(f"environments/{environment}")["gate"] or "")
 
     def succeeded(self, version: str, environment: str) -> bool:
-        words = {"environment": environment, "status": "succeeded", "search": version, "limit": 100}
-        return any(row["release"]["version"] == version for row in self.ask(f"deployments?{urlencode(words)}")["items"])
+        """By a search for the version, which finds longer ones as well."""
+        query = {"environment": environment, "status": "succeeded", "search": version, "limit": 100}
+        return any(row["release"]["version"] == version for row in self.ask(f"deployments?{urlencode(query)}")["items"])
 
     def in_flight(self, environment: str) -> OpenDeployment | None:
+        """From the environment, then the deployment."""
         found = self.ask(f"environments/{environment}")["in_flight"]
         if not found:
             return None
         row = self.ask(f"deployments/{found['id']}")
-        steps = {step["name"]: step["outcome"] for step in row["steps"]}
-        return OpenDeployment(row["id"], row["release"]["version"], row["kind"], row["status"], steps)
+        outcomes = {step["name"]: step["outcome"] for step in row["steps"]}
+        return OpenDeployment(row["id"], row["release"]["version"], row["kind"], row["status"], outcomes)
 
     def registered(self, version: str) -> bool:
+        """By asking for the release."""
         try:
             self.ask(f"releases/{version}")
         except LookupError:
@@ -234,26 +266,34 @@ class RemoteLedger:
         return True
 
     def status(self, key: int) -> str:
+        """From the deployment."""
         return str(self.ask(f"deployments/{key}")["status"])
 
     def register(self, version: str, commit: str, built_at: str, image: str) -> None:
+        """POST /api/releases."""
         self.ask("releases", {"version": version, "commit": commit, "built_at": built_at, "image": image})
 
     def create(self, request: Request) -> int:
+        """POST /api/deployments."""
         return int(self.ask("deployments", asdict(request))["id"])
 
     def start(self, key: int) -> None:
+        """POST /api/deployments/KEY/start."""
         self.ask(f"deployments/{key}/start", method="POST")
 
     def step(self, key: int, name: str, outcome: str) -> None:
+        """POST /api/deployments/KEY/steps."""
         self.ask(f"deployments/{key}/steps", {"name": name, "outcome": outcome})
 
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
+        """POST /api/deployments/KEY/finish."""
         self.ask(f"deployments/{key}/finish", {"result": result, "failed_requests": failed_requests})
 
 
-def configured() -> Ledger:
-    """The ledger that the settings name."""
-    if settings.LEDGER_URL:
-        return RemoteLedger(settings.LEDGER_URL, settings.LEDGER_TOKEN)
-    return DatabaseLedger()
+def problem_of(error: urllib.error.HTTPError) -> dict[str, Any]:
+    """The problem details of an answer; empty if it has none."""
+    try:
+        found = json.load(error)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

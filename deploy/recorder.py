@@ -1,8 +1,8 @@
-"""Where a deployment is written down by whoever carries it out: on a laptop, in a pipeline or on the machine itself.
+"""Records a deployment in the ledger while it is carried out: on a laptop, in a pipeline or on the machine itself.
 
-With LEDGER_URL the ledger is asked over its API (docs/api.md), else it is the database of the settings. A ledger that
-is unavailable stops no deployment but one whose promotion it must confirm. What it could not be told is kept in a file,
-and told at the next opportunity; the file goes when its row has been seen in the ledger.
+With LEDGER_URL the ledger is asked over its API (docs/api.md), else it is the database of the settings. An unavailable
+ledger stops no deployment but one whose promotion it must confirm. What could not be recorded is kept in a file, and
+recorded by the next deployment; the file is deleted once its row has been seen in the ledger.
 """
 
 import json
@@ -19,28 +19,33 @@ from deploy.ledger_client import Ledger, LedgerUnavailable, OpenDeployment, Requ
 from ledger import rules, steps
 from ledger.models import FINISHED
 
-TRIES = 3  # for what is still to be told at the end
+TRIES = 3  # attempts to record what is left at the end
 PAUSE = 2.0  # seconds between them
-AGAIN = ("environment-busy", "conflict")  # refusals that pass by themselves
-KEPT = ("step", "finish")  # methods of Ledger that a kept file may name
-STEPS_OF_OURS = {steps.MIGRATE, steps.START}  # one of them is the first that a deployment of these commands has
+TEMPORARY = ("environment-busy", "conflict")  # codes of refusals that pass by themselves
+REPLAYED = ("step", "finish")  # methods of Ledger that a kept file may name
+OWN_STEPS = {steps.MIGRATE, steps.START}  # one of them is the first step that a run of these commands records
 
 
 class Recorder:
-    """One deployment's row. The ledger is told of each step as it comes. While it is unavailable, what it is to be told
-    is kept, after the end in a file of `folder`, and told by the next deployment from there.
+    """One deployment's row in the ledger.
+
+    Each step is sent as it comes. What an unavailable ledger misses is sent with the next step, and in the end kept in
+    a file of `folder`. `note` shows a sentence to whoever runs the command.
     """
 
     def __init__(self, ledger: Ledger, request: Request, folder: Path, note: Callable[[str], None]) -> None:
         self.ledger, self.request, self.folder, self.note = ledger, request, folder, note
-        self.release: tuple[str, str, str] | None = None  # commit, when it was built, image
-        self.key: int | None = None
-        self.started = False  # as far as is known
-        self.waiting: list[list[Any]] = []  # [method of Ledger, its arguments after the key]
-        self.ended: set[str] = set()
-        self.hopeless = False  # the ledger has answered, and does not take it
-        self.code = self.why = ""  # of its last refusal, or why it is unavailable
-        self.path: Path | None = None  # of the file that it was kept in
+        self.release: tuple[str, str, str] | None = None  # commit, when it was built (ISO 8601), image
+        self.key: int | None = None  # of the row
+        self.started = False  # whether the row is running, as far as is known
+        self.waiting: list[list[Any]] = []  # what is not sent yet: [method of Ledger, its arguments after the key]
+        self.ended: set[str] = set()  # steps that an interrupted run has recorded the end of
+        self.refused = False  # whether the ledger answered, and will not take the row
+        self.code = ""  # of its last refusal
+        self.why = ""  # it refused or is unavailable
+        self.path: Path | None = None  # the file that this deployment was kept in
+
+    # Before anything is changed
 
     def check_promotion(self) -> str:
         """Checks the promotion rule. Returns a note. Raises DeployRefused if the release has not succeeded where it
@@ -50,15 +55,15 @@ class Recorder:
         try:
             if request.kind == "rollback":
                 return "rollbacks skip the promotion check"
-            gate = self.ledger.gate(request.environment)
-            if not gate:
-                return f"{request.environment} takes every release"
-            if self.ledger.succeeded(request.release, gate):
-                return f"{request.release} has succeeded in {gate}"
+            source = self.ledger.promotes_from(request.environment)
+            if not source:
+                return f"{request.environment} accepts every release"
+            if self.ledger.succeeded(request.release, source):
+                return f"{request.release} has succeeded in {source}"
             if request.hotfix:
-                return f"{request.release} has not succeeded in {gate}, but is a hotfix"
+                return f"{request.release} has not succeeded in {source}; allowed as a hotfix"
             raise DeployRefused(
-                f"Release {request.release} has not succeeded in {gate}. Deploy it there first, or pass "
+                f"Release {request.release} has not succeeded in {source}. Deploy it there first, or pass "
                 "--hotfix --reason TEXT if it cannot wait."
             )
         except LedgerUnavailable as error:
@@ -70,18 +75,19 @@ class Recorder:
             return f"the ledger is unavailable, so this is recorded later: {error}"
 
     def preview(self, known: bool) -> str:
-        """What begin() would raise or say, without writing anything. `known` is whether the release's commit is known.
-        Raises DeployRefused.
+        """What begin() would say, for --dry-run. Writes nothing. `known` is whether the release's commit is known.
+
+        Raises DeployRefused if begin() would.
         """
         request = self.request
         try:
             left = self.ledger.in_flight(request.environment)
-            if left and self.is_of_this(left):
-                return f"deployment {left.key} is resumed"
-            if left and not STEPS_OF_OURS & left.steps.keys():
+            if left and self.is_this(left):
+                return f"resumes deployment {left.key}"
+            if left and not OWN_STEPS & left.steps.keys():
                 busy = f"Deployment {left.key} of {left.version} to {request.environment} is {left.status}."
                 if request.kind == "deploy":
-                    raise DeployRefused(f"{busy} Wait for its end, or report it as failed if its pipeline is gone.")
+                    raise DeployRefused(f"{busy} Wait for it to end, or record it as failed if its pipeline is gone.")
                 return f"not recorded: {busy}"
             if not known and not self.ledger.registered(request.release):
                 return f"not recorded: release {request.release} is not registered; pass --commit SHA"
@@ -92,26 +98,29 @@ class Recorder:
         return f"recorded in {self.ledger.name}"
 
     def begin(self, commit: str, built_at: str, image: str) -> OpenDeployment | None:
-        """Begins the row, or resumes the one that an interrupted run of the same has left, which it returns.
+        """Opens the row, or resumes the one of an interrupted run of the same deployment, which it returns.
 
-        Only whoever holds the environment's lock may call it. Raises DeployRefused.
+        The release is registered if its `commit` and `built_at` (ISO 8601) are known. A row that another interrupted
+        run left is recorded as failed, so only whoever holds the environment's lock may call this. Raises
+        DeployRefused if the ledger does not take a deployment; a rollback is carried out all the same.
         """
         self.release = (commit, built_at, image) if commit and built_at else None
         try:
             self.catch_up()
             left = self.ledger.in_flight(self.request.environment)
-            if left and self.is_of_this(left):
-                self.adopt(left)
-                self.resume(left.key)
+            if left and self.is_this(left):
+                self.key = left.key
+                self.ended = {name for name, outcome in left.steps.items() if outcome != "running"}
+                self.start(left.key)
                 return left
-            if left and STEPS_OF_OURS & left.steps.keys():  # its process is gone: the lock was free
+            if left and OWN_STEPS & left.steps.keys():  # its process is gone, as the lock was free
                 self.ledger.finish(left.key, "failed", None)
                 self.note(f"Deployment {left.key} of {left.version} was interrupted; it is now recorded as failed.")
             self.open()
         except LedgerUnavailable as error:
             self.note(f"The ledger is unavailable, so this is recorded later: {error}.")
         except LookupError:
-            self.hopeless = True
+            self.refused = True
             self.why = f"release {self.request.release} is not registered, and its commit is unknown"
             self.note(
                 f"Not recorded: {self.why}. Pass --commit SHA, or let the pipeline that builds it register it "
@@ -119,21 +128,37 @@ class Recorder:
             )
         except (rules.RuleViolation, rules.Invalid) as error:
             if self.request.kind == "deploy":
-                raise DeployRefused(named(error)) from None
-            self.hopeless, self.why = True, named(error)  # no rule of the ledger bars a rollback
+                raise DeployRefused(message_of(error)) from None
+            self.refused, self.why = True, message_of(error)
             self.note(f"Not recorded: {self.why}")
         return None
 
-    def is_of_this(self, left: OpenDeployment) -> bool:
-        """Whether the row in flight is this deployment's, by a run that was interrupted or an answer that was lost."""
+    def is_this(self, left: OpenDeployment) -> bool:
+        """Whether the open deployment is this one, of an interrupted run or of a request whose answer was lost."""
         return (left.version, left.kind) == (self.request.release, self.request.kind)
 
-    def adopt(self, left: OpenDeployment) -> None:
-        self.key, self.ended = left.key, {name for name, outcome in left.steps.items() if outcome != "running"}
+    def open(self) -> None:
+        """Finds the row of a request whose answer was lost, or makes one, and starts it.
 
-    def resume(self, key: int) -> None:
-        """Starts it if it is pending. Asked also if it is running, so that a token that may not continue it is refused
-        now, before anything is changed. Raises rules.RuleViolation.
+        Raises LedgerUnavailable, RuleViolation, Invalid, and LookupError if the release is not registered.
+        """
+        left = self.ledger.in_flight(self.request.environment)
+        if left and self.is_this(left):
+            self.key = left.key
+        else:
+            if self.release:
+                try:
+                    self.ledger.register(self.request.release, *self.release)
+                except rules.RuleViolation:
+                    pass  # it is registered already, in other words or by somebody who alone may
+            self.key = self.ledger.create(self.request)
+        if self.path:
+            self.save(self.path)  # with the key, so that another attempt makes no second row
+        self.start(self.key)
+
+    def start(self, key: int) -> None:
+        """Starts the row if it is pending. A running one is asked for, too, so that a token that may not continue it is
+        refused before anything is changed. Raises LedgerUnavailable and RuleViolation.
         """
         try:
             self.ledger.start(key)
@@ -142,87 +167,84 @@ class Recorder:
                 raise
         self.started = True
 
-    def open(self) -> None:
-        """Gets the row: the one that was made when its answer was lost, or a new one."""
-        left = self.ledger.in_flight(self.request.environment)
-        if left and self.is_of_this(left):
-            self.key = left.key
-        else:
-            if self.release:
-                try:
-                    self.ledger.register(self.request.release, *self.release)
-                except rules.RuleViolation:
-                    pass  # whoever built it has registered it, in other words; or only they may
-            self.key = self.ledger.create(self.request)
-        if self.path:
-            self.write(self.path)  # or the next one would make another row, should this one not get to the end
-        self.resume(self.key)
+    # While it is carried out
 
     def step(self, name: str, outcome: str) -> None:
+        """Records a step's outcome: running, succeeded, failed or skipped. A step that an interrupted run has ended is
+        recorded once more, as "NAME (again)".
+        """
         name = f"{name} (again)" if name in self.ended else name
         if name not in self.ended:
-            self.say("step", name, outcome)
+            self.enqueue("step", name, outcome)
 
     def finish(self, result: str, failed_requests: int | None) -> None:
-        self.say("finish", result, failed_requests)
+        """Records the result and the number of failed probe requests, None if there was no probe traffic.
+
+        What still could not be recorded after TRIES attempts is kept in a file.
+        """
+        self.enqueue("finish", result, failed_requests)
         for _ in range(TRIES - 1):
-            if not self.waiting or self.hopeless:
+            if not self.waiting or self.refused:
                 break
             time.sleep(PAUSE)
-            self.tell()
+            self.send()
         if not self.waiting:
             return
-        ending = "refused.json" if self.hopeless else "json"
+        ending = "refused.json" if self.refused else "json"
         path = self.folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{self.request.environment}.{ending}"
         try:
-            self.write(path)
+            self.save(path)
         except OSError as error:
-            self.note(f"{path} cannot be written ({error.strerror}). Not recorded: {json.dumps(self.kept())}")
+            self.note(f"Cannot write {path} ({error.strerror}). Not recorded: {json.dumps(self.content())}")
             return
-        if self.hopeless:
-            self.note(f"This {self.request.kind} is not in the ledger: {self.why}. It is kept in {path}.")
+        if self.refused:
+            self.note(f"This {self.request.kind} was not recorded: {self.why}. It is kept in {path}.")
         else:
             self.note(
-                f"The ledger ({self.ledger.name}) is still unavailable. The next deployment here records it ({path})."
+                f"The ledger ({self.ledger.name}) is still unavailable. The next deployment records this one ({path})."
             )
 
-    def say(self, *what: Any) -> None:
-        self.waiting.append(list(what))
-        self.tell()
+    def enqueue(self, *call: Any) -> None:
+        """Sends a call, a method of Ledger with its arguments, after those that wait."""
+        self.waiting.append(list(call))
+        self.send()
 
-    def tell(self) -> None:
-        """Tells the ledger what waits, in its order. What it refuses is noted; its end stays, if it has none yet."""
-        self.why = "" if not self.hopeless else self.why
+    def send(self) -> None:
+        """Sends the ledger what waits, in order, until it is unavailable. A refused step is noted and dropped; a
+        refused end stays, unless the row has ended already.
+        """
+        self.why = self.why if self.refused else ""
         try:
-            if self.key is None and not self.hopeless:
+            if self.key is None and not self.refused:
                 self.open()
-            while self.waiting and self.key is not None and not self.hopeless:
+            while self.waiting and self.key is not None and not self.refused:
                 if not self.started:
-                    self.resume(self.key)
-                method, *words = self.waiting[0]
+                    self.start(self.key)
+                method, *arguments = self.waiting[0]
                 try:
-                    getattr(self.ledger, method)(self.key, *words)
+                    getattr(self.ledger, method)(self.key, *arguments)
                 except (rules.RuleViolation, rules.Invalid) as error:
-                    self.note(f"The ledger refused the {method}: {named(error)}")
-                    if method == "finish" and not self.seen():
+                    self.note(f"The ledger refused the {method}: {message_of(error)}")
+                    if method == "finish" and not self.recorded():
                         raise
                 self.waiting.pop(0)
         except LedgerUnavailable as error:
             self.why = str(error)
         except (rules.RuleViolation, rules.Invalid, LookupError) as error:
-            self.hopeless, self.why, self.code = True, named(error), getattr(error, "code", "")
+            self.refused, self.why, self.code = True, message_of(error), getattr(error, "code", "")
             self.note(f"Not recorded: {self.why}")
 
-    def seen(self) -> bool:
-        """Whether the ledger has the row, ended. Raises LedgerUnavailable."""
+    def recorded(self) -> bool:
+        """Whether the ledger has the row, with its result. Raises LedgerUnavailable."""
         try:
             return self.key is not None and self.ledger.status(self.key) in FINISHED
         except LookupError:
             return False
 
-    # What is kept
+    # What is kept for later
 
-    def kept(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """What a file keeps, as JSON."""
         return {
             "request": asdict(self.request),
             "release": self.release,
@@ -231,51 +253,51 @@ class Recorder:
             "why": self.why,
         }
 
-    def write(self, path: Path) -> None:
-        """Raises OSError. Whole or not at all: a process may end at any moment."""
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all, as the process may end at any moment. Raises OSError."""
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
-        new.write_text(json.dumps(self.kept(), indent=1) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(self.content(), indent=1) + "\n", encoding="utf-8")
         os.replace(new, path)
 
-    def read(self, path: Path) -> "Recorder":
-        """The deployment that was kept there. Raises OSError, ValueError, KeyError and TypeError."""
+    def load(self, path: Path) -> "Recorder":
+        """The deployment of a file. Raises OSError, ValueError, LookupError and TypeError."""
         kept = json.loads(path.read_text(encoding="utf-8"))
         late = Recorder(self.ledger, Request(**kept["request"]), self.folder, self.note)
         late.key, late.waiting, late.path = kept["key"], [list(each) for each in kept["waiting"]], path
         late.release = tuple(kept["release"]) if kept["release"] else None
-        if not all(each and each[0] in KEPT for each in late.waiting) or late.waiting[-1][0] != "finish":
+        if not all(each and each[0] in REPLAYED for each in late.waiting) or late.waiting[-1][0] != "finish":
             raise ValueError("it does not end with a finish")
         if not (late.key is None or isinstance(late.key, int)):
             raise ValueError("its key is not a number")
         return late
 
     def catch_up(self) -> None:
-        """Tells the ledger of earlier deployments from here that it was unavailable for. Raises LedgerUnavailable."""
+        """Records earlier deployments to this environment that are kept in `folder`. Raises LedgerUnavailable."""
         for path in sorted(self.folder.glob(f"*-{self.request.environment}.json")):
             try:
-                late = self.read(path)
+                late = self.load(path)
             except (OSError, ValueError, LookupError, TypeError) as error:
-                self.note(f"{path} is not a kept deployment ({type(error).__name__}: {error}). Correct or delete it.")
+                self.note(f"{path} is not a valid record ({type(error).__name__}: {error}). Correct or delete it.")
                 continue
             what = f"The {late.request.kind} of {late.request.release} from {path.name[:15]}"
-            if not late.seen():
-                late.tell()
-                if late.why and not late.hopeless:
+            if not late.recorded():
+                late.send()
+                if late.why and not late.refused:
                     raise LedgerUnavailable(late.why)
-            if late.seen():
+            if late.recorded():
                 path.unlink()
-                self.note(f"{what} is now in the ledger, as deployment {late.key}.")
-            elif late.code in AGAIN:
-                self.note(f"{what} is still not in the ledger: {late.why} It is tried again next time ({path}).")
+                self.note(f"{what} is now recorded, as deployment {late.key}.")
+            elif late.code in TEMPORARY:
+                self.note(f"{what} is still not recorded: {late.why} The next deployment retries it ({path}).")
             else:
                 aside = path.with_name(f"{path.stem}.refused.json")
-                late.write(aside)
+                late.save(aside)
                 path.unlink()
-                self.note(f"{what} is not in the ledger: {late.why} It is kept in {aside}, and not tried again.")
+                self.note(f"{what} was not recorded: {late.why} It is kept in {aside}, and not retried.")
 
 
-def named(error: Exception) -> str:
-    """What the ledger refused, with the name of the field that is wrong."""
+def message_of(error: Exception) -> str:
+    """Why the ledger refused, with the name of the invalid field."""
     field = getattr(error, "field", "").removeprefix("#/")
     return f"{field}: {error}" if field else str(error)

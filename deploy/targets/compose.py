@@ -1,6 +1,6 @@
 """Docker Compose on this machine: two colours behind one nginx, which finds the app by the name current.sock.
 
-docs/stack.md tells how the traffic moves; ./run switch does the same by hand, and the two keep out of each other's way.
+docs/stack.md explains how the traffic moves. ./run switch does the same by hand; the two exclude each other by a lock.
 """
 
 import json
@@ -23,15 +23,16 @@ from ledger import steps, versions
 from ledger.environments import EnvironmentConfig
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
-REMEMBERED = 50  # versions found good
+REMEMBERED = 50  # verified versions
 
 
 def service(colour: str) -> str:
+    """The Compose service of a colour, or of web, which is the stack without colours."""
     return "web" if colour == "web" else f"web_{colour}"
 
 
 class Compose:
-    """The stack in `folder`. What was found good is remembered in var/verified.json there, the newest last."""
+    """One release on its way to the stack in `folder`, where var/verified.json has the verified versions."""
 
     rollback_script = None  # the steps of a deployment do
     poll_interval = 0.5  # seconds between two looks at a container that starts
@@ -39,8 +40,8 @@ class Compose:
     def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
         self.config, self.version, self.folder = config, version, folder
         self.image = config.tagged(version)
-        self.colour = ""
-        self.moved = -math.inf  # when the traffic was, by the monotonic clock
+        self.colour = ""  # the release's, once start() has chosen it
+        self.moved = -math.inf  # when the traffic moved, by the monotonic clock
         var = folder / "var"
         self.lock = FileLock(var / "deploy.lock", var / "switch.lock", config.name)
         self.verified_file = var / "verified.json"
@@ -48,6 +49,7 @@ class Compose:
     # What is there
 
     def validate(self) -> None:
+        """Raises InvalidUsage for an invalid version, and DeployRefused without a running stack or the image."""
         if self.version:
             try:
                 versions.validate(self.version)
@@ -68,19 +70,23 @@ class Compose:
             )
 
     def live_version(self) -> str:
+        """The version of the container that has the traffic; empty if there is none. Raises StepFailed."""
         return self.version_of(self.pointer("current"))
 
     def already_live(self) -> bool:
+        """Whether this very image has the traffic, and its version was verified good. Raises StepFailed."""
         current = self.container(self.pointer("current"))
         return bool(current) and current["Image"] == self.image_id() and self.version in self.verified()
 
     def url(self) -> str:
+        """The url of environments.toml, else the port of nginx on this machine; empty if it publishes none."""
         if self.config.url:
             return self.config.url
         port = self.try_compose("port", "nginx", "8080", timeout=30).stdout.strip().rpartition(":")[2]
         return f"http://localhost:{port}" if port else ""
 
     def plan(self) -> Sequence[tuple[str, str]]:
+        """(step, what it would do) for --dry-run. Raises StepFailed."""
         idle = self.idle()
         return (
             (steps.MIGRATE, f"docker compose run prepare and migrate with {self.image}, unapplied migrations checked"),
@@ -90,6 +96,7 @@ class Compose:
         )
 
     def idle(self) -> str:
+        """The colour that a release would start in."""
         return "green" if self.pointer("current") == "blue" else "blue"
 
     def pointer(self, name: str) -> str:
@@ -120,14 +127,20 @@ class Compose:
         return (done.stdout.split() or [""])[0]
 
     def inspect(self, key: str) -> dict[str, Any]:
+        """`docker inspect` of a container or image; empty if there is none."""
         done = call(("docker", "inspect", key), timeout=30)
         found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
         return found[0] if found else {}
 
     def image_id(self) -> str:
+        """The ID of the release's image; empty if it is not on this machine."""
         return call(("docker", "image", "inspect", "--format", "{{.Id}}", self.image), timeout=30).stdout.strip()
 
     def origin(self) -> tuple[str, str]:
+        """The commit and the time (ISO 8601) by the image's OCI labels; the time is that of the image without them.
+
+        https://github.com/opencontainers/image-spec/blob/main/annotations.md
+        """
         image = self.inspect(self.image)
         labels = image.get("Config", {}).get("Labels") or {}
         commit = labels.get("org.opencontainers.image.revision", "")
@@ -142,19 +155,21 @@ class Compose:
         return tag if repository == self.config.image and tag != "latest" else told.get("APP_VERSION", "")
 
     def verified(self) -> list[str]:
-        """The versions found good here, in the order in which they last were."""
+        """The versions verified good here, the most recently verified last."""
         try:
             return [str(version) for version in json.loads(self.verified_file.read_text())]
         except (OSError, ValueError, TypeError):
             return []
 
-    def note(self, versions: list[str]) -> None:
+    def remember(self, versions: list[str]) -> None:
+        """Writes the verified versions, whole or not at all; the oldest of more than REMEMBERED are dropped."""
         self.verified_file.parent.mkdir(parents=True, exist_ok=True)
         new = self.verified_file.with_suffix(".new")
         new.write_text(json.dumps(versions[-REMEMBERED:]) + "\n")
         os.replace(new, self.verified_file)
 
     def previous_good(self) -> str:
+        """The version verified good before the live one; empty if there is none. Raises StepFailed."""
         verified, running = self.verified(), self.live_version()
         earlier = verified[: verified.index(running)] if running in verified else verified
         return earlier[-1] if earlier else ""
@@ -162,6 +177,10 @@ class Compose:
     # What is done
 
     def migrate(self, unsafe: bool, tell: Progress) -> str:
+        """Collects the static files and runs `manage.py migrate_release` in the release's own image, for 900 s at most.
+
+        Returns the last line that it printed. Raises StepFailed.
+        """
         tell("static files")
         self.compose("run", "--rm", "--no-deps", "-T", "prepare", IMAGE=self.image, why="Collecting static files")
         tell("migrate")
@@ -172,6 +191,10 @@ class Compose:
         return last_line(said)
 
     def start(self, timeout: float, tell: Progress) -> str:
+        """Starts the release in the idle colour and waits until its health check passes, `timeout` seconds at most.
+
+        What an interrupted run has started is used as it is. Returns a note. Raises StepFailed.
+        """
         current, wanted = self.pointer("current"), self.image_id()
         if current != "web" and self.version not in self.verified() and self.container(current).get("Image") == wanted:
             self.colour = current
@@ -197,7 +220,7 @@ class Compose:
             time.sleep(self.poll_interval)
 
     def state(self, container: dict[str, Any]) -> str:
-        """starting, ready, or what is wrong with it."""
+        """The container's state: starting, ready, or what is wrong with it."""
         if not container:
             return "its container is gone"
         state = container["State"]
@@ -210,36 +233,49 @@ class Compose:
         return "ready" if state["Status"] == "running" and health == "healthy" else "starting"
 
     def new_instances(self) -> list[str]:
+        """The service of the release's colour, once start() has chosen it."""
         return [service(self.colour)] if self.colour else []
 
     def live_instances(self) -> list[str]:
+        """The service that has the traffic."""
         return [service(self.pointer("current"))]
 
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
+        """Sends a GET for each path over the colour's socket. Raises StepFailed if that itself is not possible."""
         colour = instance.removeprefix("web_")
         words = ("python", "-", f"/run/web/{colour}.sock", "localhost", *paths)
         return answers(self.exec(instance, *words, given=PROGRAM, timeout=5 * len(paths) + 20))
 
     def failure_reason(self) -> str:
+        """Why the release's container is not well; empty if it is. Raises StepFailed."""
         state = self.state(self.container(self.colour))
         return "" if state in ("ready", "starting") else f"{service(self.colour)}: {state}"
 
     def logs(self) -> str:
+        """The last 20 lines of the release's log."""
         done = call(("docker", "logs", "--tail", "20", self.running_id(service(self.colour), "--all")), timeout=30)
         return (done.stdout + done.stderr).strip()
 
     def switch(self, timeout: float, tell: Progress) -> str:
+        """Gives the release's colour the traffic. What was live counts as verified from now on. Returns a note.
+
+        Raises StepFailed.
+        """
         was = self.pointer("current")
         if was == self.colour:
             return f"{service(was)} already has the traffic"
         if version := self.version_of(was):
             if version not in self.verified():
-                self.note([*self.verified(), version])  # it was live until now: the rollback target
+                self.remember([*self.verified(), version])  # it was live until now: the rollback target
         self.point(self.colour)
         self.moved = time.monotonic()
         return f"from {service(was)} to {service(self.colour)}"
 
     def roll_back(self, reason: str, tell: Progress) -> str:
+        """Gives the traffic back to the previous colour if the release has it, and waits for requests in flight.
+
+        Returns the version that is live then. Raises StepFailed.
+        """
         bad, good = self.colour, self.pointer("previous")
         if self.pointer("current") == bad:
             if good == bad or not self.container(good).get("State", {}).get("Running"):
@@ -251,11 +287,16 @@ class Compose:
         return self.version_of(self.pointer("current"))
 
     def cleanup(self) -> None:
+        """Stops the release's container, unless it has the traffic. Raises StepFailed."""
         if self.colour and self.pointer("current") != self.colour:
             self.retire(service(self.colour))
 
     def mark_good(self) -> str:
-        self.note([*(one for one in self.verified() if one != self.version), self.version])
+        """Adds the version to the verified ones, and stops what is older than the rollback target. Returns a note.
+
+        Waits until nginx sends nothing to the previous colour. Raises StepFailed.
+        """
+        self.remember([*(one for one in self.verified() if one != self.version), self.version])
         previous = self.pointer("previous")
         time.sleep(max(0.0, self.moved + DRAIN - time.monotonic()))  # until then it still gets a request now and then
         if "web" not in (self.colour, previous):
@@ -263,12 +304,16 @@ class Compose:
         return f"{service(previous)} ({self.version_of(previous)}) stays running"
 
     def mark_bad(self, version: str) -> None:
-        self.note([one for one in self.verified() if one != version])
+        """Removes the version from the verified ones."""
+        self.remember([one for one in self.verified() if one != version])
 
     # Its parts
 
     def point(self, colour: str) -> None:
-        """Gives it the name. rename(2) is the moment: a crash before or after leaves one of the two serving."""
+        """Gives the colour the name current.sock, by rename(2): a crash leaves one of the two with the traffic.
+
+        Raises StepFailed.
+        """
         script = (
             'cd /run/web; [ "$1" = "$2" ] || { ln -sfn "$1.sock" .previous; mv -fT .previous previous.sock; }; '
             'ln -sfn "$2.sock" .next; mv -fT .next current.sock'
@@ -279,15 +324,16 @@ class Compose:
             raise StepFailed(f"Switching failed: {last_line(done.stderr)}")
 
     def retire(self, name: str) -> None:
-        """Ends it, with the time that its requests in flight need."""
+        """Stops and removes the service's container, once its requests in flight have ended."""
         self.try_compose("--profile", "*", "rm", "--stop", "--force", name, timeout=90)
 
     def exec(self, name: str, *words: str, timeout: float, given: str = "") -> subprocess.CompletedProcess[str]:
-        """Runs a program in the service's container."""
+        """Runs a program in the service's container, for `timeout` seconds at most. Raises StepFailed."""
         key = self.running_id(name) or name  # whose absence docker then says
         return call(("docker", "exec", "--interactive", key, *words), timeout=timeout, given=given)
 
     def compose(self, *words: str, why: str, timeout: float = 180, **variables: str) -> str:
+        """What `docker compose` prints; `variables` are for its file. Raises StepFailed, which begins with `why`."""
         done = self.try_compose(*words, timeout=timeout, **variables)
         if done.returncode:
             said = (done.stdout + done.stderr).strip()
@@ -295,6 +341,7 @@ class Compose:
         return done.stdout
 
     def try_compose(self, *words: str, timeout: float, **variables: str) -> subprocess.CompletedProcess[str]:
+        """How `docker compose` ended, which is the caller's to judge. Raises StepFailed."""
         env = {"BLUE_IMAGE": self.image, "GREEN_IMAGE": self.image, **variables}
         command = ("docker", "compose", "--progress", "quiet", "--profile", "colours", *words)
         return call(command, timeout=timeout, cwd=self.folder, env=env)

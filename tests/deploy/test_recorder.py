@@ -95,7 +95,7 @@ def test_what_the_ledger_missed_is_told_by_the_next_deployment(tmp_path: Path) -
     book.down = set()
     notes = carry_out(book, tmp_path, "1.1")
     assert rows() == [("1.0", "succeeded"), ("1.1", "succeeded")] and files(tmp_path) == []
-    assert "is now in the ledger, as deployment" in notes
+    assert "is now recorded, as deployment" in notes
     assert [step.outcome for step in Deployment.objects.order_by("pk")[0].steps.all()] == ["succeeded"]
 
 
@@ -133,7 +133,7 @@ def test_what_the_ledger_refuses_later_is_kept_aside(tmp_path: Path) -> None:
     book.down = set()
     notes = carry_out(book, tmp_path, "1.1")
     assert rows() == [("1.1", "succeeded")] and files(tmp_path) == ["testing.refused.json"]
-    assert "is not in the ledger: Release 1.0 was never live in testing" in notes and "It is kept in" in notes
+    assert "was not recorded: Release 1.0 was never live in testing" in notes and "It is kept in" in notes
     assert "never live" not in carry_out(book, tmp_path, "1.2"), "it is not tried for ever"
 
 
@@ -172,7 +172,7 @@ def test_a_kept_file_that_is_malformed_stops_nothing_and_stays(tmp_path: Path, t
     path.write_bytes(text.encode(errors="surrogateescape"))
     notes = carry_out(DatabaseLedger(), tmp_path, "1.1")
     assert rows() == [("1.1", "succeeded")] and path.exists()
-    assert f"{path} is not a kept deployment" in notes
+    assert f"{path} is not a valid record" in notes
 
 
 def test_a_record_that_cannot_be_kept_is_shown(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_record_that_cannot_be_kept_is_shown(tmp_path: Path) -> None:
     book.down = {"all"}
     (tmp_path / "file").write_text("")
     notes = carry_out(book, tmp_path / "file")
-    assert "cannot be written" in notes and '"release": "1.0"' in notes
+    assert "Cannot write" in notes and '"release": "1.0"' in notes
 
 
 # What it answers
@@ -238,7 +238,7 @@ def test_a_dry_run_says_what_the_ledger_would(tmp_path: Path) -> None:
     left = begun("testing", "3.0")
     with pytest.raises(DeployRefused, match=f"Deployment {left.pk} of 3.0 to testing is running"):
         record(DatabaseLedger(), tmp_path)[0].preview(True)
-    assert "resumed" in record(DatabaseLedger(), tmp_path, "3.0")[0].preview(True)
+    assert "resumes" in record(DatabaseLedger(), tmp_path, "3.0")[0].preview(True)
     assert isinstance(DatabaseLedger().in_flight("testing"), OpenDeployment)
 
 
@@ -291,8 +291,8 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
 
 def test_a_redirect_does_not_get_the_token(elsewhere: tuple[str, list[str]]) -> None:
     url, seen = elsewhere
-    with pytest.raises(LedgerUnavailable, match="answers 301, a redirect: LEDGER_URL must be the final address"):
-        RemoteLedger(url, "secret").gate("production")
+    with pytest.raises(LedgerUnavailable, match="answers 301, a redirect; LEDGER_URL must be the final address"):
+        RemoteLedger(url, "secret").promotes_from("production")
     assert seen == ["/api/environments/production Bearer secret"]
 
 

@@ -530,7 +530,7 @@ def test_a_deployment_that_its_token_may_not_record_is_refused_before_it_begins(
     later = record(other, "testing")  # it need not register what is registered
     assert later.begin(*build) is None and later.key and not notes
     back = record(other, "staging", "rollback")
-    assert back.begin(*build) is None and back.hopeless, "a way back is not barred"
+    assert back.begin(*build) is None and back.refused, "a way back is not barred"
     assert "other is not for staging" in notes[0]
 
 

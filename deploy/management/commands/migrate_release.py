@@ -1,4 +1,4 @@
-"""manage.py migrate_release: migrate for a release while the one before serves. deploy runs it from the new image."""
+"""manage.py migrate_release: migrate while the previous release is live. deploy runs it from the new image."""
 
 import argparse
 import time
@@ -15,32 +15,38 @@ from django_migration_linter.constants import DJANGO_APPS_WITH_MIGRATIONS
 
 KEY = 6_004_301_947_113_020_275  # of the advisory lock: any number, but always this one
 WAIT = 300  # seconds for another migration to end
-LOCK_TIMEOUT = "5s"  # longer would let every other query queue up behind ours
+LOCK_TIMEOUT = "5s"  # every other query on the table waits behind ours meanwhile
 
 EXAMPLES = """\
 examples:
-  manage.py migrate_release             check the migrations that are not applied, and apply them
-  manage.py migrate_release --unsafe    apply them though the old release may not be able to run on the new schema
-  manage.py migrate_release --wait 600  first wait for a database that does not answer yet, 600 seconds at most
+  manage.py migrate_release             check the unapplied migrations, then apply them
+  manage.py migrate_release --unsafe    apply them even if the live release cannot run on the new schema
+  manage.py migrate_release --wait 600  first wait up to 600 seconds for the database
 
-exit codes: 0 done, also when there was nothing to do; 1 it failed, see above; 2 wrong usage.
+exit codes:
+  0  migrated, or nothing to migrate
+  1  failed
+  2  wrong usage
 """
 
 
 class Command(BaseCommand):
-    help = "Apply migrations, one process at a time, if the release that serves can go on running on the new schema."
+    help = "Apply the migrations, one process at a time, if the live release can run on the new schema."
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
+        """Ends the --help with the examples and exit codes, as they are."""
         kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
         return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--unsafe", action="store_true", help="apply also what django-migration-linter refuses")
+        """The options of the command."""
+        parser.add_argument("--unsafe", action="store_true", help="apply what django-migration-linter refuses, too")
         parser.add_argument(
-            "--wait", type=float, default=0, metavar="SECONDS", help="wait so long for the database to answer"
+            "--wait", type=float, default=0, metavar="SECONDS", help="time to wait for the database (default 0)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Migrates. Raises CommandError if the live release could not run on the new schema."""
         self.reach(options["wait"])
         with alone():
             executor = MigrationExecutor(connection)
@@ -54,7 +60,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{len(plan)} migration{'s' if len(plan) > 1 else ''} applied.")
 
     def reach(self, seconds: float) -> None:
-        """Waits for the database. In the end its own error is raised, by whoever uses it next."""
+        """Waits up to `seconds` for the database. If it stays down, whoever uses it next raises its own error."""
         until, told = time.monotonic() + seconds, False
         while time.monotonic() < until:
             try:
@@ -62,26 +68,30 @@ class Command(BaseCommand):
                 return
             except OperationalError:
                 if not told:
-                    self.stderr.write(f"The database does not answer; waiting for it, {seconds:g} s at most.", str)
+                    self.stderr.write(f"Waiting up to {seconds:g} s for the database.", str)
                 told = True
                 time.sleep(1)
 
     def lint(self, plan: list[Any]) -> None:
+        """Raises CommandError if the live release could not run on the schema of these unapplied migrations.
+
+        https://github.com/3YOURMIND/django-migration-linter
+        """
         linter = MigrationLinter(no_cache=True)
         for migration in plan:
             if migration.app_label not in DJANGO_APPS_WITH_MIGRATIONS:
                 linter.lint_migration(migration)
         if linter.has_errors:
             raise CommandError(
-                "The release that serves cannot run on this schema (see above), so nothing was migrated. Change the "
-                "schema in two releases (first add, later remove), or deploy with --unsafe-migrations and a --reason."
+                "The live release cannot run on the new schema (see above). Nothing was migrated. Change the schema in "
+                "two releases (first add, later remove), or deploy with --unsafe-migrations --reason TEXT."
             )
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One migration at a time; its statements wait for others' locks for a moment only. PostgreSQL's advisory lock
-    goes with the session, so a process that dies leaves none behind. SQLite has one writer at a time anyway.
+    """Allows one migration at a time, whose statements wait LOCK_TIMEOUT for others' locks. PostgreSQL's advisory
+    lock ends with the session, so a process that dies leaves none behind. SQLite has one writer at a time anyway.
 
     https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
     """
