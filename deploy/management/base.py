@@ -43,6 +43,7 @@ class EnvironmentCommand(BaseCommand):
     requires_system_checks = []
     examples = ""
     exit_codes = ""
+    reason_help = f"why: one line of at most {TEXT} characters, kept in the ledger"
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Ends the --help with the examples and exit codes, as they are."""
@@ -55,9 +56,7 @@ class EnvironmentCommand(BaseCommand):
             "-e", "--environment", required=True, choices=NAMES, help="the environment, as in environments.toml"
         )
         parser.add_argument("--target", choices=STRATEGIES, help="override the target of environments.toml")
-        parser.add_argument(
-            "--reason", default="", metavar="TEXT", help=f"why: one line of at most {TEXT} characters, kept with it"
-        )
+        parser.add_argument("--reason", default="", metavar="TEXT", help=self.reason_help)
         parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
     def handle(self, *args: Any, **options: Any) -> None:

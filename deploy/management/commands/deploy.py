@@ -17,10 +17,11 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Command(Operation):
-    help = (
-        "Deploy a version to an environment. Steps: promotion check, lock, migrate, start, smoke test, switch, watch, "
-        "mark good. A release that fails a step is rolled back."
-    )
+    help = """\
+Deploy a version to an environment. The steps: promotion check, lock, migrate,
+start, smoke test, switch, watch, mark good. If a step fails, the release is
+rolled back.
+"""
     watch_help = "time to watch the release under traffic (default 60; production 720)"
     examples = """\
 examples:

@@ -7,16 +7,20 @@ from django.core.management.base import CommandParser
 
 from deploy.errors import ExitCode, InvalidUsage
 from deploy.locks import Holding
-from deploy.management.base import STRATEGIES, EnvironmentCommand
+from deploy.management.base import STRATEGIES, TEXT, EnvironmentCommand
 from ledger.environments import EnvironmentConfig
 
 
 class Command(EnvironmentCommand):
-    help = (
-        "Block deployments to an environment, or see what blocks them. acquire blocks deployments and rollbacks until "
-        "release, and never expires. release removes the lock, whoever holds it; a run that held it stops before its "
-        "next step. status shows who holds it."
-    )
+    help = """\
+Block deployments to an environment, or see what blocks them.
+
+  acquire  block deployments and rollbacks until release; never expires
+  release  remove the lock, whoever holds it; a run that held it stops before
+           its next step
+  status   show who holds the lock, since when and why
+"""
+    reason_help = f"why: one line of at most {TEXT} characters; required by acquire"
     examples = """\
 examples:
   manage.py lock acquire -e production --reason "The database is being moved"
@@ -29,7 +33,8 @@ examples:
 exit codes:
   0  acquired, or released; the lock is free (status)
   2  wrong usage
-  3  somebody else holds the lock (acquire, status); the holder's process is alive (release, on compose)
+  3  somebody holds the lock (acquire, status), or the process that holds it
+     is alive (release on the compose target)
   4  refused or not possible; nothing was changed
 """
 

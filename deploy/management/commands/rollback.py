@@ -11,10 +11,11 @@ from ledger.environments import EnvironmentConfig
 
 
 class Command(Operation):
-    help = (
-        "Roll an environment back to an earlier version. Steps: lock, start, smoke test, switch, mark good; on a "
-        "cluster, those of scripts/rollback.sh. The database schema stays as it is."
-    )
+    help = """\
+Roll an environment back to an earlier version. The steps: lock, start,
+smoke test, switch, mark good; on a cluster, those of scripts/rollback.sh.
+The database schema stays as it is.
+"""
     watch_help = "time to watch the release afterwards (default 0)"
     examples = """\
 examples:
