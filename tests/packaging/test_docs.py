@@ -50,7 +50,7 @@ def commands(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=name)
 def test_every_link_leads_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+    for target in re.findall(r"(?:\]\(|\bsrc(?:set)?=\")([^)\"\s]+)[)\"]", prose(path)):
         if re.match(r"[a-z]+:", target):
             continue
         file, _, section = target.partition("#")
