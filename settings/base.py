@@ -26,6 +26,7 @@ ROOT_URLCONF = "backstagetest1.urls"
 WSGI_APPLICATION = "backstagetest1.wsgi.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
+TEST_RUNNER = "tests.support.runner.PytestRunner"
 INSTALLED_APPS = [
     "accounts",
     "board",

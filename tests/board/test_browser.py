@@ -578,10 +578,10 @@ def test_no_page_scrolls_sideways_on_the_narrowest_phone(site: Site, staff: Wind
 
 def test_the_admin_shows_no_as_a_dash_and_not_as_an_error(staff: Window) -> None:
     page = staff.page
-    page.goto("/admin/deploy/deployment/")
+    page.goto("/admin/ledger/deployment/")
     cells = page.locator("td.field-hotfix")
     assert cells.count() > 10 and cells.locator("img[alt=False]").count() > 10
-    for path in ("/admin/deploy/deployment/", "/admin/deploy/deployment/1/change/"):
+    for path in ("/admin/ledger/deployment/", "/admin/ledger/deployment/1/change/"):
         page.goto(path)
         crosses = page.locator("img[alt=False]")
         assert all(not cross.is_visible() for cross in crosses.all()), path
