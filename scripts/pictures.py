@@ -1,20 +1,29 @@
-"""Records the docs' pictures anew from the real commands. Needs Docker.
+"""Makes the docs' pictures anew from the real commands.
 
-    .venv/bin/python scripts/pictures.py
+    .venv/bin/python scripts/pictures.py [pages] [rollback]
 
-docs/rollback.svg and docs/rollback-still.svg show a release that is slow under traffic and is rolled back. They are
-recorded in a stack of their own, which runs a clone of the last commit on free ports and is removed afterwards. The
-script fails if the recording does not show what the picture promises.
+pages      docs/screenshot.png and docs/insights.png: the board and the insights of ./run serve. Needs Chromium.
+rollback   docs/rollback.svg and docs/rollback-still.svg: a release that is slow under traffic and is rolled back, in a
+           stack of its own. Needs Docker. Fails if the recording does not show what the picture promises.
+
+Both run a clone of the last commit on free ports, and remove it afterwards.
 """
 
+import io
 import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from pathlib import Path
 
+from PIL import Image
+from playwright.sync_api import sync_playwright
 from terminal_svg import Recording
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,45 +50,99 @@ WSGIHandler.resolve_request = slowly
 
 
 def main() -> int:
-    """Returns the exit code: 1, and no picture is written, if a command ends otherwise than expected."""
-    with tempfile.TemporaryDirectory(prefix="backstagetest1-") as name:
-        folder = Path(name) / "backstagetest1"
-        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
-        (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
-        environment = {key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ}
-        environment |= {"COMPOSE_PROJECT_NAME": "backstagetest1-pictures", "LOGNAME": "operator"}
-        environment |= dict(zip(("HTTP_PORT", "HTTPS_PORT", "WEB_PORT"), map(str, free_ports(3)), strict=True))
+    """Returns the exit code: 1 if a recorded command ended otherwise than expected, 2 for an unknown picture."""
+    makers = {"pages": pages, "rollback": rollback}
+    names = sys.argv[1:] or list(makers)
+    if unknown := set(names) - set(makers):
+        print(f"Unknown picture {unknown.pop()!r}; choose from {', '.join(makers)}", file=sys.stderr)
+        return 2
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="backstagetest1-") as place:
+            folder = Path(place) / "backstagetest1"
+            subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+            (folder / ".venv").symlink_to((ROOT / ".venv").resolve())
+            environment = {key: os.environ[key] for key in ("PATH", "HOME", "DOCKER_HOST") if key in os.environ}
+            if code := makers[name](folder, environment):
+                return code
+    return 0
 
-        def shell(command: str) -> None:
-            subprocess.run(["bash", "-euc", command], cwd=folder, env=environment, check=True)
 
-        try:
-            shell("APP_VERSION=1.0.0 ./run image backstagetest1-pictures:1.0.0")
-            shell("IMAGE=backstagetest1-pictures:1.0.0 docker compose up --detach --wait --no-build")
-            shell("./run manage migrate --verbosity 0")
-            with (folder / "backstagetest1" / "wsgi.py").open("a") as file:
-                file.write(SLOW)
-            shell("git config user.name backstagetest1 && git config user.email pictures@example.com")
-            shell("git commit --quiet --all --message 'Greet everybody'")
-            shell("APP_VERSION=1.1.0 ./run image backstagetest1-pictures:1.1.0")
-            shell('sed -i \'s/^image = "backstagetest1"/image = "backstagetest1-pictures"/\' environments.toml')
-            recording = Recording()
-            for command, code, promised in (
-                (
-                    "./run manage deploy 1.1.0 -e development --commit $(git rev-parse HEAD)",
-                    5,
-                    r"\b0 of \d+ probe requests failed",
-                ),
-                ("./run manage deployments -e development", 0, "rolled back"),
-            ):
-                ended, shown = recording.run(command, speed=SPEED, folder=folder, environment=environment)
-                print(shown)
-                if ended != code or not re.search(promised, shown):
-                    print(f"{command}: exit code {ended}, expected {code} and {promised!r}. Nothing was drawn.")
-                    return 1
-        finally:
-            shell("docker compose --profile '*' down --volumes --remove-orphans --timeout 5 2>/dev/null")
-            shell("docker image rm --force backstagetest1-pictures:1.0.0 backstagetest1-pictures:1.1.0 >/dev/null")
+def pages(folder: Path, environment: dict[str, str]) -> int:
+    """Photographs the board and the insights for a member, as they are soon after the first ./run serve."""
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    server = subprocess.Popen(
+        ["./run", "serve"], cwd=folder, env={**environment, "PORT": str(port)}, start_new_session=True
+    )
+    try:
+        with sync_playwright() as playwright:
+            arguments = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox refuses to be started by root
+            browser = playwright.chromium.launch(executable_path=program, args=arguments)
+            page = browser.new_page(base_url=url, viewport={"width": 1280, "height": 1080}, reduced_motion="reduce")
+            while not answers(url):
+                if server.poll() is not None:
+                    return 1  # it has said why
+                time.sleep(0.2)
+            page.goto("/accounts/login/")
+            page.get_by_label("Email").fill("demo@example.com")
+            page.get_by_label("Password").fill("backstage-demo")
+            page.get_by_role("button", name="Sign in").click()
+            page.wait_for_url(f"{url}/**")
+            for path, file in (("/", "screenshot.png"), ("/insights/", "insights.png")):
+                page.goto(path)
+                photo = Image.open(io.BytesIO(page.screenshot()))
+                photo.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(ROOT / "docs" / file, optimize=True)
+            browser.close()
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+    return 0
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url):
+            return True
+    except OSError:
+        return False
+
+
+def rollback(folder: Path, environment: dict[str, str]) -> int:
+    """Records the deployment of a slow release. Returns 1, and writes no picture, if it does not end as expected."""
+    environment |= {"COMPOSE_PROJECT_NAME": "backstagetest1-pictures", "LOGNAME": "operator"}
+    environment |= dict(zip(("HTTP_PORT", "HTTPS_PORT", "WEB_PORT"), map(str, free_ports(3)), strict=True))
+
+    def shell(command: str) -> None:
+        subprocess.run(["bash", "-euc", command], cwd=folder, env=environment, check=True)
+
+    try:
+        shell("APP_VERSION=1.0.0 ./run image backstagetest1-pictures:1.0.0")
+        shell("IMAGE=backstagetest1-pictures:1.0.0 docker compose up --detach --wait --no-build")
+        shell("./run manage migrate --verbosity 0")
+        with (folder / "backstagetest1" / "wsgi.py").open("a") as file:
+            file.write(SLOW)
+        shell("git config user.name backstagetest1 && git config user.email pictures@example.com")
+        shell("git commit --quiet --all --message 'Greet everybody'")
+        shell("APP_VERSION=1.1.0 ./run image backstagetest1-pictures:1.1.0")
+        shell('sed -i \'s/^image = "backstagetest1"/image = "backstagetest1-pictures"/\' environments.toml')
+        recording = Recording()
+        for command, code, promised in (
+            (
+                "./run manage deploy 1.1.0 -e development --commit $(git rev-parse HEAD)",
+                5,
+                r"\b0 of \d+ probe requests failed",
+            ),
+            ("./run manage deployments -e development", 0, "rolled back"),
+        ):
+            ended, shown = recording.run(command, speed=SPEED, folder=folder, environment=environment)
+            print(shown)
+            if ended != code or not re.search(promised, shown):
+                print(f"{command}: exit code {ended}, expected {code} and {promised!r}. Nothing was drawn.")
+                return 1
+    finally:
+        shell("docker compose --profile '*' down --volumes --remove-orphans --timeout 5 2>/dev/null")
+        shell("docker image rm --force backstagetest1-pictures:1.0.0 backstagetest1-pictures:1.1.0 >/dev/null")
     (ROOT / "docs" / "rollback.svg").write_text(recording.svg(TITLE))
     (ROOT / "docs" / "rollback-still.svg").write_text(recording.still().svg(TITLE))
     return 0
