@@ -294,7 +294,7 @@ def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> N
     assert active == [f"{REPO}:2", f"{REPO}:3"] and cluster.serving() == {f"{REPO}:3"}
     assert cluster.objects["services", APP]["spec"]["selector"]["colour"] == "green"
     assert cluster.objects["services", f"{APP}-preview"]["spec"]["selector"]["colour"] == "blue"
-    assert cluster.image(f"{APP}-blue") == f"{REPO}:2", "the way back is kept warm"
+    assert cluster.image(f"{APP}-blue") == f"{REPO}:2", "the rollback target stays running"
     assert cluster.objects["deployments", f"{APP}-blue"]["spec"]["replicas"] == 2
     assert cluster.objects["deployments", f"{APP}-green"]["metadata"]["annotations"][GOOD] == "3"
     assert (row().status, row().failed_requests) == ("succeeded", 0) and colours.lost == 0
@@ -306,7 +306,7 @@ def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> N
 
 
 @pytest.mark.parametrize("strategy", ["rolling", "blue-green"])
-def test_the_way_back_leads_to_what_was_live_last(request: pytest.FixtureRequest, strategy: str) -> None:
+def test_a_rollback_returns_to_what_was_live_last(request: pytest.FixtureRequest, strategy: str) -> None:
     """1, 2, 1 again and 3, all of them good: back to 1, though 2 came after it."""
     apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
     for version in ("1", "3"):
@@ -317,7 +317,7 @@ def test_the_way_back_leads_to_what_was_live_last(request: pytest.FixtureRequest
     assert (row().kind, row().release.version, row().reason) == ("rollback", "1", "500s | 2 is fine back")
 
 
-def test_no_text_of_the_history_is_taken_for_the_way_back(rolling: Apps) -> None:
+def test_no_text_of_the_history_is_taken_for_the_rollback_target(rolling: Apps) -> None:
     notes = rolling.cluster.objects["deployments", APP]["metadata"]["annotations"]
     notes["kubernetes.io/change-cause"] = "deploy 2\nRollback target: 2 (x) Rollback target: 9 ("
     code, _, said = command("rollback", "-e", "staging", "--dry-run")
@@ -410,9 +410,7 @@ def test_a_bad_release_is_left_once_with_the_old_one_serving(
 
 
 @pytest.mark.parametrize(("kind", "told"), [("crash", "CrashLoopBackOff"), ("broken", "probe requests in the last")])
-def test_a_release_that_is_bad_under_traffic_only_is_gone_back_from_half_way(
-    rolling: Apps, kind: str, told: str
-) -> None:
+def test_a_release_that_is_bad_under_traffic_only_is_rolled_back_half_way(rolling: Apps, kind: str, told: str) -> None:
     cluster = rolling.cluster
 
     def spoiled() -> None:
@@ -449,7 +447,7 @@ def test_migrations_that_fail_leave_everything_as_it_was(rolling: Apps) -> None:
     assert deploy("3")[0] == 0, "the Job that failed is not in the way"
 
 
-def test_a_way_back_that_fails_asks_for_a_person(rolling: Apps) -> None:
+def test_a_rollback_that_fails_needs_a_person(rolling: Apps) -> None:
     cluster = rolling.cluster
     rolling.does["3"] = "failing"
 
@@ -560,7 +558,7 @@ def test_of_two_that_come_at_once_one_gets_the_lock(rolling: Apps) -> None:
         ("blue-green", "mark_good", "3"),
     ],
 )
-def test_an_interrupted_run_is_gone_on_with(
+def test_an_interrupted_run_is_resumed(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, strategy: str, step: str, serves: str
 ) -> None:
     apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
@@ -673,7 +671,7 @@ def test_a_cluster_that_is_away_is_said(rolling: Apps) -> None:
 
 
 @pytest.mark.usefixtures("real_kubectl")
-def test_a_cluster_that_refuses_a_write_is_gone_back_from(rolling: Apps) -> None:
+def test_a_release_whose_rollout_the_cluster_refuses_is_rolled_back(rolling: Apps) -> None:
     def denied() -> None:
         raise Refusal(403, "Forbidden", "admission webhook denied the request")
 
@@ -683,7 +681,7 @@ def test_a_cluster_that_refuses_a_write_is_gone_back_from(rolling: Apps) -> None
     assert code == 5 and rolling.cluster.serving() == {f"{REPO}:2"}
 
 
-def test_unsafe_migrations_bar_the_way_back_unless_forced(rolling: Apps) -> None:
+def test_unsafe_migrations_block_a_rollback_unless_forced(rolling: Apps) -> None:
     code, _, said = deploy("3", "--unsafe-migrations", "--reason", "The column must go")
     assert code == 0, said
     job = rolling.cluster.objects["jobs", f"{APP}-migrate-3"]

@@ -1,0 +1,136 @@
+"""The order of a run's steps, on a target that has no way of its own to roll back, and what each end calls for."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management.base import OutputWrapper
+
+from deploy.console import Output
+from deploy.errors import ExitCode, StepFailed
+from deploy.ledger_client import DatabaseLedger, Request
+from deploy.locks import FileLock
+from deploy.recorder import Recorder
+from deploy.rollout import Deploy, Options, Rollback, Run, rollback
+from tests.support.ledgers import deployed
+
+pytestmark = pytest.mark.django_db
+
+
+class Recording:
+    """A target that notes what it is told to do. Version 1 is live; the method `fails` fails."""
+
+    rollback_script = None
+
+    def __init__(self, folder: Path, version: str, fails: str = "") -> None:
+        self.version, self.fails, self.live = version, fails, "1"
+        self.done: list[str] = []
+        self.lock = FileLock(folder / "deploy.lock", folder / "switch.lock", "testing")
+
+    def act(self, name: str, note: str) -> str:
+        self.done.append(name)
+        if name == self.fails:
+            raise StepFailed(f"{name} failed.", "its last words")
+        return note
+
+    def migrate(self, *_: Any) -> str:
+        return self.act("migrate", "migrated")
+
+    def start(self, *_: Any) -> str:
+        return self.act("start", "started")
+
+    def switch(self, *_: Any) -> str:
+        self.live = self.version
+        return self.act("switch", "switched")
+
+    def roll_back(self, *_: Any) -> str:
+        self.live = "1"
+        return self.act("roll_back", "1")
+
+    def mark_good(self) -> str:
+        return self.act("mark_good", "marked")
+
+    def mark_bad(self, version: str) -> None:
+        self.done.append(f"mark_bad {version}")
+
+    def cleanup(self) -> None:
+        self.done.append("cleanup")
+
+    def live_version(self) -> str:
+        return self.live
+
+    def plan(self) -> list[tuple[str, str]]:
+        return [("migrate", "would migrate"), ("start", "would start")]
+
+    def validate(self) -> None:
+        pass
+
+    def already_live(self) -> bool:
+        return False
+
+    def new_instances(self) -> list[str]:
+        return []
+
+    def live_instances(self) -> list[str]:
+        return []
+
+    def url(self) -> str:
+        return ""
+
+
+def prepared(folder: Path, kind: Any, fails: str = "") -> tuple[Run, Recording, io.StringIO]:
+    """A run to version 2, what it does to its target, and what it prints."""
+    target: Any = Recording(folder, "2", fails)
+    printed = io.StringIO()
+    output = Output(OutputWrapper(printed), as_json=False, no_color=True, force_color=False)
+    name = "deploy" if kind is Deploy else "rollback"
+    request = Request("testing", "2", "blue-green", "ann", kind=name)
+    deployed("testing", "2")
+    deployed("testing", "1")
+    recorder = Recorder(DatabaseLedger(), request, folder / "unrecorded", output.note)
+    options = Options("2", "blue-green", f"{name} of 2", commit="abcdef0", built_at="2026-03-01T12:00:00+00:00")
+    return kind(target, recorder, output, options), target, printed
+
+
+def test_a_deployment_prepares_ships_and_settles(tmp_path: Path) -> None:
+    run, target, printed = prepared(tmp_path, Deploy)
+    assert run.run() == ExitCode.DONE
+    assert target.done == ["migrate", "start", "switch", "mark_good"] and not target.lock.held()
+    assert printed.getvalue().endswith("2: succeeded; no probe traffic.\n")
+
+
+def test_a_rollback_migrates_nothing_and_marks_what_it_leaves(tmp_path: Path) -> None:
+    run, target, _ = prepared(tmp_path, rollback)
+    assert isinstance(run, Rollback) and run.run() == ExitCode.DONE
+    assert target.done == ["start", "switch", "mark_good", "mark_bad 1"]
+
+
+def test_the_plan_of_a_rollback_has_no_migrations(tmp_path: Path) -> None:
+    run, target, printed = prepared(tmp_path, rollback)
+    assert run.dry_run() == ExitCode.DONE and target.done == []
+    assert "would start" in printed.getvalue() and "would migrate" not in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fails", "done"),
+    [
+        (Deploy, "migrate", ["migrate"]),
+        (Deploy, "start", ["migrate", "start"]),
+        (Deploy, "mark_good", ["migrate", "start", "switch", "mark_good"]),
+        (rollback, "switch", ["start", "switch"]),
+    ],
+)
+def test_a_step_that_fails_is_rolled_back_once(tmp_path: Path, kind: Any, fails: str, done: list[str]) -> None:
+    run, target, printed = prepared(tmp_path, kind, fails)
+    assert run.run() == ExitCode.ROLLED_BACK
+    assert target.done == [*done, "roll_back", "mark_bad 2", "cleanup"]
+    assert f"2 failed: {fails} failed." in printed.getvalue() and "its last words" in printed.getvalue()
+    assert f"{fails} failed. 1 is live." in printed.getvalue()
+
+
+def test_a_rollback_that_fails_needs_a_person(tmp_path: Path) -> None:
+    run, target, printed = prepared(tmp_path, Deploy, "start")
+    target.roll_back = lambda *_: target.act("start", "")  # type: ignore[method-assign]
+    assert run.run() == ExitCode.NEEDS_OPERATOR
+    assert "The rollback failed as well: start failed." in printed.getvalue()
