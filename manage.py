@@ -6,6 +6,7 @@ import sys
 
 
 def main() -> None:
+    """Runs a command. A setting that is missing or invalid ends the process with one line."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.dev")
     try:
         from django.core.management import execute_from_command_line

@@ -31,6 +31,7 @@ class BodyMiddleware:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Reads a body that has no length before the request goes on."""
         meta = request.META
         if "HTTP_TRANSFER_ENCODING" not in meta and (meta.get("CONTENT_LENGTH") or not terminated(meta)):
             return self.get_response(request)

@@ -178,6 +178,7 @@ class FailOpenRedisCache(DjangoRedisCache):  # type: ignore[misc]
     def set(
         self, key: Any, value: Any, timeout: float | None = DEFAULT_TIMEOUT, version: int | None = None, **kwargs: Any
     ) -> Any:
+        """Returns False while Redis is unavailable; a rate limit is then stored in this process."""
         if not is_rate_limit(key):
             return self.write([key], version, False, super().set, key, value, timeout, **kwargs)
         try:

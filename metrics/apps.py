@@ -5,6 +5,7 @@ class MetricsConfig(AppConfig):
     name = "metrics"
 
     def ready(self) -> None:
+        """Connects the signals that are counted."""
         from django.core.signals import got_request_exception
         from django.db.backends.signals import connection_created
 

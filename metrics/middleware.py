@@ -46,6 +46,7 @@ class MetricsMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
+        """Answers a scrape; counts any other request."""
         if self.is_async:
             return self.answer(request)
         if request.path_info == SCRAPE_PATH:

@@ -30,6 +30,7 @@ class Command(BaseCommand):
         parser.add_argument("--undo", action="store_true", help="remove the flag")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Sets or removes the flag. Raises CommandError."""
         path = settings.HEALTH_DRAIN_FILE
         try:
             if not options["undo"]:

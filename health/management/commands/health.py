@@ -38,6 +38,7 @@ class Command(BaseCommand):
         parser.add_argument("--url", help="check the instance at this URL instead of running the checks here")
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Prints the report and exits with 1 if it is unhealthy. Raises CommandError."""
         try:
             found = ask(options["url"]) if options["url"] is not None else report().as_dict()
         except ValueError as error:
