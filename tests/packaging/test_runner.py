@@ -7,6 +7,7 @@ from pathlib import Path
 
 import coverage
 import pytest
+from django.core.management import call_command
 
 from tests.support.runner import PytestRunner, target
 from tests.support.servers import PATIENCE, ROOT
@@ -41,6 +42,18 @@ def manage(*words: str, program: tuple[str, ...] = (sys.executable,), **env: str
 )
 def test_a_label_is_a_path_a_room_or_dotted(label: str, expected: str) -> None:
     assert target(label) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"), [((), "auto"), (("--parallel",), "auto"), (("--parallel", "3"), "3"), (("--pdb",), "--pdb")]
+)
+def test_it_runs_in_as_many_processes_as_run_test_unless_told(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], expected: str
+) -> None:
+    seen: list[PytestRunner] = []
+    monkeypatch.setattr(PytestRunner, "run_tests", lambda self, _: seen.append(self))
+    call_command("test", *words)
+    assert seen[0].words[-1] == expected
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ class PytestRunner:
         *,
         verbosity: int = 1,
         failfast: bool = False,
-        parallel: str = "auto",
+        parallel: str | int = "",
         test_name_patterns: Sequence[str] = (),
         pdb: bool = False,
         **_: Any,
@@ -39,14 +39,14 @@ class PytestRunner:
         if test_name_patterns:
             words += ["-k", " or ".join(f"({pattern.strip('*')})" for pattern in test_name_patterns)]
         # A debugger needs the terminal, which xdist's workers do not have.
-        words += ["--pdb"] if pdb else ["--numprocesses", parallel]
+        words += ["--pdb"] if pdb else ["--numprocesses", str(parallel or "auto")]
         self.words = words
 
     @classmethod
     def add_arguments(cls, parser: ArgumentParser) -> None:
         parser.add_argument("-k", dest="test_name_patterns", action="append", default=[], help="run tests by name")
         parser.add_argument("--failfast", action="store_true", help="stop at the first failure")
-        parser.add_argument("--parallel", nargs="?", default="auto", const="auto", help="how many processes")
+        parser.add_argument("--parallel", nargs="?", default="", const="", metavar="N", help="how many processes")
         parser.add_argument("--pdb", action="store_true", help="start a debugger at the first failure")
         parser.add_argument("--keepdb", action="store_true", help="ignored: each run has a new database server")
 
