@@ -1,11 +1,14 @@
 """Programs that the deployer runs: kubectl, docker, git, rollback.sh."""
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deploy.errors import StepFailed
+
+SHOWN, READ = 20, 400  # lines of a release's log: what people see, of what is read
 
 
 def call(
@@ -36,6 +39,23 @@ def call(
         raise StepFailed(f"{words[0]} not found; install it.") from None
     except subprocess.TimeoutExpired:
         raise StepFailed(f"{' '.join(words[:4])} ... timed out after {timeout:g} s.") from None
+
+
+def telling_lines(log: str) -> str:
+    """The last 20 lines of a release's log, without requests that it answered with less than 500.
+
+    A release that serves logs little else, so its errors would be out of sight.
+    """
+    return "\n".join([line for line in log.splitlines() if not answered(line)][-SHOWN:]).strip()
+
+
+def answered(line: str) -> bool:
+    """Whether this line of the app's JSON log is a request without a server error."""
+    try:
+        entry = json.loads(line)
+        return bool(entry["logger"] == "gunicorn.access" and entry["status"] < 500)
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def last_line(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.locks import FileLock
-from deploy.shell import call, last_line
+from deploy.shell import READ, call, last_line, telling_lines
 from deploy.targets.base import Progress
 from deploy.targets.probe import PROGRAM, Answer, answers
 from ledger import steps, versions
@@ -252,9 +252,10 @@ class Compose:
         return "" if state in ("ready", "starting") else f"{service(self.colour)}: {state}"
 
     def logs(self) -> str:
-        """The last 20 lines of the release's log."""
-        done = call(("docker", "logs", "--tail", "20", self.running_id(service(self.colour), "--all")), timeout=30)
-        return (done.stdout + done.stderr).strip()
+        """The last 20 telling lines of the release's log."""
+        words = ("docker", "logs", "--tail", str(READ), self.running_id(service(self.colour), "--all"))
+        done = call(words, timeout=30)
+        return telling_lines(done.stdout + done.stderr)
 
     def switch(self, timeout: float, tell: Progress) -> str:
         """Gives the release's colour the traffic. What was live counts as verified from now on. Returns a note.

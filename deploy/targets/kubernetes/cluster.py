@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.locks import LeaseLock
-from deploy.shell import call, last_line
+from deploy.shell import READ, call, last_line, telling_lines
 from deploy.targets.base import Progress
 from deploy.targets.kubernetes.objects import (
     APP,
@@ -307,18 +307,19 @@ class Kubernetes(ABC):
         )
 
     def logs(self) -> str:
-        """The last 20 lines of the log of one of the release's pods, of one that is not ready if there is one, and the
-        warnings about it. Empty if no pod was made.
+        """The last 20 telling lines of the log of one of the release's pods, and the warnings about it.
+
+        Takes a pod that is not ready if there is one. Empty if no pod was made.
         """
         pods = sorted(self.new_pods(self.snapshot()), key=ready)
         return self.logs_of(pods[0]["metadata"]["name"]) if pods else ""
 
     def logs_of(self, name: str) -> str:
-        """The last 20 lines of the pod's log, and the warnings about the object of that name.
+        """The last 20 telling lines of the pod's log, and the warnings about the object of that name.
 
         In a crash loop the log of one container goes while that of the next one comes, so both are asked for twice.
         """
-        words, found = ("logs", name, "--container", APP, "--tail", "20"), ""
+        words, found = ("logs", name, "--container", APP, "--tail", str(READ)), ""
         for which in ("--previous", "--previous=false") * 2:
             said = self.try_kubectl(*words, which).stdout.strip()
             if said.startswith(GONE):
@@ -330,7 +331,7 @@ class Kubernetes(ABC):
             "get", "events", "--field-selector", f"involvedObject.name={name},type=Warning", "--output",
             "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}",
         ).stdout  # fmt: skip
-        return f"{found}\n{events}".strip()
+        return f"{telling_lines(found)}\n{events}".strip()
 
     def roll_back(self, reason: str, tell: Progress) -> str:
         """Has rollback.sh return to what was live before, if the release got as far as the Deployment. Returns the
