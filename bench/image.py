@@ -16,9 +16,9 @@ from tests.support.servers import ROOT
 
 BASE = "python:3.11-slim"
 NAME = f"bt1-bench-{secrets.token_hex(4)}"
-SMALL = 0.60  # of the guide's size over the base image: the goal
+SMALL = 0.60  # goal: share of the size, over the base image, of docs/guide.md's image
 
-# As the guide has it. Its context is the checkout, as it has no .dockerignore.
+# The Dockerfile of docs/guide.md. Its context is the checkout, because the guide has no .dockerignore.
 GUIDE = """\
 FROM python:3.11-slim
 ENV PYTHONDONTWRITEBYTECODE=1

@@ -56,7 +56,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 
 def health_check(request: HttpRequest) -> JsonResponse:
-    """The guide's view."""
+    """Answers like the health view of docs/guide.md."""
     checks = {}
     try:
         with connection.cursor() as cursor:

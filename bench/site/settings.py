@@ -16,8 +16,8 @@ MIDDLEWARE: list[str] = []
 USE_TZ = True
 LOGGING: dict[str, Any] = {"version": 1, "root": {"level": "CRITICAL"}}  # nobody is measured by what it logs
 
-# All have the same servers with the same time-outs, and persistent connections, which the guide has not. Only ours
-# checks its connections before it uses them.
+# All use the same servers, the same timeouts and persistent connections, which docs/guide.md lacks. Only ours checks
+# its connections before it uses them.
 DATABASES: dict[str, Any] = {"default": {"ENGINE": "django.db.backends.sqlite3"}}
 if "DATABASE_URL" in os.environ:
     DATABASES = {"default": services.database()}

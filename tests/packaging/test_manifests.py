@@ -31,7 +31,7 @@ Object = dict[str, Any]
 OVERLAYS = ("testing", "staging", "production")
 COMPONENTS = ("outside", "shared-media")
 OLDEST = "1.30"  # docs/kubernetes.md names it
-HOSTS = {  # the guide's
+HOSTS = {  # those of docs/guide.md
     "testing": {"testing.backstagetest1.com"},
     "staging": {"staging.backstagetest1.com"},
     "production": {"backstagetest1.com", "www.backstagetest1.com"},
@@ -269,7 +269,7 @@ def test_every_key_that_is_referred_to_exists(overlay: str) -> None:
         }
         assert claims <= {each["metadata"]["name"] for each in named(objects, "PersistentVolumeClaim")}
     assert used == held
-    app_needs = {(f"{APP}-secrets", "database-url"), (f"{APP}-secrets", "secret-key")}  # the guide's
+    app_needs = {(f"{APP}-secrets", "database-url"), (f"{APP}-secrets", "secret-key")}  # docs/guide.md
     assert needed == app_needs | {(f"{APP}-migrate", "database-url")}  # the others may be left out
 
 
