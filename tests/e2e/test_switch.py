@@ -67,20 +67,22 @@ def version(stack: Stack) -> str:
     return str(stack.client().get("/health/").json()["version"])
 
 
-def test_ten_switches_under_load_fail_no_request(own: Stack, member: Client, image: str, second: str) -> None:
+def test_switches_under_load_fail_no_request(own: Stack, member: Client, image: str, second: str, full: bool) -> None:
+    """Ten of them during 10,000 requests with --full, else four during 3,000."""
+    back, requests = (8, 10_000) if full else (2, 3_000)
     took = []
     with Load(keep_alive(own, member)) as load:
-        for words in [(second,), (image,), *[("--back",)] * 8]:
+        for words in [(second,), (image,), *[("--back",)] * back]:
             began = time.monotonic()
             done = own.run("switch", *words)
             assert done.returncode == 0, done.stdout + done.stderr
             took.append(time.monotonic() - began)
-        while load.total < 10_000:
+        while load.total < requests:
             time.sleep(0.5)
-    say(f"ten switches: {load}")
-    say(f"a switch to a new image took {max(took[:2]):.0f} s, one back {sorted(took[2:])[4]:.0f} s")
-    assert not load.failed and load.total >= 10_000
-    assert load.outcomes["302"] > 4_000 and member.signed_in()
+    say(f"{len(took)} switches: {load}")
+    say(f"a switch to a new image took {max(took[:2]):.0f} s, one back {max(took[2:]):.0f} s")
+    assert not load.failed and load.total >= requests
+    assert load.outcomes["302"] > 0.4 * requests and member.signed_in()
     assert version(own) == "1.0.0"
 
 
