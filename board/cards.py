@@ -28,7 +28,7 @@ class Progress:
         return min(99, int(100 * self.elapsed / self.typical)) if self.typical else None
 
     @property
-    def late(self) -> bool:
+    def overdue(self) -> bool:
         """Whether it takes far longer than usual; half of all take longer than the median, which says nothing."""
         return bool(self.typical and self.elapsed > OVERDUE * self.typical)
 

@@ -1,4 +1,4 @@
-"""Bar charts: the figures that templates/board/chart.html draws. No script, and no style that a page would forbid."""
+"""Bar charts: the figures that templates/board/_chart.html draws. No script, and no style that a page would forbid."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

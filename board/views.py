@@ -49,9 +49,9 @@ def home(request: HtmxRequest) -> HttpResponse:
     """The board, and how this instance is. While the database is down 503, and still a page that says so."""
     health = report()
     cards = cards_of(request, health)
-    steps = [] if fragments.polled(request) else account_steps(request)
+    steps = [] if fragments.is_poll(request) else account_steps(request)
     context = {"report": health, "cards": cards, "steps": [step for step in steps if not step.done]}
-    response = fragments.answer(request, "board/board.html", context, 503 if cards is None else 200)
+    response = fragments.respond(request, "board/board.html", context, 503 if cards is None else 200)
     if cards is None:
         response["Retry-After"] = "30"
     return response
@@ -94,7 +94,7 @@ def deployments(request: HtmxRequest) -> HttpResponse:
             return redirect_to_login(request.get_full_path())  # else who deployed what could be found out by asking
     form = Filters(request.GET)
     if not form.is_valid():
-        return fragments.answer(request, "board/deployments.html", {"form": form, "page": None}, 400)
+        return fragments.respond(request, "board/deployments.html", {"form": form, "page": None}, 400)
     given = form.matching()
     found = Deployment.objects.select_related("environment", "release").matching(**given)
     newer = request.GET.get("newer")
@@ -106,7 +106,7 @@ def deployments(request: HtmxRequest) -> HttpResponse:
             parameters.pop(name, None)
         return redirect(f"{request.path}?{parameters.urlencode()}")
     filtered = any(given.values())
-    return fragments.answer(request, "board/deployments.html", {"form": form, "page": page, "filtered": filtered})
+    return fragments.respond(request, "board/deployments.html", {"form": form, "page": page, "filtered": filtered})
 
 
 @require_safe
@@ -129,7 +129,7 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
         current = queries.live(found.environment)
         context["live"] = current == found
         context["advice"] = cards.advice(found, current)
-    return fragments.answer(request, "board/deployment.html", context)
+    return fragments.respond(request, "board/deployment.html", context)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,24 @@
-"""Pages that stay up to date while they are open, without taking away what their readers are doing.
+"""Live pages: an open page updates itself without disturbing what its reader is doing.
 
-A page marks the parts that change by themselves as pieces, in its template, each with an id:
+A template marks each part that changes by itself as a fragment with an id:
 
-    {% piece "flight" "production" class="stack" %}…{% endpiece %}
+    {% fragment "in-flight" "production" class="stack" %}…{% endfragment %}
 
-Its view answers by answer(), and its template extends `frame|default:"base.html"` and includes pages/live.html.
-static/pages.js then asks the same address again every few seconds with the digests of the pieces that the page has, is
-sent those that differ, and puts each in the place of the one with its id. So a view is written once, for both. Rules:
+Its view answers with respond(); its template extends `layout|default:"base.html"` and includes pages/_live.html. From
+then on static/pages.js requests the same address every few seconds, with the digests of the fragments that the page
+has. The response holds the fragments that differ, and htmx swaps each in by its id
+(https://htmx.org/attributes/hx-swap-oob/). So one view and one template serve both. The rules for templates:
 
-- Time passes in the browser. What follows from the clock alone is not part of a digest: the text of a <time> (the tag
-  `when` makes those), and in an element with data-since its text and its attributes value, x and width. pages.js keeps
-  those right. The server writes them too, for readers without JavaScript.
-- What readers select, such as a command, stands in a piece that does not change while something runs. A piece of which
-  something is selected is not swapped until it no longer is; the page says so.
-- A piece may hold pieces. The outer digest does not depend on what is in the inner ones, so that only those are sent.
-- The ids of the outermost pieces are the same in every answer; a piece with nothing to show is there, and empty.
-- Links and buttons in a piece have ids, as has a <details>: by these the focus, and what is open, survive a swap.
-- No CSRF token in a piece: it differs in each answer.
+- Time passes in the browser. A digest leaves out whatever depends on the clock alone: the text of a <time> (the tag
+  `time` makes those), and the text, value, x and width of an element with data-since. pages.js keeps those up to date.
+  The server renders them too, for readers without JavaScript.
+- Text that readers select, such as a command, belongs in a fragment that stays the same during a deployment. A fragment
+  that contains selected text is not swapped until the selection is cleared; the page says so.
+- Fragments can be nested. The digest of the outer one ignores the inner ones, so only the inner ones are sent.
+- The ids of the outermost fragments are the same in every response. A fragment with nothing to show is empty, not
+  missing.
+- Links, buttons and <details> in a fragment have ids: the focus and the open state survive a swap by them.
+- No CSRF token in a fragment: it differs in each response.
 """
 
 import hashlib
@@ -33,90 +35,94 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django_htmx.middleware import HtmxDetails
 
-TICKING = re.compile(r'<time\b[^>]*>[^<]*|<\w+\b[^>]* data-since="[^"]*"[^>]*>[^<]*')
-CLOCKS = re.compile(r' (?:value|x|width)="[^"]*"')
+CLOCK_ELEMENT = re.compile(r'<time\b[^>]*>[^<]*|<\w+\b[^>]* data-since="[^"]*"[^>]*>[^<]*')
+CLOCK_ATTRIBUTE = re.compile(r' (?:value|x|width)="[^"]*"')
 
 
 class HtmxRequest(HttpRequest):
-    htmx: HtmxDetails  # true if htmx asks
+    """A request with what django_htmx.middleware.HtmxMiddleware adds to it."""
+
+    htmx: HtmxDetails  # true if htmx sent it
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of a page that changes by itself: an element with an id. The page sends the digests that it has."""
+class Fragment:
+    """A part of a page that changes by itself: an element with an id. An open page sends the digests that it has."""
 
     id: str
     tag: str
     attributes: dict[str, Any]
     content: SafeString
-    inner: tuple["Piece", ...] = ()
+    inner: tuple["Fragment", ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """48 bits, in hexadecimal digits: of everything but what the clock and the inner pieces have."""
+        """48 bits of SHA-256 in hexadecimal digits, over everything but clock texts and inner fragments."""
         own = str(self.content)
-        for piece in self.inner:
-            own = own.replace(piece.html, piece.id)
-        whole = f"{self.id} {self.tag} {self.attributes} {TICKING.sub(timeless, own)}"
-        return hashlib.sha256(whole.encode()).hexdigest()[:12]
+        for fragment in self.inner:
+            own = own.replace(fragment.html, fragment.id)
+        hashed = f"{self.id} {self.tag} {self.attributes} {CLOCK_ELEMENT.sub(without_clock, own)}"
+        return hashlib.sha256(hashed.encode()).hexdigest()[:12]
 
     @cached_property
     def html(self) -> SafeString:
+        """The element as the page has it."""
         return self.element({})
 
     @property
-    def change(self) -> SafeString:
-        """As htmx swaps it; in a <template>, as a table's row cannot stand alone."""
+    def swap(self) -> SafeString:
+        """The element as htmx swaps it, in a <template>, since a table row cannot stand alone."""
         return format_html("<template>{}</template>", self.element({"hx-swap-oob": "true"}))
 
     def element(self, more: dict[str, str]) -> SafeString:
-        attributes = {"id": self.id, "data-piece": self.digest} | self.attributes | more
+        """The element, with `more` attributes."""
+        attributes = {"id": self.id, "data-fragment": self.digest} | self.attributes | more
         pairs = format_html_join("", ' {}="{}"', attributes.items())
         return format_html("<{}{}>{}</{}>", self.tag, pairs, self.content, self.tag)
 
 
-def timeless(found: re.Match[str]) -> str:
-    """The element's start tag, without what the clock sets."""
-    return CLOCKS.sub("", found[0].partition(">")[0])
+def without_clock(match: re.Match[str]) -> str:
+    """Returns the element's start tag, without what the clock sets."""
+    return CLOCK_ATTRIBUTE.sub("", match[0].partition(">")[0])
 
 
-def add(pieces: list[Piece], piece: Piece) -> SafeString:
-    """Adds a piece to the page's, in place of those that are within it, and returns its element."""
-    inner = tuple(each for each in pieces if each.html in piece.content)
-    pieces[:] = [each for each in pieces if each not in inner]
-    pieces.append(replace(piece, inner=inner))
-    return pieces[-1].html
+def add(fragments: list[Fragment], fragment: Fragment) -> SafeString:
+    """Adds a fragment to those of the page, in place of those inside it, and returns its element."""
+    inner = tuple(each for each in fragments if each.html in fragment.content)
+    fragments[:] = [each for each in fragments if each not in inner]
+    fragments.append(replace(fragment, inner=inner))
+    return fragments[-1].html
 
 
-def polled(request: HtmxRequest) -> bool:
-    """Whether an open page asks what has changed."""
+def is_poll(request: HtmxRequest) -> bool:
+    """Tells whether an open page asks for its changes."""
     return bool(request.htmx) and "seen" in request.GET
 
 
-def answer(request: HtmxRequest, template: str, context: dict[str, Any], status: int = 200) -> HttpResponse:
-    """The page; or, to an open page that asks, the pieces that differ from those it has: 204 if none does.
+def respond(request: HtmxRequest, template: str, context: dict[str, Any], status: int = 200) -> HttpResponse:
+    """Renders the page; or, for a poll, only the fragments whose digests the page lacks: 204 if there are none.
 
-    A page that cannot be shown (`status` 400 or more) has no pieces: the open page keeps what it has, and says so.
+    A page that cannot be shown (`status` 400 or higher) has no fragments: the open page keeps what it has and says so.
     """
-    pieces: list[Piece] = []
-    context = context | {"pieces": pieces}
-    if not polled(request):
+    fragments: list[Fragment] = []
+    context = context | {"fragments": fragments}
+    if not is_poll(request):
         return render(request, template, context, status=status)
     if status >= 400:
         return HttpResponse(status=status)
     seen = set(request.GET.getlist("seen"))
     parameters = request.GET.copy()
     del parameters["seen"]
-    request.GET = QueryDict(parameters.urlencode())  # what the page links to is the same as when it was loaded
-    render_to_string(template, context | {"frame": "pages/changes.html"}, request)
-    changes = "\n".join(piece.change for piece in changed(pieces, seen))
-    return HttpResponse(changes) if changes else HttpResponse(status=204)
+    request.GET = QueryDict(parameters.urlencode())  # so that the page's links are those that it was loaded with
+    render_to_string(template, context | {"layout": "pages/changes.html"}, request)
+    swaps = "\n".join(fragment.swap for fragment in changed(fragments, seen))
+    return HttpResponse(swaps) if swaps else HttpResponse(status=204)
 
 
-def changed(pieces: Iterable[Piece], seen: set[str]) -> Iterator[Piece]:
-    """The outermost pieces whose digests are not in `seen`."""
-    for piece in pieces:
-        if piece.digest not in seen:
-            yield piece
+def changed(fragments: Iterable[Fragment], seen: set[str]) -> Iterator[Fragment]:
+    """Yields the outermost fragments whose digests are not in `seen`."""
+    for fragment in fragments:
+        if fragment.digest not in seen:
+            yield fragment
         else:
-            yield from changed(piece.inner, seen)
+            yield from changed(fragment.inner, seen)

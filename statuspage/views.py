@@ -155,7 +155,7 @@ def page(request: fragments.HtmxRequest) -> HttpResponse:
         "as_of": datetime.fromtimestamp(timezone.now().timestamp() - age, UTC) if age else None,
         "days": history.DAYS,
     }
-    return fragments.answer(request, "statuspage/page.html", context)
+    return fragments.respond(request, "statuspage/page.html", context)
 
 
 @require_safe
@@ -306,7 +306,7 @@ def incident(request: fragments.HtmxRequest, key: int) -> HttpResponse:
         history.update(key, form.cleaned_data["status"], form.cleaned_data["message"], str(request.user))
         return redirect("incident", key)
     context = {"incident": times(history.told(found)), "form": form}
-    return fragments.answer(request, "statuspage/incident.html", context, 422 if form.is_bound else 200)
+    return fragments.respond(request, "statuspage/incident.html", context, 422 if form.is_bound else 200)
 
 
 def refuse_strangers(request: HttpRequest) -> None:

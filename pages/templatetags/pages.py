@@ -1,4 +1,4 @@
-"""How the pages word and draw what the ledger has."""
+"""Template tags and filters of the live pages: fragments, times, durations, and the style of each status."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,8 +14,9 @@ from pages import fragments
 
 register = template.Library()
 
-# By status, outcome or state of health: the style sheet's tone, the icon's name, and the word if it is another one.
-LOOKS = {
+# By a deployment's status, a step's outcome or an environment's health: the style sheet's tone, the icon's name, and
+# the label where it is not the key itself.
+STATUS_STYLES = {
     "pending": ("idle", "idle", ""),
     "running": ("busy", "busy", ""),
     "succeeded": ("ok", "ok", ""),
@@ -30,29 +31,38 @@ LOOKS = {
 
 
 @register.filter
-def look(status: str) -> dict[str, str]:
-    tone, icon, word = LOOKS[status]
-    return {"tone": tone, "icon": icon, "word": word or status}
+def status_style(status: str) -> dict[str, str]:
+    """Returns `tone`, `icon` and `label` of a status, an outcome or a health. Raises KeyError for anything else."""
+    tone, icon, label = STATUS_STYLES[status]
+    return {"tone": tone, "icon": icon, "label": label or status}
 
 
 @register.filter
-def took(duration: timedelta | None) -> str:
+def format_duration(duration: timedelta | None) -> str:
+    """Formats a duration, as in "3 min 5 s"; empty for None."""
     return humanize.took(duration)
 
 
 @register.filter
-def way(deployment: Deployment) -> str:
-    """How it came there, in a word or two."""
+def format_seconds(seconds: float | None) -> str:
+    """Formats a duration in seconds, as in "3 min 5 s" or "2.5 d"; "-" for None."""
+    return "-" if seconds is None else humanize.took_seconds(seconds)
+
+
+@register.filter
+def deployment_kind(deployment: Deployment) -> str:
+    """Formats the strategy and what is special about the deployment, as in "rollback, rolling"."""
     if deployment.kind == Deployment.Kind.ROLLBACK:
         return f"rollback, {deployment.strategy}"
     return f"hotfix, {deployment.strategy}" if deployment.hotfix else deployment.strategy
 
 
 @register.simple_tag
-def when(value: datetime, form: str = "age") -> SafeString:
-    """A <time>: its age, how long something has run since ("elapsed"), or the time as a clock or a date has it, in the
-    reader's zone (backstagetest1.zone). static/pages.js keeps the former two right; the exact UTC is always there on
-    hover.
+def time(value: datetime, form: str = "age") -> SafeString:
+    """Renders a <time> as its age ("age"), the time elapsed since ("elapsed"), or a "clock" or "date" in the reader's
+    time zone (backstagetest1.zone).
+
+    static/pages.js keeps the first two up to date. The exact time in UTC is shown on hover.
     """
     exact, local, now = value.astimezone(UTC), timezone.localtime(value), timezone.now()
     texts = {
@@ -62,39 +72,23 @@ def when(value: datetime, form: str = "age") -> SafeString:
         "date": lambda: f"{local:%Y-%m-%d %H:%M %Z}",
     }
     title = f"{exact:%Y-%m-%d %H:%M:%S} UTC"
-    pattern = '<time datetime="{}" title="{}" data-form="{}">{}</time>'
+    pattern = '<time datetime="{}" title="{}" data-format="{}">{}</time>'
     return format_html(pattern, exact.isoformat(timespec="seconds"), title, form, texts[form]())
 
 
 @register.simple_block_tag(takes_context=True)
-def piece(
+def fragment(
     context: dict[str, Any], content: SafeString, id: str, of: object = "", tag: str = "div", **attributes: str
 ) -> SafeString:
-    """What stands up to {% endpiece %}, as a part of the page that changes by itself: see pages/fragments.py.
+    """Renders what stands before {% endfragment %} as a part of the page that changes by itself: pages/fragments.py.
 
-    {% piece "row" 7 tag="tr" class="wide" %} is an element <tr id="row-7" class="wide">.
+    {% fragment "row" 7 tag="tr" class="wide" %} makes the element <tr id="row-7" class="wide">.
     """
     name = f"{id}-{of}" if of != "" else id
-    return fragments.add(context["pieces"], fragments.Piece(name, tag, attributes, SafeString(content.strip())))
+    return fragments.add(context["fragments"], fragments.Fragment(name, tag, attributes, SafeString(content.strip())))
 
 
 @register.simple_tag
 def percent_of(part: timedelta, whole: timedelta) -> float:
-    """To a tenth."""
+    """Returns `part` in per cent of `whole`, rounded to a tenth; 0 if `whole` is 0."""
     return round(100 * (part / whole), 1) if whole else 0.0
-
-
-@register.simple_tag(takes_context=True)
-def query(context: dict[str, Any], **changes: Any) -> str:
-    """The page's query string with these parameters changed; None takes one out."""
-    parameters = context["request"].GET.copy()
-    for name, value in changes.items():
-        parameters.pop(name, None)
-        if value is not None:
-            parameters[name] = str(value)
-    return f"?{parameters.urlencode()}"
-
-
-@register.filter
-def lasting(seconds: float | None) -> str:
-    return "-" if seconds is None else humanize.took_seconds(seconds)

@@ -135,13 +135,13 @@ def test_a_running_deployment_shows_its_steps_and_how_far_it_is() -> None:
     rules.step(key, "migrate", "succeeded", at=now)
     rules.step(key, "smoke test", "running", at=now)
     progress = shown()["testing"].progress
-    assert progress and progress.percent in (50, 51) and not progress.late
+    assert progress and progress.percent in (50, 51) and not progress.overdue
     text = text_of(Client(), "/")
     assert re.search(r'<progress max="100" value="5[01]"', text)
     assert "of about 1 min 0 s" in text and "migrate" in text and "smoke test" in text
     assert "Deploying 2.0 to testing." in text
-    late = cards.progress(Deployment.objects.get(pk=key), now + HOUR)
-    assert late and late.percent == 99 and late.late
+    overdue = cards.progress(Deployment.objects.get(pk=key), now + HOUR)
+    assert overdue and overdue.percent == 99 and overdue.overdue
 
 
 def test_what_is_overdue_says_so(member: Client) -> None:
@@ -153,7 +153,7 @@ def test_what_is_overdue_says_so(member: Client) -> None:
     rules.start(key, at=now - timedelta(minutes=3))
     text = text_of(member, "/")
     assert "Deploying 2.0 to production, <strong>overdue</strong>." in text
-    assert "<span>Overdue:</span>" in text and 'class="flying late"' in text
+    assert "<span>Overdue:</span>" in text and 'class="in-flight overdue"' in text
     assert "<strong>overdue</strong>" in text_of(member, f"/deployments/{key}/")
 
 
@@ -276,40 +276,40 @@ def test_an_environment_that_says_it_runs_something_else_is_marked(well: dict[st
     assert "Reports version 0.9" in text and "Staging is unreachable." in text
 
 
-def pieces(text: str) -> dict[str, str]:
-    """The digests of a page's pieces, by id."""
-    return dict(re.findall(r'id="([^"]+)" data-piece="([^"]+)"', text))
+def fragments(text: str) -> dict[str, str]:
+    """The digests of a page's fragments, by id."""
+    return dict(re.findall(r'id="([^"]+)" data-fragment="([^"]+)"', text))
 
 
 def changed(client: Client, url: str, has: dict[str, str]) -> list[str]:
-    """The ids of what an open page that has these pieces is sent."""
+    """The ids of what an open page that has these fragments is sent."""
     path, _, query = url.partition("?")
     answer = client.get(f"{path}?{query}&{urlencode({'seen': list(has.values())}, doseq=True)}", headers=POLL)
     text = answer.content.decode()
     assert answer.status_code == (200 if text else 204) and "<html" not in text
-    found = re.findall(r'<template><\w+ id="([^"]+)" data-piece="[^"]+"[^>]* hx-swap-oob="true">', text)
+    found = re.findall(r'<template><\w+ id="([^"]+)" data-fragment="[^"]+"[^>]* hx-swap-oob="true">', text)
     assert len(found) == text.count("hx-swap-oob") == text.count("<template>"), "none within another"
     return found
 
 
 def test_an_open_board_is_sent_what_has_changed_and_nothing_else(client: Client) -> None:
     deployed("testing", "1.0")
-    has = pieces(text_of(client, "/"))
-    parts = ("health", "now", "flight", "past", "rollback")
-    places = [f"{part}-{name}" for name in Environment.Name.values for part in parts]
-    assert list(has) == ["news", *places, "checks", "checked"]
+    has = fragments(text_of(client, "/"))
+    parts = ("health", "now", "in-flight", "past", "rollback")
+    per_environment = [f"{part}-{name}" for name in Environment.Name.values for part in parts]
+    assert list(has) == ["summary", *per_environment, "checks", "checked"]
     assert changed(client, "/", has) == []
     release("1.1")
     row = rules.create("testing", "1.1", "rolling", "ci")
-    assert changed(client, "/", has) == ["news", "flight-testing", "past-testing"]
+    assert changed(client, "/", has) == ["summary", "in-flight-testing", "past-testing"]
     rules.start(row.pk)
     rules.finish(row.pk, "succeeded")
-    assert changed(client, "/", has) == ["now-testing", "past-testing"], "the news are as they were"
+    assert changed(client, "/", has) == ["now-testing", "past-testing"], "the summary has not changed"
     assert changed(client, "/", {"a": "nonsense", "b": ""}) == list(has)
     assert "<html" in text_of(client, "/?seen=x"), "who is not htmx gets a page"
 
 
-def test_time_alone_changes_no_piece(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_alone_changes_no_fragment(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A selection in a card was lost every three seconds, as the card said for how long a deployment runs."""
     now = timezone.now()
     deployed("testing", "1.0", at=now - HOUR)
@@ -321,10 +321,10 @@ def test_time_alone_changes_no_piece(client: Client, monkeypatch: pytest.MonkeyP
         for seconds in (3, 30, 55):
             monkeypatch.setattr("django.utils.timezone.now", lambda s=seconds: now + timedelta(seconds=s))
             assert text_of(client, url) != page, "it is right as it is loaded"
-            assert changed(client, url, pieces(page)) == [], (url, seconds)
+            assert changed(client, url, fragments(page)) == [], (url, seconds)
         monkeypatch.setattr("django.utils.timezone.now", lambda: now + timedelta(seconds=121))
-        found = changed(client, url, pieces(page))
-        expected = {"/": ["news", "flight-testing"], "/deployments/": []}.get(url, ["duration-figures"])
+        found = changed(client, url, fragments(page))
+        expected = {"/": ["summary", "in-flight-testing"], "/deployments/": []}.get(url, ["duration-figures"])
         assert found == expected, "now it is late"
         monkeypatch.undo()
 
@@ -333,10 +333,10 @@ def test_the_list_and_a_deployments_page_are_sent_what_has_changed(client: Clien
     deployed("testing", "1.0")
     row = begun("testing", "1.1")
     url = f"/deployments/{row.pk}/"
-    page, rows = pieces(text_of(client, url)), pieces(text_of(client, "/deployments/?environment=testing"))
+    page, rows = fragments(text_of(client, url)), fragments(text_of(client, "/deployments/?environment=testing"))
     key = rules.step(row.pk, "migrate", "running")[0].pk
     assert changed(client, url, page) == ["steps-list"]
-    page = pieces(text_of(client, url))
+    page = fragments(text_of(client, url))
     rules.step(row.pk, "migrate", "succeeded")
     assert changed(client, url, page) == [f"step-{key}"], "and not the whole list of steps"
     assert changed(client, "/deployments/?environment=testing", rows) == []
@@ -346,7 +346,7 @@ def test_the_list_and_a_deployments_page_are_sent_what_has_changed(client: Clien
     deployed("testing", "1.2")
     assert changed(client, "/deployments/?environment=testing", rows) == ["list"]
     deployed("staging", "1.2")
-    rows = pieces(text_of(client, "/deployments/?environment=testing"))
+    rows = fragments(text_of(client, "/deployments/?environment=testing"))
     assert changed(client, "/deployments/?environment=testing", rows) == [], "what the filter leaves out"
 
 

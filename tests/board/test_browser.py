@@ -234,7 +234,7 @@ def running(site: Site) -> Any:
 def test_the_board_brings_itself_up_to_date_and_keeps_the_focus(site: Site, staff: Window) -> None:
     page = staff.page
     staff.go("/", "What runs where")
-    card = page.locator("#place-production")
+    card = page.locator("#environment-production")
     assert "Running: 1.18.0" in re.sub(r"\s+", " ", card.inner_text())
     assert "scripts/rollback.sh" in card.inner_text()
     page.evaluate("window.same = true")
@@ -244,7 +244,7 @@ def test_the_board_brings_itself_up_to_date_and_keeps_the_focus(site: Site, staf
     card.get_by_role("progressbar").wait_for(state="detached")
     assert card.locator("#current-production").inner_text().endswith("1.18.0")
     assert page.evaluate("window.same && document.activeElement.id") == "current-production"
-    assert untouched.evaluate("piece => piece.isConnected"), "what has not changed is not drawn again"
+    assert untouched.evaluate("element => element.isConnected"), "what has not changed is not drawn again"
     staff.inspect()
 
 
@@ -252,7 +252,7 @@ def polls(page: Page, count: int) -> None:
     """Lets the open page ask so often what has changed, as it does every three seconds, and waits for the answers."""
     for _ in range(count):
         with page.expect_response(lambda answer: "seen=" in answer.url):
-            page.evaluate("htmx.trigger('#live', 'look')")
+            page.evaluate("htmx.trigger('#live', 'poll')")
     page.evaluate("new Promise(requestAnimationFrame)")
 
 
@@ -281,24 +281,24 @@ def test_a_selection_outlives_what_changes_around_it_and_time_ticks(site: Site, 
     page.set_viewport_size({"width": 360, "height": 500})
     page.goto("/")
     deployment = begin(site, "staging", "7.0")
-    flight = page.locator("#flight-staging")
-    flight.get_by_text("Running:").wait_for()
+    in_flight = page.locator("#in-flight-staging")
+    in_flight.get_by_text("Running:").wait_for()
     command = page.locator("#rollback-staging code")
     command.scroll_into_view_if_needed()
     command.click()  # chosen as a whole, by its style
     chosen, scroll = page.evaluate(SELECTED), page.evaluate("scrollY")
     assert chosen == command.inner_text() and scroll > 0
-    elapsed, element = flight.locator("time"), flight.element_handle()
+    elapsed, element = in_flight.locator("time"), in_flight.element_handle()
     ticks(elapsed)
     polls(page, 3)
     ticks(elapsed)
-    assert element.evaluate("piece => piece.isConnected"), "and nothing is drawn again for that"
+    assert element.evaluate("element => element.isConnected"), "and nothing is drawn again for that"
     assert page.evaluate(SELECTED) == chosen
 
     site.api(f"{deployment}steps", name="migrate", outcome="running")
-    flight.get_by_text("migrate").wait_for()
+    in_flight.get_by_text("migrate").wait_for()
     other = begin(site, "testing", "7.1")
-    page.locator("#flight-testing").get_by_text("7.1").wait_for(state="attached")
+    page.locator("#in-flight-testing").get_by_text("7.1").wait_for(state="attached")
     polls(page, 2)
     assert page.evaluate(SELECTED) == chosen
     top = command.bounding_box()
@@ -312,17 +312,17 @@ def test_what_has_changed_below_a_selection_waits_until_it_is_cleared(site: Site
     page = staff.page
     page.goto("/")
     deployment = begin(site, "development", "7.2")
-    flight = page.locator("#flight-development")
-    flight.get_by_text("Running:").wait_for()
-    flight.locator("a").evaluate("link => getSelection().selectAllChildren(link)")
+    in_flight = page.locator("#in-flight-development")
+    in_flight.get_by_text("Running:").wait_for()
+    in_flight.locator("a").evaluate("link => getSelection().selectAllChildren(link)")
     site.api(f"{deployment}finish", result="failed")
     held = page.get_by_text("Clear the selection to see them")
     held.wait_for()
     page.locator("#past-development").get_by_text("7.2 failed").first.wait_for(state="attached")
-    assert page.evaluate(SELECTED) == "7.2" and flight.get_by_text("Running:").is_visible()
+    assert page.evaluate(SELECTED) == "7.2" and in_flight.get_by_text("Running:").is_visible()
     staff.inspect()
     page.evaluate("getSelection().removeAllRanges()")
-    flight.get_by_text("Running:").wait_for(state="detached")
+    in_flight.get_by_text("Running:").wait_for(state="detached")
     held.wait_for(state="hidden")
 
 
@@ -360,14 +360,14 @@ def test_a_browser_words_time_as_the_server_does(window: Window) -> None:
     now = datetime.now(UTC)
     spans = [0, 1, 59, 60, 61, 119, 3599, 3600, 3661, 86_399, 86_400, 6 * 86_400 + 5]
     expected = [[age(now, now - timedelta(seconds=each)), took(timedelta(seconds=each))] for each in spans]
-    assert page.evaluate("spans => spans.map((each) => [age(each), took(each)])", spans) == expected
+    assert page.evaluate("spans => spans.map((each) => [age(each), duration(each)])", spans) == expected
 
 
 def test_a_readers_clock_may_be_wrong(site: Site, window: Window) -> None:
     deployment = begin(site, "testing", "7.5")
     window.page.add_init_script("const right = Date.now; Date.now = () => right() + 3600e3")
     window.page.goto("/")
-    elapsed = window.page.locator("#flight-testing time").first
+    elapsed = window.page.locator("#in-flight-testing time").first
     assert re.fullmatch(r"\d+ s", elapsed.inner_text()), "neither an hour ago nor in an hour"
     site.api(f"{deployment}finish", result="failed")
 
@@ -379,7 +379,7 @@ def test_nobody_asks_for_the_board_while_nobody_looks(window: Window) -> None:
     page.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.away, configurable: true })")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.evaluate("window.away = true; htmx.trigger('#live', 'look')")
+    page.evaluate("window.away = true; htmx.trigger('#live', 'poll')")
     assert not asked
     with page.expect_response(lambda answer: "seen=" in answer.url) as answer:
         page.evaluate("window.away = false; document.dispatchEvent(new Event('visibilitychange'))")
@@ -398,7 +398,7 @@ def test_an_open_page_says_when_it_gets_no_answer(window: Window, path: str) -> 
     page.unroute("**/*seen=*")
     notice.wait_for(state="hidden")
     page.route("**/*seen=*", lambda route: route.fulfill(status=503))
-    page.get_by_text("The server answered with an error (503).").wait_for()
+    page.get_by_text("The server returned an error (503).").wait_for()
     window.troubles.clear()  # the browser itself told of what was aborted
 
 
@@ -669,7 +669,8 @@ def test_everything_is_done_by_keyboard_alone(window: Window) -> None:
 def test_everything_works_without_javascript(site: Site) -> None:
     with closing(Window(site.browser, site.url, java_script_enabled=False)) as window:
         window.page.goto("/")
-        assert window.page.locator("#place-testing").get_by_role("link", name="1.18.0", exact=False).first.is_visible()
+        testing = window.page.locator("#environment-testing")
+        assert testing.get_by_role("link", name="1.18.0", exact=False).first.is_visible()
         window.page.goto("/deployments/")
         window.page.get_by_label("Environment", exact=True).select_option("staging")
         window.press("Show")
