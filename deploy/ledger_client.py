@@ -210,34 +210,45 @@ class RemoteLedger:
         Refusals are problem details: https://www.rfc-editor.org/rfc/rfc9457
         """
         method = method or ("GET" if body is None else "POST")
-        data = json.dumps(body).encode() if body is not None else None
+        code, text = self.send(method, path, json.dumps(body) if body is not None else "")
+        found = parsed(text)
+        if not 200 <= code < 300:
+            raise self.error_of(code, found if isinstance(found, dict) else {})
+        if found is None:
+            raise LedgerUnavailable(f"{self.name} answers {code} with something that is not JSON")
+        return found
+
+    def send(self, method: str, path: str, body: str) -> tuple[int, str]:
+        """Sends a request for `path` below /api/ with a JSON body, empty for none, and returns the answer's status and
+        body. Waits TIMEOUT seconds for it. Raises LedgerUnavailable if none comes.
+        """
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/api/{path}", data, headers, method=method)
+        request = urllib.request.Request(f"{self.url}/api/{path}", body.encode() or None, headers, method=method)
         try:
             with OPENER.open(request, timeout=TIMEOUT) as response:
-                return json.load(response)
+                return response.status, response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
-            raise self.error_of(error) from None
+            try:
+                return error.code, error.read().decode(errors="replace")
+            except (OSError, HTTPException):
+                return error.code, ""
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "reason", None) or error
-            raise LedgerUnavailable(f"{self.url} ({reason})") from None
+            raise LedgerUnavailable(f"{self.name} ({reason})") from None
 
-    def error_of(self, error: urllib.error.HTTPError) -> Exception:
+    def error_of(self, code: int, problem: dict[str, Any]) -> Exception:
         """What an answer that is not a success means, as an exception."""
-        problem = problem_of(error)
         detail, kind = str(problem.get("detail", "")), str(problem.get("type", "")).rpartition("#")[2]
-        if problem and (error.code == 404 or kind == "unknown-release"):
+        if problem and (code == 404 or kind == "unknown-release"):
             return LookupError(detail)
-        if error.code == 409 or error.code == 403 and problem:
+        if code == 409 or code == 403 and problem:
             return rules.RuleViolation(kind, detail)
-        if 300 <= error.code < 400:
-            return LedgerUnavailable(
-                f"{self.url} answers {error.code}, a redirect; LEDGER_URL must be the final address"
-            )
-        if error.code == 422:
+        if 300 <= code < 400:
+            return LedgerUnavailable(f"{self.name} answers {code}, a redirect; LEDGER_URL must be the final address")
+        if code == 422:
             first = (problem.get("errors") or [{}])[0]
             return rules.Invalid(str(first.get("pointer", "")), str(first.get("detail", detail)))
-        return LedgerUnavailable(f"{self.url} answers {error.code} {detail}".strip())
+        return LedgerUnavailable(f"{self.name} answers {code} {detail}".strip())
 
     def promotes_from(self, environment: str) -> str:
         """From the environment; the API calls it "gate"."""
@@ -290,10 +301,9 @@ class RemoteLedger:
         self.ask(f"deployments/{key}/finish", {"result": result, "failed_requests": failed_requests})
 
 
-def problem_of(error: urllib.error.HTTPError) -> dict[str, Any]:
-    """The problem details of an answer; empty if it has none."""
+def parsed(text: str) -> Any:
+    """What the JSON says; None if it is not JSON."""
     try:
-        found = json.load(error)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -57,15 +57,15 @@ class Holding:
 
 
 class FileLock:
-    """A lock on this machine, at `path`. `also` is the file of ./run switch, which works on the same containers.
+    """A lock on this machine, at `path`.
 
     The operating system's lock on the file ends with the holder's process, however that ends, so it tells whether the
     holder is alive: https://man7.org/linux/man-pages/man2/flock.2.html. `environment` is named in messages.
     """
 
-    def __init__(self, path: Path, also: Path, environment: str) -> None:
-        self.path, self.also, self.environment = path, also, environment
-        self.files: list[IO[str]] = []
+    def __init__(self, path: Path, environment: str) -> None:
+        self.path, self.environment = path, environment
+        self.file: IO[str] | None = None
 
     def acquire(self, purpose: str) -> str:
         """Acquires it. Returns a note if the last holder's process died. Raises LockHeld."""
@@ -77,25 +77,20 @@ class FileLock:
             found = self.read()
             if found.get("by_hand"):
                 raise LockHeld(f"{holding(found)}. {how_to_release(self.environment)}")
-            other = self.open(self.also)
-            self.files = [file, other]
-            if not self.flock(other):
-                raise LockHeld("./run switch is running. Wait for it (--wait).")
         except LockHeld:
             file.close()
-            self.close()
             raise
+        self.file = file
         self.write({"holder": holder(), "process": os.getpid(), "purpose": purpose})
         return f"{holding(found).sentence('had held')}, and its process has died" if found else ""
 
     def check_free(self) -> None:
         """Raises LockHeld if acquire() would. Changes nothing."""
-        for path in (self.path, self.also):
-            if not path.exists():
-                continue
-            with self.open(path) as file:
-                if not self.flock(file):
-                    raise LockHeld(f"{holding(self.read()) if path == self.path else './run switch is running'}.")
+        if not self.path.exists():
+            return
+        with self.open(self.path) as file:
+            if not self.flock(file):
+                raise LockHeld(f"{holding(self.read())}.")
         if (found := self.read()).get("by_hand"):
             raise LockHeld(f"{holding(found)}. {how_to_release(self.environment)}")
 
@@ -109,11 +104,11 @@ class FileLock:
 
     def held(self) -> bool:
         """Whether this run still holds it."""
-        return bool(self.files) and self.read().get("process") == os.getpid()
+        return self.file is not None and self.read().get("process") == os.getpid()
 
     def release(self) -> None:
         """Gives it back. Does nothing if this run does not hold it."""
-        if self.files and self.held():
+        if self.held():
             self.write({})
         self.close()
 
@@ -135,10 +130,10 @@ class FileLock:
         return holding(found)
 
     def close(self) -> None:
-        """Closes the files, which ends the operating system's locks on them."""
-        for file in self.files:
-            file.close()
-        self.files = []
+        """Closes the file, which ends the operating system's lock on it."""
+        if self.file:
+            self.file.close()
+        self.file = None
 
     def open(self, path: Path) -> IO[str]:
         """The file, which is created if need be. It is not truncated."""

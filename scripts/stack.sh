@@ -16,12 +16,10 @@ docker_ready() {
     die 1 'Cannot reach the Docker engine; start it (systemctl start docker), or find out why with docker info'
 }
 
-# build_arguments: exports what the image says of itself, unless the environment has set it.
+# build_arguments: exports what an image built from the working tree says of itself (scripts/version.sh).
 build_arguments() {
-  export APP_VERSION APP_COMMIT APP_CREATED
-  APP_VERSION=${APP_VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)}
-  APP_COMMIT=${APP_COMMIT:-$(git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null || echo unknown)}
-  APP_CREATED=${APP_CREATED:-$(git show --no-patch --format=%cI HEAD 2>/dev/null || true)}
+  local pair
+  while read -r pair; do export "${pair?}"; done < <(scripts/version.sh)
 }
 
 # running SERVICE...: exits unless each of these services is running.

@@ -17,10 +17,11 @@ from django.core.management.base import BaseCommand, CommandParser
 from deploy import rollout
 from deploy.console import Output
 from deploy.errors import DeployRefused, ExitCode, InvalidUsage, StepFailed
-from deploy.ledger_client import Request, configured
+from deploy.ledger_client import Ledger, Request, configured
 from deploy.locks import holder
 from deploy.recorder import Recorder
 from deploy.shell import call
+from deploy.stack_ledger import StackLedger
 from deploy.targets.base import Target
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.blue_green import BlueGreen
@@ -190,9 +191,16 @@ exit codes:
             image=config.tagged(version),
             **more,
         )
-        recorder = Recorder(configured(), request, UNRECORDED, self.output.note)
+        recorder = Recorder(ledger_of(target, config), request, UNRECORDED, self.output.note)
         run = kind(target, recorder, self.output, plan)
         return run.dry_run() if options["dry_run"] else run.run()
+
+
+def ledger_of(target: Target, config: EnvironmentConfig) -> Ledger:
+    """The ledger of the settings; without LEDGER_URL, of a stack on this machine its own."""
+    if isinstance(target, Compose) and not settings.LEDGER_URL:
+        return StackLedger(target.execute, config.name, target.folder / "var" / f"ledger-token-{config.name}")
+    return configured()
 
 
 def seconds(text: str) -> float:

@@ -1,6 +1,6 @@
 """Docker Compose on this machine: two colours behind one nginx, which finds the app by the name current.sock.
 
-docs/stack.md explains how the traffic moves. ./run switch does the same by hand; the two exclude each other by a lock.
+docs/stack.md explains how the traffic moves.
 """
 
 import json
@@ -41,9 +41,11 @@ class Compose:
         self.config, self.version, self.folder = config, version, folder
         self.image = config.tagged(version)
         self.colour = ""  # the release's, once start() has chosen it
+        self.live_container = ""
+        self.onto_web = False  # replace both colours by the service web, which docker compose up has started
         self.moved = -math.inf  # when the traffic moved, by the monotonic clock
         var = folder / "var"
-        self.lock = FileLock(var / "deploy.lock", var / "switch.lock", config.name)
+        self.lock = FileLock(var / "deploy.lock", config.name)
         self.verified_file = var / "verified.json"
 
     # What is there
@@ -75,6 +77,8 @@ class Compose:
 
     def already_live(self) -> bool:
         """Whether this very image has the traffic, and its version was verified good. Raises StepFailed."""
+        if self.onto_web and self.pointer("current") != "web":
+            return False
         current = self.container(self.pointer("current"))
         return bool(current) and current["Image"] == self.image_id() and self.version in self.verified()
 
@@ -97,6 +101,8 @@ class Compose:
 
     def idle(self) -> str:
         """The colour that a release would start in."""
+        if self.onto_web:
+            return "web"
         return "green" if self.pointer("current") == "blue" else "blue"
 
     def pointer(self, name: str) -> str:
@@ -196,6 +202,11 @@ class Compose:
         What an interrupted run has started is used as it is. Returns a note. Raises StepFailed.
         """
         current, wanted = self.pointer("current"), self.image_id()
+        if self.onto_web:
+            self.colour, web = "web", self.container("web")
+            if web.get("Image") != wanted or self.state(web) != "ready":
+                raise StepFailed(f"The service web does not run {self.image}, or is not ready. Start it with ./run up.")
+            return "web is already running"
         if current != "web" and self.version not in self.verified() and self.container(current).get("Image") == wanted:
             self.colour = current
             return f"{service(current)} already has the traffic"
@@ -300,6 +311,10 @@ class Compose:
         self.remember([*(one for one in self.verified() if one != self.version), self.version])
         previous = self.pointer("previous")
         time.sleep(max(0.0, self.moved + DRAIN - time.monotonic()))  # until then it still gets a request now and then
+        if self.onto_web:
+            for colour in ("blue", "green"):
+                self.retire(service(colour))
+            return "web is the only one running"
         if "web" not in (self.colour, previous):
             self.retire("web")  # older than the rollback target
         return f"{service(previous)} ({self.version_of(previous)}) stays running"
@@ -332,6 +347,15 @@ class Compose:
         """Runs a program in the service's container, for `timeout` seconds at most. Raises StepFailed."""
         key = self.running_id(name) or name  # whose absence docker then says
         return call(("docker", "exec", "--interactive", key, *words), timeout=timeout, given=given)
+
+    def execute(self, *words: str, timeout: float, given: str = "") -> subprocess.CompletedProcess[str]:
+        """Runs a program in the container of the live app, with `given` as its input. Raises StepFailed."""
+        for name in (self.live_container, ""):
+            self.live_container = name or self.running_id(service(self.pointer("current")))
+            done = call(("docker", "exec", "--interactive", self.live_container, *words), timeout=timeout, given=given)
+            if "No such container" not in done.stderr and "is not running" not in done.stderr:
+                break
+        return done
 
     def compose(self, *words: str, why: str, timeout: float = 180, **variables: str) -> str:
         """What `docker compose` prints; `variables` are for its file. Raises StepFailed, which begins with `why`."""

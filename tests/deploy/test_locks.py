@@ -13,9 +13,7 @@ from deploy.locks import FileLock, holder
 @pytest.fixture
 def locks(tmp_path: Path) -> Iterator[tuple[FileLock, FileLock]]:
     """Two runs' views of the same lock. Each opens the file for itself, as two processes would."""
-    first, second = (
-        FileLock(tmp_path / "var" / "deploy.lock", tmp_path / "var" / "switch.lock", "staging") for _ in range(2)
-    )
+    first, second = (FileLock(tmp_path / "var" / "deploy.lock", "staging") for _ in range(2))
     yield first, second
     first.close()
     second.close()

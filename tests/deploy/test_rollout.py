@@ -26,7 +26,7 @@ class Recording:
     def __init__(self, folder: Path, version: str, fails: str = "") -> None:
         self.version, self.fails, self.live = version, fails, "1"
         self.done: list[str] = []
-        self.lock = FileLock(folder / "deploy.lock", folder / "switch.lock", "testing")
+        self.lock = FileLock(folder / "deploy.lock", "testing")
 
     def act(self, name: str, note: str) -> str:
         self.done.append(name)

@@ -102,7 +102,7 @@ def test_what_is_missing_is_one_clear_line(amiss: dict[str, str], code: int, say
     assert says in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("words", ["up", "down", "logs", "backup", "restore .", "switch image:1", "e2e"])
+@pytest.mark.parametrize("words", ["up", "down", "logs", "backup", "restore .", "deployments", "e2e"])
 @pytest.mark.parametrize(
     ("fails", "code", "says"),
     [("compose", 2, "docker compose not found; install the plugin"), ("info", 1, "Cannot reach the Docker engine")],
@@ -275,3 +275,36 @@ def test_docker_compose_reads_dotenv_as_in_the_table(tmp_path: Path) -> None:
         if expected != REFUSED:
             found = json.loads(done.stdout)["services"]["s"]["environment"]["X"].replace("$$", "$")
             assert found == ("<unset>" if expected is None else expected), text
+
+
+def test_the_version_of_the_working_tree_is_what_git_says(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "version.sh", tmp_path / "scripts")
+    (tmp_path / "pyproject.toml").write_text('[project]\nversion = "0.1.0"\n')
+
+    def version(**variables: str) -> dict[str, str]:
+        env = {"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": str(tmp_path.parent), **variables}
+        done = subprocess.run(
+            [tmp_path / "scripts" / "version.sh"], env=env, capture_output=True, text=True, check=True
+        )
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=t", "-c", "user.email=t@example.com")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert version() == {"APP_VERSION": "0.1.0", "APP_COMMIT": "unknown", "APP_CREATED": ""}
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    found = version()
+    assert found["APP_COMMIT"].startswith(found["APP_VERSION"]) and len(found["APP_COMMIT"]) == 40
+    git("tag", "v1.4.0")
+    assert version()["APP_VERSION"] == "1.4.0"
+    (tmp_path / "pyproject.toml").write_text("changed")
+    dirty = version()
+    assert (
+        re.fullmatch(r"1\.4\.0-dirty\.\d{8}T\d{6}Z", dirty["APP_VERSION"])
+        and dirty["APP_COMMIT"] == found["APP_COMMIT"]
+    )
+    assert version(APP_VERSION="2.0")["APP_VERSION"] == "2.0"

@@ -2,13 +2,16 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import CommandParser
 
-from deploy import rollout
-from deploy.errors import InvalidUsage
+from deploy import build, rollout
+from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.management.base import Operation
+from deploy.targets.compose import Compose
 from ledger.environments import REPOSITORY, EnvironmentConfig
 
 WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
@@ -29,6 +32,7 @@ examples:
   manage.py deploy 1.4.0 -e production --dry-run
   manage.py deploy 1.4.1 -e production --hotfix --reason "Nobody can sign in"
   manage.py deploy 1.4.0 -e development --watch 20 --json
+  manage.py deploy --build -e development          the working tree, as ./run deploy does
   manage.py deploy 1.4.0 -e staging --image registry.example.com/team/backstagetest1@sha256:...
 
 Run the same command again to resume an interrupted run. docs/deploying.md explains each step.
@@ -45,6 +49,16 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             metavar="REPOSITORY[@DIGEST]",
             help="override the image of environments.toml; a digest selects exactly that build of the version",
         )
+        parser.add_argument(
+            "--build",
+            action="store_true",
+            help="first build the image from the working tree; VERSION defaults to git's (compose only)",
+        )
+        parser.add_argument(
+            "--onto-web",
+            action="store_true",
+            help="replace both colours by the service web, which docker compose up has started (compose only)",
+        )
         parser.add_argument("--hotfix", action="store_true", help="skip the promotion check; requires --reason")
         parser.add_argument(
             "--unsafe-migrations",
@@ -55,14 +69,23 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
     def operate(self, config: EnvironmentConfig, options: dict[str, Any]) -> int:
         """Deploys. Returns the exit code. Raises DeployRefused and StepFailed."""
         version = options["version"]
-        if not version:
+        for flag in ("build", "onto_web"):
+            if options[flag] and config.target != "compose":
+                raise InvalidUsage(
+                    f"--{flag.replace('_', '-')} requires the compose target; {config.name} is a cluster."
+                )
+        if not version and not options["build"]:
             raise InvalidUsage("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
         for flag in ("hotfix", "unsafe_migrations"):
             if options[flag] and not options["reason"].strip():
                 raise InvalidUsage(f"--{flag.replace('_', '-')} requires a reason: --reason TEXT")
         if options["image"]:
             config = with_image(config, options["image"], version)
+        if options["build"]:
+            version = self.build(config, version, options)
         target = self.target(config, version)
+        if isinstance(target, Compose):
+            target.onto_web = options["onto_web"]
         target.validate()
         self.confirm(config, options, f"About to deploy {version} to production")
         watch = options["watch"]
@@ -75,6 +98,23 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             watch=WATCH.get(config.name, WATCH_ELSEWHERE) if watch is None else watch,
             unsafe_migrations=options["unsafe_migrations"],
         )
+
+    def build(self, config: EnvironmentConfig, version: str, options: dict[str, Any]) -> str:
+        """Builds the working tree's image and returns its version. Raises DeployRefused and StepFailed."""
+        if options["dry_run"]:
+            raise InvalidUsage("--build cannot be combined with --dry-run, which changes nothing.")
+        self.target(config, "").validate()  # a stack that is not running is said before a long build
+        self.output.begin("build")
+        try:
+            version, commit, note = build.image(config, version, Path(settings.BASE_DIR))
+        except (DeployRefused, StepFailed) as error:
+            self.output.end("failed", str(error))
+            if isinstance(error, StepFailed):
+                self.output.details(error.details)
+            raise
+        self.output.end("succeeded", note)
+        options["commit"] = options["commit"] or commit
+        return version
 
 
 def with_image(config: EnvironmentConfig, image: str, version: str) -> EnvironmentConfig:
