@@ -244,6 +244,29 @@ class Load:
         return f"{self.total} requests at {rate:.0f}/s, {dict(self.outcomes)}, slowest {self.slowest:.2f} s"
 
 
+def keep_alive(stack: "Stack", person: Client) -> Callable[[int], Callable[[], int]]:
+    """For Load: strict clients that keep their connection and never look whether it is still there, nor try again.
+
+    By turns a page for somebody signed in, which needs the database, and a POST, which nobody may repeat.
+    """
+
+    def start(_: int) -> Callable[[], int]:
+        reader, sender, turn = stack.client(), stack.client(), [0]
+        reader.cookies = dict(person.cookies)
+        token = sender.token("/accounts/login/")
+        reader.keep_alive = sender.keep_alive = True
+
+        def act() -> int:
+            turn[0] += 1
+            if turn[0] % 2:
+                return reader.get("/accounts/profile/").status
+            return sender.post("/accounts/logout/", {}, token=token).status
+
+        return act
+
+    return start
+
+
 class Stack:
     """docker compose, in a clone, with nothing set but ports that are free and names that collide with nobody's."""
 
@@ -266,6 +289,11 @@ class Stack:
         return subprocess.run(
             ["./run", *words], cwd=self.folder, env=self.environment, capture_output=True, text=True, **options
         )
+
+    def use(self, repository: str) -> None:
+        """Names the image's repository in environments.toml of the clone."""
+        file = self.folder / "environments.toml"
+        file.write_text(file.read_text().replace('image = "backstagetest1"', f'image = "{repository}"', 1))
 
     def up(self) -> Self:
         began = time.monotonic()

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import pytest
 
-from tests.e2e.stack import LABEL, Client, Load, Stack, clone, closing, docker, say
-from tests.e2e.test_switch import keep_alive
+from tests.e2e.stack import LABEL, Client, Load, Stack, clone, closing, docker, keep_alive, say
 from tests.support.servers import PATIENCE, eventually
 
 ENVIRONMENT = ("-e", "development")
@@ -47,7 +47,7 @@ def variant(image: str, version: str, script: str = "true", told: str = "") -> s
 
 
 class Deploying(Stack):
-    """A stack in a clone of its own, with its ledger in the clone's SQLite."""
+    """A stack in a clone of its own. The ledger is the stack's."""
 
     def manage(self, *words: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -75,17 +75,17 @@ class Deploying(Stack):
 
     def ledger(self) -> list[dict[str, Any]]:
         """Its rows, the newest first."""
-        return self.command("deployments", "--json")[1]
+        done = self.run("deployments", "--json")
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def own(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
     folder = clone(tmp_path_factory.mktemp("deploy"))
-    file = folder / "environments.toml"
-    file.write_text(file.read_text().replace('image = "backstagetest1"', f'image = "{LABEL}"', 1))
     docker("tag", image, f"{LABEL}:1.0.0")
     stack = Deploying(folder, "deploy", f"{LABEL}:1.0.0")
-    assert stack.command("migrate", "--verbosity", "0")[0] == 0
+    stack.use(LABEL)
     with closing(stack):
         yield stack
 
@@ -131,6 +131,49 @@ def test_a_good_release_goes_out_without_a_failed_request_and_back_again(own: De
 def test_what_runs_and_was_found_good_is_left_alone(own: Deploying) -> None:
     code, events, said = own.deploy("1.0.0")
     assert code == 0 and events[-1]["result"] == "unchanged", said
+
+
+def test_a_restart_of_one_of_two_that_run_fails_no_request(own: Deploying, member: Client) -> None:
+    current = own.exec("nginx", "readlink", "/run/web/current.sock").strip().removesuffix(".sock")
+    with Load(keep_alive(own, member)) as load:
+        for name in ("web_blue", "web_green", f"web_{current}"):
+            time.sleep(1)
+            own.compose("--profile", "colours", "restart", name)
+            # With the next one away, this one is all there is.
+            eventually(lambda: own.inspect(name)["State"]["Health"]["Status"] == "healthy", every=0.2)
+    say(f"each restarted, and the one that serves twice: {load}")
+    assert not load.failed and load.total > 200
+
+
+def test_switches_under_load_fail_no_request(own: Deploying, member: Client, full: bool) -> None:
+    """Ten in full, three in short: out with a new release, back, and so on."""
+    took, count, requests = [], 10 if full else 3, 10_000 if full else 2_000
+    with Load(keep_alive(own, member)) as load:
+        for number in range(count):
+            words = ("deploy", "2.0.0", "--watch", "3") if number == 0 else ("rollback",)
+            began = time.monotonic()
+            code, _, said = own.command(*words, *ENVIRONMENT, "--json")
+            assert code == 0, said
+            took.append(time.monotonic() - began)
+        while load.total < requests:
+            time.sleep(0.5)
+    say(f"{count} switches: {load}")
+    say(f"out took {took[0]:.0f} s, a rollback {sorted(took[1:])[len(took) // 2 - 1]:.0f} s")
+    assert not load.failed and load.outcomes["302"] > requests // 3 and member.signed_in()
+
+
+def test_all_requests_go_to_the_new_release_within_seven_seconds(own: Deploying, member: Client) -> None:
+    with Load(keep_alive(own, member), rate=50):
+        time.sleep(1)
+        code, events, said = own.command("rollback", *ENVIRONMENT, "--json")
+        assert code == 0, said
+    (moved,) = [each["time"] for each in events if each.get("name") == "switch" and each["outcome"] == "succeeded"]
+    previous = own.exec("nginx", "readlink", "/run/web/previous.sock").strip().removesuffix(".sock")
+    name = "web" if previous == "web" else f"web_{previous}"
+    times = [line["time"] for line in own.logs(name) if line.get("path") == "/accounts/profile/"]
+    last = (datetime.fromisoformat(times[-1]) - datetime.fromisoformat(moved)).total_seconds()
+    say(f"the old one got its last request {last:.1f} s after the switch")
+    assert -5 < last < 7.5
 
 
 CRASHES = "echo 'raise SystemExit(\"broken on purpose\")' >/app/gunicorn.conf.py"
@@ -246,7 +289,6 @@ def test_two_at_once_and_a_lock_by_hand(own: Deploying) -> None:
     eventually(lambda: "lock" in str(first.stdout and first.stdout.readline()))
     code, _, said = own.deploy(version)
     assert code == 3 and "has held the lock since" in said and f"deploy of {version}" in said
-    assert own.run("switch", "--back").returncode == 1  # the two keep out of each other's way
     assert first.wait(PATIENCE) == 0
     assert own.command("lock", "acquire", "--reason", "The database is being moved", *ENVIRONMENT)[0] == 0
     code, _, said = own.deploy("1.0.0")
