@@ -6,7 +6,9 @@ import pytest
 from django.conf import LazySettings
 from django.core.management import CommandError, call_command
 
+from ledger import rules
 from ledger.models import Deployment
+from tests.support.ledgers import START
 
 pytestmark = pytest.mark.django_db
 COMMIT = "4f2a9c1" + "0" * 33
@@ -29,6 +31,7 @@ def test_the_first_release_is_live_in_the_ledger_and_recorded_once(settings: Laz
     assert Deployment.objects.count() == 1
 
     settings.VERSION = "1.1"
+    rules.register("1.1", COMMIT, START, image="backstagetest1:1.1")  # as the deployer does; the times differ
     record("--built-at", "")
     assert Deployment.objects.latest("pk").reason == "Not started by manage.py deploy; recorded afterwards."
 

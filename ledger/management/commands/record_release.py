@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from ledger import queries, rules, steps
 from ledger.management.base import readable
-from ledger.models import Deployment, Environment
+from ledger.models import Deployment, Environment, Release
 
 EXAMPLES = """\
 examples:
@@ -54,7 +54,9 @@ def record(actor: str, built_at: datetime | None, image: str = "") -> str:
     live = queries.live(environment)
     if live and live.release.version == settings.VERSION:
         return f"Release {settings.VERSION} is already recorded as live in {environment}."
-    release, _ = rules.register(settings.VERSION, settings.COMMIT, built_at or timezone.now(), image=image)
+    release = Release.objects.filter(version=settings.VERSION, commit=settings.COMMIT).first()
+    if release is None:
+        release, _ = rules.register(settings.VERSION, settings.COMMIT, built_at or timezone.now(), image=image)
     deployment = rules.create(
         environment.name,
         release.version,
