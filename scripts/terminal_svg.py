@@ -22,7 +22,7 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 
-COLUMNS, ROWS = 92, 28  # earlier lines scroll away
+COLUMNS, ROWS = 100, 32  # earlier lines scroll away
 FRAME = 0.2  # seconds of the picture; states that are shorter are not drawn
 PAUSES = {"typing": 0.9, "between": 1.2, "end": 6.0}  # seconds of the picture
 FONTS = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace"
