@@ -229,6 +229,12 @@ def test_with_what_is_needed_they_start(module: str) -> None:
     assert load(module, **GOOD, REDIS_URL="redis://cache.internal/1").ENVIRONMENT == module
 
 
+def test_a_stack_that_runs_the_production_settings_may_have_another_name() -> None:
+    assert load("production", **GOOD, ENVIRONMENT="development").ENVIRONMENT == "development"
+    with pytest.raises(ImproperlyConfigured, match="ENVIRONMENT"):
+        load("production", **GOOD, ENVIRONMENT="prod")
+
+
 def test_the_guides_names_are_the_defaults() -> None:
     password = {"SECRET_KEY": KEY, "DB_PASSWORD": "p@ss/word"}
     production, staging, dev = load("production", **password), load("staging", **password), load("dev")
