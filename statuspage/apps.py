@@ -4,6 +4,8 @@ from django.core.signals import request_started
 
 
 class StatusPageConfig(AppConfig):
+    """The status page; starts the sampler of a serving process if settings.SAMPLE_UPTIME is set."""
+
     name = "statuspage"
 
     def ready(self) -> None:

@@ -1,4 +1,4 @@
-"""Mock history for the status page of development: ninety days of samples, and an incident that matches them."""
+"""Mock history for the status page in development: ninety days of uptime, and an incident that matches it."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ STORY = (
 
 
 def load(profile: str) -> str | None:
-    """Writes the past, if `profile` is mock and there is none. Returns nothing to print."""
+    """Creates the history if `profile` is mock and there is none. Returns None: there is nothing to print."""
     if profile == "mock" and not Day.objects.exists() and not Incident.objects.exists():
         with transaction.atomic():
             write(timezone.now(), random.Random(7))
@@ -29,6 +29,7 @@ def load(profile: str) -> str | None:
 
 
 def write(now: datetime, chance: random.Random) -> None:
+    """Creates uptime up to `now`, with outages on days that `chance` chooses, and a resolved incident."""
     today = now.astimezone(UTC).date()
     midnight = datetime.combine(today, datetime.min.time(), UTC)
     keys = dict(Environment.objects.values_list("name", "pk"))

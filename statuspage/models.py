@@ -1,4 +1,4 @@
-"""The past of the status page: whether each environment was up, minute by minute, and the incidents people reported."""
+"""What the status page stores: uptime samples, their daily rollups, and incidents with their updates."""
 
 from django.core.validators import MaxLengthValidator
 from django.db import models
@@ -8,7 +8,7 @@ from settings import text
 
 
 class Sample(models.Model):
-    """Whether an environment was up at a minute. At most one a minute: the second to write one is ignored."""
+    """Whether an environment was up in a minute. There is at most one per minute; a second one is ignored."""
 
     environment = models.ForeignKey(Environment, models.CASCADE, related_name="+", db_index=False)
     minute = models.DateTimeField()
@@ -22,7 +22,7 @@ class Sample(models.Model):
 
 
 class Day(models.Model):
-    """The samples of a day (UTC) that are too old to be kept one by one."""
+    """The rolled-up samples of a day in UTC."""
 
     environment = models.ForeignKey(Environment, models.CASCADE, related_name="+", db_index=False)
     day = models.DateField()
@@ -37,7 +37,7 @@ class Day(models.Model):
 
 
 class Incident(models.Model):
-    """Something that people notice. Its updates say how it went; its status is that of the last one."""
+    """Something that users notice. Its status is that of its last update."""
 
     class Impact(models.TextChoices):
         MINOR = "minor", "minor: something is slow or odd"
@@ -77,9 +77,9 @@ class Incident(models.Model):
 
 
 class IncidentUpdate(models.Model):
-    """What was published about an incident, and when. It never changes; another update corrects it."""
+    """A published message about an incident. It is never edited; another update corrects it."""
 
-    MESSAGE = 2000  # characters; the validator holds the limit, as a TextField's max_length does so in forms only
+    MESSAGE = 2000  # characters; the validator enforces it, since a TextField's max_length applies to forms only
 
     incident = models.ForeignKey(Incident, models.CASCADE, related_name="updates")
     at = models.DateTimeField()

@@ -1,8 +1,7 @@
-"""How each environment is: the answer of its /health/, asked for over HTTP and shared by all processes in the cache.
+"""The health of each environment: the answer of its /health/, requested over HTTP and shared through the cache.
 
-Nobody waits long for it. A reading that has grown old is asked for anew beside the request that wanted it, which gets
-the old one; only where there is none at all does a request wait, and not beyond DEADLINE. An environment that hangs
-holds one thread of each process and nothing else.
+Pages do not wait for it. A page gets the old reading while a thread requests a new one. Only when there is no reading
+at all does it wait, and for DEADLINE at most. An environment that hangs occupies one thread per process, and no more.
 """
 
 import logging
@@ -21,20 +20,22 @@ from ledger.environments import NAMES, environment_configs
 
 logger = logging.getLogger(__name__)
 
-FRESH = 10.0  # seconds for which nobody asks again
-KEPT = 60.0  # seconds after which a reading says nothing about now
-DEADLINE = 1.0  # seconds that readings() waits for what is not known at all
-TIMEOUT = 3.0  # seconds that an environment has for an answer
-CERTAIN = 4.0  # seconds for which one that is late, or whose checks are, is asked again before that is believed
-AGAIN = 1.0  # seconds between two such questions
-KEY = "watch:1:{}"  # the number goes up when Reading changes: two releases share one cache
+FRESH = 10.0  # seconds after which a new reading is requested
+KEPT = 60.0  # seconds after which a reading is discarded
+DEADLINE = 1.0  # seconds that readings() waits for an environment without a reading
+TIMEOUT = 3.0  # seconds that an environment has to answer
+CERTAIN = 4.0  # seconds of retries before a late answer, or one with late checks, is taken as such
+RETRY = 1.0  # seconds between such retries
+PRODUCTION_FIRST = tuple(reversed(NAMES))
+KEY = "watch:1:{}"  # increment it when Reading changes, because two releases can share one cache
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What an environment said of itself, and when. `unknown`: nobody asks it, or nobody has an answer yet.
+    """An environment's health at a time (`at`, in UTC). `unknown` means not monitored, or no answer yet.
 
-    `checks` has "healthy" or "unhealthy: reason" for each name; `latency_ms` is the time that the answer took.
+    `checks` maps each check's name to "healthy" or "unhealthy: reason". `latency_ms` is the response time in
+    milliseconds.
     """
 
     environment: str
@@ -46,23 +47,23 @@ class Reading:
 
     @property
     def age(self) -> float:
-        """In seconds; infinite if it was never taken."""
+        """The age in seconds; infinite if it was never taken."""
         return (datetime.now(UTC) - self.at).total_seconds() if self.at else float("inf")
 
 
-latest: dict[str, Reading] = {}  # of this process, for when the cache is away
+latest: dict[str, Reading] = {}  # of this process, for when the cache is down
 asking: dict[str, threading.Thread] = {}
 lock = threading.Lock()
 
 
 def readings(*, sure: bool = False) -> dict[str, Reading]:
-    """Of every environment, by name. It waits DEADLINE seconds at most, and raises nothing but ImproperlyConfigured.
+    """Returns a reading of every environment by name. Waits for DEADLINE at most.
 
-    `sure` is for who writes it down: it waits until CERTAIN and TIMEOUT are over, and who has not answered by then is
-    unreachable.
+    With `sure`, for samples that are stored, it waits for CERTAIN and TIMEOUT instead, and an environment that has not
+    answered by then is unreachable. Raises ImproperlyConfigured if environments.toml is invalid, and nothing else.
     """
     watched = {
-        name: place.url for name, place in environment_configs().items() if settings.WATCH_ENVIRONMENTS and place.url
+        name: config.url for name, config in environment_configs().items() if settings.WATCH_ENVIRONMENTS and config.url
     }
     watched.pop(settings.ENVIRONMENT, None)
     known = recall(list(watched))
@@ -72,36 +73,38 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
         if sure or known[name].age > KEPT:
             thread.join(max(0.0, until - time.monotonic()))
             known[name] = latest.get(name, known[name])
-        if sure and thread.is_alive():  # also one that sends a byte now and then, which no time-out of a socket ends
+        if sure and thread.is_alive():  # such as one that sends a byte now and then, which no socket timeout ends
             known[name] = Reading(name, "unreachable", at=datetime.now(UTC))
     found = {name: known.get(name, Reading(name)) for name in NAMES}
     found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
-    return found | {settings.ENVIRONMENT: itself(sure=sure)}
+    return found | {settings.ENVIRONMENT: own_reading(sure=sure)}
 
 
-def itself(*, sure: bool = False) -> Reading:
-    """This instance's own environment, which needs no network. `unknown` while checks have had no answer at all yet;
-    if `sure`, that is waited for."""
-    said = report()
+def own_reading(*, sure: bool = False) -> Reading:
+    """Returns the reading of this instance's own environment, which needs no network.
+
+    It is `unknown` while checks have not answered yet; with `sure`, it waits for them, for CERTAIN at most.
+    """
+    own = report()
     until = time.monotonic() + CERTAIN
-    while unsettled(said) and sure and time.monotonic() < until:
-        time.sleep(AGAIN)
-        said = report()
-    checks = {name: str(result) for name, result in said.checks.items() if not result.late}
-    state: Literal["healthy", "unhealthy", "unknown"] = "healthy" if said.healthy else "unhealthy"
+    while is_unsettled(own) and sure and time.monotonic() < until:
+        time.sleep(RETRY)
+        own = report()
+    checks = {name: str(result) for name, result in own.checks.items() if not result.late}
+    state: Literal["healthy", "unhealthy", "unknown"] = "healthy" if own.healthy else "unhealthy"
     return Reading(
-        settings.ENVIRONMENT, "unknown" if unsettled(said) else state, settings.VERSION, checks, None, said.timestamp
+        settings.ENVIRONMENT, "unknown" if is_unsettled(own) else state, settings.VERSION, checks, None, own.timestamp
     )
 
 
-def unsettled(said: Report) -> bool:
-    """Whether nothing is wrong but that answers are late."""
-    wrong = [result for result in said.checks.values() if not result.healthy]
+def is_unsettled(own: Report) -> bool:
+    """Tells whether late checks are all that is wrong."""
+    wrong = [result for result in own.checks.values() if not result.healthy]
     return bool(wrong) and all(result.late for result in wrong)
 
 
 def recall(names: list[str]) -> dict[str, Reading]:
-    """The newest reading that this process or any other has taken."""
+    """Returns the newest readings of these environments, of this process or from the cache."""
     shared = cache.get_many([KEY.format(name) for name in names]) if names else {}
     found = {}
     for name in names:
@@ -112,7 +115,7 @@ def recall(names: list[str]) -> dict[str, Reading]:
 
 
 def begin(name: str, url: str) -> threading.Thread:
-    """The thread that asks `name`: the one under way, or a new one."""
+    """Returns the thread that takes a reading of `name`: the one already running, or a new one."""
     with lock:
         thread = asking.get(name)
         if thread is None or not thread.is_alive():
@@ -122,26 +125,26 @@ def begin(name: str, url: str) -> threading.Thread:
 
 
 def take(name: str, url: str) -> None:
-    """Asks, and writes the reading down where all can see it."""
-    found = latest[name] = asked(name, url)
+    """Takes a reading and shares it through the cache."""
+    found = latest[name] = request_reading(name, url)
     cache.set(KEY.format(name), asdict(found), KEPT)
 
 
-def asked(name: str, url: str) -> Reading:
-    """What `url` says of itself. What was only late is asked again for CERTAIN seconds before it is believed."""
+def request_reading(name: str, url: str) -> Reading:
+    """Requests the health of the environment at `url` and returns the reading. Late answers are retried for CERTAIN."""
     until = time.monotonic() + CERTAIN
     while True:
         started = time.monotonic()
         try:
-            said: dict[str, Any] = ask(url, TIMEOUT)
-            if not inconclusive(said) or started + AGAIN > until:
+            health: dict[str, Any] = ask(url, TIMEOUT)
+            if not inconclusive(health) or started + RETRY > until:
                 break
         except (Unreachable, ValueError) as error:
-            if not isinstance(error, TimedOut) or time.monotonic() + AGAIN > until:
+            if not isinstance(error, TimedOut) or time.monotonic() + RETRY > until:
                 logger.info("%s is unreachable: %s", name, error)
                 return Reading(name, "unreachable", at=datetime.now(UTC))
-        time.sleep(AGAIN)
-    state: Literal["healthy", "unhealthy"] = "healthy" if said["status"] == "healthy" else "unhealthy"
-    took = round(1000 * (time.monotonic() - started), 1)
-    version = str(said.get("version", ""))[:64]
-    return Reading(name, state, version, said["checks"], took, datetime.now(UTC))
+        time.sleep(RETRY)
+    state: Literal["healthy", "unhealthy"] = "healthy" if health["status"] == "healthy" else "unhealthy"
+    latency_ms = round(1000 * (time.monotonic() - started), 1)
+    version = str(health.get("version", ""))[:64]
+    return Reading(name, state, version, health["checks"], latency_ms, datetime.now(UTC))

@@ -1,8 +1,8 @@
-"""Uptime: a sample of each environment every minute, and what becomes of them with age.
+"""Uptime: a sample of each environment every minute, and the rollup of old samples into days.
 
-Every serving process has a thread that takes them, and so no scheduler is needed; where there is one,
-manage.py sample_uptime and rollup_samples do the same. Any number of processes may try: the database takes one sample
-of an environment a minute (a unique constraint), and whoever finds it there does nothing.
+A thread in every serving process takes the samples, so no scheduler is needed. Where there is one, `manage.py
+sample_uptime` and `rollup_samples` do the same. Any number of processes may try: a unique constraint keeps one sample
+per environment and minute, and a process that finds it there does nothing.
 """
 
 import logging
@@ -22,37 +22,42 @@ from django.utils import timezone
 from health.checks import SERVING
 from ledger.models import Environment
 from statuspage.models import Day, Sample
-from statuspage.readings import Reading, asked, readings
+from statuspage.readings import Reading, readings, request_reading
 
 logger = logging.getLogger(__name__)
 
-KEPT = 7  # whole days (UTC) whose samples are kept one by one; older ones become a row a day
-LONGEST_OUTAGE = 24 * 60  # samples that are kept in memory while the database takes none
+KEPT = 7  # whole days (UTC) whose samples are kept; older ones are rolled up into one row per day
+LONGEST_OUTAGE = 24 * 60  # minutes of samples that wait in memory while the database is down
 
 
 def is_up(reading: Reading) -> bool:
-    """Whether it served: it answered, and no check failed that it needs for serving."""
+    """Tells whether the environment served: it answered, and every check that it needs to serve passed."""
     if reading.state == "unhealthy" and reading.checks:
         return all(reading.checks.get(name, "healthy") == "healthy" for name in SERVING)
     return reading.state == "healthy"
 
 
 def minute_of(at: datetime) -> datetime:
+    """Returns the start of the minute."""
     return at.replace(second=0, microsecond=0)
 
 
 def observe(at: datetime | None = None, url: str = "") -> list[tuple[str, datetime, bool]]:
-    """(environment, minute, up) of each environment that is watched. Touches no table.
+    """Returns (environment, minute, up) for each monitored environment, without a query. Waits for their answers.
 
-    `url` is where this environment itself is asked, for a process that does not serve: that it is well says nothing.
+    `at` defaults to now. `url` is the address of this environment itself, for a process that does not serve, and whose
+    own health therefore says nothing.
     """
     minute = minute_of(at or timezone.now())
-    found = readings(sure=True) | ({settings.ENVIRONMENT: asked(settings.ENVIRONMENT, url)} if url else {})
+    found = readings(sure=True) | ({settings.ENVIRONMENT: request_reading(settings.ENVIRONMENT, url)} if url else {})
     return [(name, minute, is_up(each)) for name, each in found.items() if each.state != "unknown"]
 
 
 def write(observed: list[tuple[str, datetime, bool]]) -> int:
-    """Writes those that nobody else has written yet. Returns how many samples the given minutes have now."""
+    """Saves the samples that no other process has saved. Returns the number of samples in those minutes.
+
+    Raises django.db.Error.
+    """
     keys = dict(Environment.objects.values_list("name", "pk"))
     rows = [Sample(environment_id=keys[name], minute=minute, up=up) for name, minute, up in observed if name in keys]
     Sample.objects.bulk_create(rows, ignore_conflicts=True)
@@ -60,12 +65,15 @@ def write(observed: list[tuple[str, datetime, bool]]) -> int:
 
 
 def rollup(now: datetime | None = None) -> int:
-    """Makes a row a day of the samples that are older than KEPT days. Returns how many samples went into them."""
+    """Rolls up the samples older than KEPT days into one row per day. Returns how many there were.
+
+    Raises django.db.Error.
+    """
     border = datetime.combine(
         (now or timezone.now()).astimezone(UTC).date() - timedelta(days=KEPT), datetime.min.time(), UTC
     )
     with transaction.atomic():
-        # One at a time: two would count the same samples twice.
+        # The lock admits one process at a time; two would count the same samples twice.
         list(Environment.objects.select_for_update().order_by("pk").values_list("pk"))
         old = Sample.objects.filter(minute__lt=border)
         for row in by_day(old):
@@ -78,14 +86,17 @@ def rollup(now: datetime | None = None) -> int:
 
 
 def by_day(samples: QuerySet[Sample]) -> list[dict[str, Any]]:
-    """environment, date, ups and downs of each day."""
+    """Counts the samples by environment and day: rows with `environment` (a primary key), `date`, `ups` and `downs`."""
     days = samples.values("environment", date=TruncDate("minute", tzinfo=UTC)).order_by("environment", "date")
     found: Any = days.annotate(ups=Count("pk", filter=Q(up=True)), downs=Count("pk", filter=Q(up=False)))
     return list(found)
 
 
-def days_of(first: date) -> dict[int, dict[date, tuple[int, int]]]:
-    """By environment's key and day: (minutes up, minutes down), from `first` on. Two queries, whatever there is."""
+def minutes_by_day(first: date) -> dict[int, dict[date, tuple[int, int]]]:
+    """Returns (minutes up, minutes down) by environment's primary key and day in UTC, from `first` on, in two queries.
+
+    Raises django.db.Error.
+    """
     found: dict[int, dict[date, tuple[int, int]]] = {}
     for key, day, up, down in Day.objects.filter(day__gte=first).values_list("environment", "day", "up", "down"):
         found.setdefault(key, {})[day] = (up, down)
@@ -98,30 +109,33 @@ def days_of(first: date) -> dict[int, dict[date, tuple[int, int]]]:
 
 
 class Sampler(threading.Thread):
-    """Takes a sample at a random second of each minute, so that not all processes come at once. What the database
-    does not take is written when it does again: the outage of one's own database is an outage, too.
+    """A thread that takes a sample at a random second of each minute, so that processes do not all query at once.
+
+    Samples that cannot be saved wait in memory until the database is back, so that its outage counts as an outage.
     """
 
     def __init__(self) -> None:
         super().__init__(name="uptime", daemon=True)
-        self.ends = threading.Event()
+        self.stopped = threading.Event()
         self.waiting: deque[tuple[str, datetime, bool]] = deque(maxlen=4 * LONGEST_OUTAGE)
         self.rolled_up: date | None = None
 
     def run(self) -> None:
-        while not self.ends.wait(self.pause()):
+        """Samples once a minute until `stopped` is set."""
+        while not self.stopped.wait(self.pause()):
             try:
                 self.turn()
-            except Exception:  # a thread that dies of one bad minute would say nothing of all that follow
-                logger.exception("No sample could be taken")
+            except Exception:  # one bad minute must not end the thread, and with it all samples to come
+                logger.exception("Uptime sample failed")
             finally:
-                connection.close()  # it is not kept for a minute of doing nothing
+                connection.close()  # rather than keep it idle for a minute
 
     def pause(self) -> float:
-        """Seconds until a random time in the next minute."""
+        """Returns the seconds until a random second of the next minute."""
         return 60 - timezone.now().second + random.uniform(1, 55)
 
     def turn(self) -> None:
+        """Takes and saves one sample, and once a day rolls up the old ones."""
         minute = minute_of(timezone.now())
         try:
             if Sample.objects.filter(minute=minute).exists() and not self.waiting:
@@ -136,12 +150,14 @@ class Sampler(threading.Thread):
                 rollup(minute)
                 self.rolled_up = minute.date()
         except DatabaseError as error:
-            logger.warning("A sample waits, as the database does not take it: %s", type(error).__name__)
+            logger.warning("Uptime sample kept in memory; database unavailable: %s", type(error).__name__)
 
 
 def start_with_the_first_request(**_: object) -> None:
-    """Threads do not survive a fork, and gunicorn forks its workers after loading the app: so none starts before a
-    process serves. The probes come every few seconds, so that is soon.
+    """Starts the sampler once per process, when it serves its first request.
+
+    It cannot start earlier: gunicorn forks its workers after loading the app, and threads do not survive a fork. Health
+    probes arrive every few seconds, so the first request comes soon.
     """
-    if request_started.disconnect(dispatch_uid="statuspage.uptime"):  # true for one only
+    if request_started.disconnect(dispatch_uid="statuspage.uptime"):  # true for the first caller only
         Sampler().start()

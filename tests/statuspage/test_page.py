@@ -16,9 +16,10 @@ from pytest_django import Settings
 
 from accounts.models import User
 from ledger.models import Environment
-from statuspage import history, uptime
+from statuspage import history, incidents, uptime, verdict
 from statuspage.models import Day, Incident, IncidentUpdate
 from statuspage.readings import KEPT, Reading
+from statuspage.rows import format_percent
 
 HEALTHY = ("healthy", {"database": "healthy", "cache": "healthy"})
 DEGRADED = ("unhealthy", {"database": "healthy", "cache": "unhealthy: timeout"})
@@ -45,7 +46,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         at = datetime.now(UTC) - timedelta(seconds=age)
         found = {name: Reading(name) for name in Environment.Name.values}
         found |= {name: Reading(name, said, "1.2", checks, 5.0, at) for name, (said, checks) in states.items()}
-        monkeypatch.setattr(history, "readings", lambda: found)
+        monkeypatch.setattr(verdict, "readings", lambda: found)
 
     see(testing=HEALTHY)
     return see
@@ -60,7 +61,7 @@ CRITICAL, MINOR = open_one("production", "critical"), open_one("production")
 
 
 @pytest.mark.parametrize(
-    ("states", "incidents", "state", "sentence", "notes"),
+    ("states", "published", "state", "sentence", "notes"),
     [
         (ALL, [], "up", "All systems operational", ()),
         (ALL | {"production": DEGRADED}, [], "degraded", "Production is degraded", ()),
@@ -83,14 +84,14 @@ CRITICAL, MINOR = open_one("production", "critical"), open_one("production")
         ),
         (ALL | {"production": DOWN, "staging": DOWN}, [], "down", "Production is down", ("Staging is down",)),
         ({"testing": HEALTHY, "staging": HEALTHY}, [], "unknown", "Production status is unknown", ()),
-        (ALL, None, "up", "Production is operational", ("Incidents cannot be read",)),
+        (ALL, None, "up", "Production is operational", ("Incidents are unavailable",)),
     ],
 )
 def test_production_decides_the_headline(
-    seen: Seen, states: dict[str, Any], incidents: list[dict[str, Any]] | None, state: str, sentence: str, notes: Any
+    seen: Seen, states: dict[str, Any], published: list[dict[str, Any]] | None, state: str, sentence: str, notes: Any
 ) -> None:
     seen(**states)
-    found = history.headline(history.now(), incidents)
+    found = verdict.headline(verdict.current_readings(), published)
     assert (found.state, found.sentence, found.notes) == (state, sentence, notes)
 
 
@@ -177,7 +178,7 @@ def test_a_percentage_is_never_shown_without_its_days(client: Client, seen: Seen
     ("value", "text"), [(None, "no data"), (100.0, "100 %"), (99.9, "99.90 %"), (99.99, "99.99 %"), (0.0, "0.00 %")]
 )
 def test_percentages_have_one_format(value: float | None, text: str) -> None:
-    assert history.figure(value) == text
+    assert format_percent(value) == text
 
 
 # Incidents
@@ -190,7 +191,7 @@ def place(name: str) -> Environment:
 def told(title: str, environment: str = "production", at: datetime | None = None, **more: Any) -> Incident:
     """A new incident."""
     incident = Incident(title=title, environment=place(environment), **more)
-    return history.report(incident, "We are looking into it.", "ada@example.com", at)
+    return incidents.report(incident, "We are looking into it.", "ada@example.com", at)
 
 
 def parsed(client: Client) -> Any:
@@ -222,11 +223,11 @@ def test_an_open_incident_is_shown_however_many_newer_ones_are_resolved(client: 
 def test_an_update_of_an_old_incident_reaches_the_feed(client: Client, seen: Seen) -> None:
     began = timezone.now() - timedelta(days=30)
     old = told("The oldest", at=began)
-    history.update(old.pk, "resolved", "It works again.", "ada@example.com", began + timedelta(hours=1))
+    incidents.update(old.pk, "resolved", "It works again.", "ada@example.com", began + timedelta(hours=1))
     for number in range(history.RESOLVED):
         told(f"Newer {number}", status="resolved", at=began + timedelta(hours=number + 2))
     assert "Resolved: The oldest" not in [entry.title for entry in parsed(client).entries]
-    history.update(old.pk, "resolved", "What happened, and what we changed.", "ada@example.com")
+    incidents.update(old.pk, "resolved", "What happened, and what we changed.", "ada@example.com")
     feed = parsed(client)
     entry = next(entry for entry in feed.entries if entry.title == "Resolved: The oldest")
     assert "What happened" in entry.summary and feed.feed.updated == entry.updated
@@ -238,11 +239,11 @@ def test_an_update_after_the_end_does_not_move_the_end() -> None:
     began = timezone.now() - timedelta(days=3)
     incident = told("Slow", at=began)
     for hours, said in ((1, "resolved"), (2, "resolved")):
-        incident = history.update(incident.pk, said, "So it is.", "ada@example.com", began + timedelta(hours=hours))
+        incident = incidents.update(incident.pk, said, "So it is.", "ada@example.com", began + timedelta(hours=hours))
     assert incident.resolved == began + timedelta(hours=1)
-    again = history.update(incident.pk, "monitoring", "It is back.", "ada@example.com", began + timedelta(hours=3))
+    again = incidents.update(incident.pk, "monitoring", "It is back.", "ada@example.com", began + timedelta(hours=3))
     assert again.resolved is None
-    again = history.update(incident.pk, "resolved", "Gone.", "ada@example.com", began + timedelta(hours=4))
+    again = incidents.update(incident.pk, "resolved", "Gone.", "ada@example.com", began + timedelta(hours=4))
     assert again.resolved == began + timedelta(hours=4)
 
 
@@ -250,7 +251,7 @@ def test_an_update_after_the_end_does_not_move_the_end() -> None:
 def test_the_feed_is_valid_and_its_text_reads_as_it_was_written(client: Client, seen: Seen) -> None:
     began = timezone.now() - timedelta(hours=1)
     incident = told("Requests to <host> & more fail", at=began, impact="major")
-    history.update(incident.pk, "identified", "Nur <b>Zürich</b>:\n1 < 2 & 3", "ada@example.com")
+    incidents.update(incident.pk, "identified", "Nur <b>Zürich</b>:\n1 < 2 & 3", "ada@example.com")
     feed = parsed(client)
     assert feed.version == "atom10" and feed.feed.author == "backstagetest1"
     assert feed.feed.id.startswith("urn:uuid:") and feed.feed.title and feed.feed.updated
@@ -264,7 +265,7 @@ def test_the_feed_is_valid_and_its_text_reads_as_it_was_written(client: Client, 
     assert entry.link == f"http://testserver/status/incidents/{incident.pk}/"
     assert entry.published_parsed < entry.updated_parsed == feed.feed.updated_parsed
     assert [tag.term for tag in entry.tags] == ["production", "major"]
-    history.update(incident.pk, "resolved", "Done.", "ada@example.com")
+    incidents.update(incident.pk, "resolved", "Done.", "ada@example.com")
     (again,) = parsed(client).entries
     assert again.id == entry.id and again.updated >= entry.updated
 
@@ -276,7 +277,7 @@ def test_the_feed_is_503_and_not_empty_while_the_incidents_are_not_known(
     def fail() -> None:
         raise OperationalError("gone")
 
-    monkeypatch.setattr(history, "history", fail)
+    monkeypatch.setattr(history, "collect", fail)
     answer = client.get("/status/feed.atom")
     assert (answer.status_code, answer["Retry-After"]) == (503, "30")
 
@@ -312,7 +313,7 @@ def test_text_that_a_feed_cannot_carry_is_refused_with_its_code_point(root: Clie
     with pytest.raises(ValidationError, match="not allowed"):
         told(f"a{character}b")
     with pytest.raises(ValidationError, match="not allowed"):
-        history.update(incident.pk, "resolved", f"a{character}b", "ada@example.com")
+        incidents.update(incident.pk, "resolved", f"a{character}b", "ada@example.com")
     incident.refresh_from_db()
     assert (incident.status, incident.updates.count()) == ("investigating", 1), "refused as a whole"
 
@@ -329,7 +330,7 @@ def test_the_limits_of_the_forms_are_those_of_the_models(root: Client) -> None:
     page = f"/status/incidents/{incident.pk}/"
     assert root.post(page, {"status": "resolved", "message": "x" * 2001}).status_code == 422
     with pytest.raises(ValidationError, match="at most 2000"):
-        history.update(incident.pk, "resolved", "x" * 2001, "ada@example.com")
+        incidents.update(incident.pk, "resolved", "x" * 2001, "ada@example.com")
     with pytest.raises(ValidationError, match="at most 120"):
         told("t" * 121)
     assert Incident.objects.get().updates.count() == 1

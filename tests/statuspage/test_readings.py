@@ -112,7 +112,7 @@ def test_one_that_was_late_once_is_asked_again_before_that_is_believed(
     settings: Settings, staging: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readings, "CERTAIN", 600)
-    monkeypatch.setattr(readings, "AGAIN", 0.01)
+    monkeypatch.setattr(readings, "RETRY", 0.01)
     at(settings, staging=staging.url)
     staging.later, staging.status, staging.body = (200, staging.body), 503, LATE
     assert [up for name, _, up in uptime.observe() if name == "staging"] == [True]
@@ -121,7 +121,7 @@ def test_one_that_was_late_once_is_asked_again_before_that_is_believed(
 
 def test_one_that_stays_late_is_down(settings: Settings, staging: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readings, "CERTAIN", 0.2)
-    monkeypatch.setattr(readings, "AGAIN", 0.01)
+    monkeypatch.setattr(readings, "RETRY", 0.01)
     at(settings, staging=staging.url)
     staging.status, staging.body = 503, LATE
     assert [up for name, _, up in uptime.observe() if name == "staging"] == [False]
@@ -132,7 +132,7 @@ def test_an_instance_that_has_had_no_answer_yet_does_not_call_its_environment_do
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(readings, "CERTAIN", 600)
-    monkeypatch.setattr(readings, "AGAIN", 0.01)
+    monkeypatch.setattr(readings, "RETRY", 0.01)
     durations = [0.9, 1.8, 3.1]
     monkeypatch.setattr(
         readings,

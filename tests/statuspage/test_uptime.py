@@ -10,7 +10,7 @@ from django.db import Error, InterfaceError, OperationalError, connection
 from django.test import Client
 
 from ledger.models import Environment
-from statuspage import history, uptime
+from statuspage import history, incidents, uptime
 from statuspage.models import Day, Incident, Sample
 from statuspage.readings import Reading
 from tests.support.servers import PATIENCE
@@ -56,14 +56,14 @@ def test_samples_older_than_seven_days_become_a_row_a_day_and_go() -> None:
     sampled("production", BORDER - timedelta(minutes=4), 3, 1)  # its last minute is the day's last
     sampled("staging", BORDER - timedelta(minutes=4), 0, 4)
     sampled("production", BORDER, 2, 1)
-    seen = uptime.days_of(BORDER.date() - timedelta(days=30))
+    seen = uptime.minutes_by_day(BORDER.date() - timedelta(days=30))
     assert uptime.rollup(NOW) == 15
     expected = [("production", "03-11", 5, 2), ("staging", "03-12", 0, 4), ("production", "03-12", 3, 1)]
     assert days() == expected
     assert list(Sample.objects.order_by("minute").values_list("minute", flat=True)) == [
         BORDER + timedelta(minutes=n) for n in range(3)
     ]
-    assert uptime.days_of(BORDER.date() - timedelta(days=30)) == seen, "nobody sees that they are kept another way"
+    assert uptime.minutes_by_day(BORDER.date() - timedelta(days=30)) == seen, "a rollup changes nothing that is shown"
     assert uptime.rollup(NOW) == 0 and days() == expected, "once more changes nothing"
 
 
@@ -122,7 +122,7 @@ def test_the_page_is_there_without_the_database(
 
     cache.clear()
     history.memory.clear()
-    monkeypatch.setattr(history, "history", fail)
+    monkeypatch.setattr(history, "collect", fail)
     response = client.get("/status/")
     assert response.status_code == 200 and "The database is unavailable" in response.content.decode()
     assert client.get("/status/feed.atom").status_code == 503
@@ -131,10 +131,10 @@ def test_the_page_is_there_without_the_database(
 @pytest.mark.django_db
 def test_every_process_shows_an_incident_as_soon_as_it_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def titles() -> list[str]:
-        return [each["title"] for each in (history.known()[0] or {})["incidents"]]
+        return [each["title"] for each in (history.last_known()[0] or {})["incidents"]]
 
     def report(title: str) -> None:
-        history.report(
+        incidents.report(
             Incident(title=title, environment=Environment.objects.get(name="staging")), "We look.", "someone"
         )
 
@@ -144,15 +144,15 @@ def test_every_process_shows_an_incident_as_soon_as_it_is_reported(monkeypatch: 
     history.memory[:] = elsewhere
     assert titles() == ["First"]
 
-    real = history.history
+    real = history.collect
 
     def overtaken() -> dict[str, Any]:
         found = real()
         report("Second")  # another process, while this one reads
         return found
 
-    monkeypatch.setattr(history, "history", overtaken)
-    history.forget()
+    monkeypatch.setattr(history, "collect", overtaken)
+    history.invalidate()
     titles()
     monkeypatch.undo()
     assert sorted(titles()) == ["First", "Second"]

@@ -16,6 +16,6 @@ class Command(BaseCommand):
             count = uptime.rollup()
         except DatabaseError as error:
             raise CommandError(
-                f"Samples could not be rolled up ({type(error).__name__}). Is the database there, and migrated?"
+                f"Cannot roll up the samples ({type(error).__name__}). Check that the database is up and migrated."
             )
         self.stdout.write(f"Rolled up {count} samples.")

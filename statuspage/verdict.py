@@ -1,0 +1,83 @@
+"""The verdict: what the readings and the open incidents say of now, for the headline and each environment alike."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from django.conf import settings
+
+from ledger.environments import environment_configs
+from statuspage import uptime
+from statuspage.models import Incident
+from statuspage.readings import KEPT, PRODUCTION_FIRST, Reading, readings
+
+State = Literal["up", "degraded", "down", "unknown"]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The verdict on production, and `notes` on the other environments: sentences without their full stops."""
+
+    state: State
+    sentence: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """The sentence and the notes in one text."""
+        return ". ".join([self.sentence, *self.notes]) + "." if self.notes else self.sentence
+
+
+def current_readings() -> dict[str, Reading]:
+    """Returns a reading of every environment by name, production first. One older than KEPT is `unknown`."""
+    taken = readings()
+    return {name: taken[name] if taken[name].age <= KEPT else Reading(name) for name in PRODUCTION_FIRST}
+
+
+def is_monitored(name: str) -> bool:
+    """Tells whether the environment's health is known to this one, or requested by it."""
+    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and environment_configs()[name].url)
+
+
+def state_of(reading: Reading) -> State:
+    """Returns the state of an environment by its reading."""
+    if reading.state == "unknown":
+        return "unknown"
+    if not uptime.is_up(reading):
+        return "down"
+    return "up" if reading.state == "healthy" else "degraded"
+
+
+def headline(current: dict[str, Reading], incidents: list[dict[str, Any]] | None) -> Headline:
+    """Returns the headline for these readings and published incidents (None if they cannot be read).
+
+    Production decides, and what is measured outranks what people report. Other environments are noted and never change
+    the state; but "All systems operational" requires that every monitored one is.
+    """
+    open_incidents = [each for each in incidents or [] if each["status"] != Incident.Status.RESOLVED]
+    notes = [note for name in PRODUCTION_FIRST[1:] for note in notes_on(name, state_of(current[name]), open_incidents)]
+    if incidents is None:
+        notes.append("Incidents are unavailable")
+    impacts = {each["impact"] for each in open_incidents if each["environment"] == "production"}
+    measured = state_of(current["production"])
+    if impacts and measured != "down":
+        reported: State = "down" if Incident.Impact.CRITICAL in impacts else "degraded"
+        return Headline(reported, "Incident in production", tuple(notes))
+    if measured == "up":
+        return Headline(measured, "Production is operational" if notes else "All systems operational", tuple(notes))
+    return Headline(measured, sentence("production", measured), tuple(notes))
+
+
+def notes_on(name: str, state: State, open_incidents: list[dict[str, Any]]) -> list[str]:
+    """Returns the notes on an environment other than production; none if it is up or not monitored, and has no
+    incident.
+    """
+    measured = [] if state == "up" or not is_monitored(name) else [sentence(name, state)]
+    reported = [f"Incident in {name}"] if any(each["environment"] == name for each in open_incidents) else []
+    return measured + reported
+
+
+def sentence(name: str, state: State) -> str:
+    """Returns a sentence such as "Staging is degraded"."""
+    if state == "unknown":
+        return f"{name.capitalize()} {'status is unknown' if is_monitored(name) else 'is not monitored'}"
+    return f"{name.capitalize()} is {state}"
