@@ -1,4 +1,4 @@
-"""What the board shows of each environment, and of a deployment on its way."""
+"""What the board shows of each environment: what runs, what is in flight, and the command that rolls it back."""
 
 import shlex
 from dataclasses import dataclass
@@ -12,31 +12,31 @@ from ledger.environments import environment_configs
 from ledger.models import IN_FLIGHT, Deployment, Environment
 from statuspage.readings import Reading, readings
 
-OVERDUE = 2  # times the median: what takes longer is overdue
+OVERDUE = 2  # times the median after which a deployment is overdue; half of all take longer than the median itself
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a deployment is, judged by how long such a one usually takes there (`typical`; None if nobody knows)."""
+    """How long a deployment has been running, and the median of its kind (`typical`); None without earlier ones."""
 
     elapsed: timedelta
     typical: timedelta | None
 
     @property
     def percent(self) -> int | None:
-        """Of the typical duration; at most 99, as it has not ended. None if nothing is known."""
+        """The elapsed time in per cent of the median: at most 99, since it has not ended. None without a median."""
         return min(99, int(100 * self.elapsed / self.typical)) if self.typical else None
 
     @property
     def overdue(self) -> bool:
-        """Whether it takes far longer than usual; half of all take longer than the median, which says nothing."""
+        """Whether it has taken more than OVERDUE times the median."""
         return bool(self.typical and self.elapsed > OVERDUE * self.typical)
 
 
 @dataclass(frozen=True)
 class Advice:
-    """How to get out of a release: `title` and `version` say what, `text` what to do or why nothing can be done now,
-    and `command` is what to type; empty where there is none.
+    """How to get rid of a release. `title` and `version` say what, `text` says how or why not now, and `command` is
+    what to run; both are empty where there is none.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Advice:
 
 @dataclass(frozen=True)
 class Card:
-    """One environment as the board shows it."""
+    """One environment on the board."""
 
     environment: Environment
     reading: Reading
@@ -56,90 +56,96 @@ class Card:
 
     @property
     def drifted(self) -> bool:
-        """Whether the environment says that it runs another version than the ledger has; "dev" is what no build has."""
+        """Whether the environment reports another version than the ledger has. "dev" means that it was never built."""
         current = self.environment.current
         return current is not None and self.reading.version not in ("", "dev", current.release.version)
 
 
-def cards(now: datetime, *, commands: bool) -> list[Card]:
-    """The board, in order; with the commands to go back, if `commands`.
+def board_cards(now: datetime, *, commands: bool) -> list[Card]:
+    """Returns a card for each environment, in order; with the commands to roll back if `commands`.
 
-    The number of queries depends on how many environments there are, and on nothing else. Raises django.db.Error.
+    The number of queries depends on the number of environments alone. Raises django.db.Error.
     """
-    rows = queries.board()
-    shown = [each for row in rows for each in (row.in_flight, row.failed) if each]
+    environments = queries.board()
+    shown = [each for row in environments for each in (row.in_flight, row.failed) if each]
     prefetch_related_objects(shown, "steps")
-    heard = readings()
-    found = []
-    for row in rows:
+    current_readings = readings()
+    result = []
+    for row in environments:
         advice = None
         if commands and row.in_flight:
-            advice = abort(row, row.in_flight, row.current)
+            advice = abort_advice(row, row.in_flight, row.current)
         elif commands and row.current:
-            advice = rollback(row, queries.previous_good(row))
-        found.append(Card(row, heard[row.name], progress(row.in_flight, now), advice))
-    return found
+            advice = rollback_advice(row, queries.previous_good(row))
+        result.append(Card(row, current_readings[row.name], progress(row.in_flight, now), advice))
+    return result
 
 
-def advice(deployment: Deployment, current: Deployment | None) -> Advice | None:
-    """What fits on the page of `deployment`, while `current` is what runs in its environment. None if nothing does."""
+def deployment_advice(deployment: Deployment, current: Deployment | None) -> Advice | None:
+    """Returns the advice for a deployment's page, or None. `current` is what its environment runs now."""
     environment = deployment.environment
-    here = Deployment.objects.filter(environment=environment, status__in=IN_FLIGHT)
-    if flying := here.select_related("release").first():
-        if flying == deployment:
-            return abort(environment, flying, current)
-        text = f"Deployment {flying.pk} to {environment} is in progress. Wait for it to finish, or abort it."
-        return Advice("In progress:", flying.release.version, text, "")
+    unfinished = Deployment.objects.filter(environment=environment, status__in=IN_FLIGHT)
+    if in_flight := unfinished.select_related("release").first():
+        if in_flight == deployment:
+            return abort_advice(environment, in_flight, current)
+        text = f"Deployment {in_flight.pk} to {environment} is in progress. Wait for it to finish, or abort it."
+        return Advice("In progress:", in_flight.release.version, text, "")
     if deployment.status != Deployment.Status.SUCCEEDED or current is None:
         return None
-    back = queries.previous_good(environment) if current == deployment else deployment.release.version
-    return rollback(environment, back) if back != current.release.version else None
+    target = queries.previous_good(environment) if current == deployment else deployment.release.version
+    return rollback_advice(environment, target) if target != current.release.version else None
 
 
-def rollback(environment: Environment, version: str | None) -> Advice | None:
-    """How to go back to `version` while nothing is in flight; None without one."""
-    return Advice("Roll back to", version, "", way(environment.name, version)) if version else None
+def rollback_advice(environment: Environment, version: str | None) -> Advice | None:
+    """Returns how to roll back to `version` while nothing is in flight; None without a version."""
+    return Advice("Roll back to", version, "", rollback_command(environment.name, version)) if version else None
 
 
-def abort(environment: Environment, flying: Deployment, current: Deployment | None) -> Advice:
-    """What fits while `flying` is in flight over `current`. Going back further than to `current` is what nobody wants
-    then, and both commands refuse it while the deployment holds the lock.
+def abort_advice(environment: Environment, in_flight: Deployment, current: Deployment | None) -> Advice:
+    """Returns how to stop `in_flight` and stay on `current`.
+
+    A rollback beyond `current` is not offered: nobody wants it then, and both commands refuse it while the deployment
+    holds the lock.
     """
-    if flying.kind == Deployment.Kind.ROLLBACK:
-        return Advice("Rollback in progress to", flying.release.version, "Wait for it to finish.", "")
-    if flying.status == Deployment.Status.PENDING:
-        return Advice("Not started yet:", flying.release.version, "To stop it, cancel its pipeline run.", "")
+    version = in_flight.release.version
+    if in_flight.kind == Deployment.Kind.ROLLBACK:
+        return Advice("Rollback in progress to", version, "Wait for it to finish.", "")
+    if in_flight.status == Deployment.Status.PENDING:
+        return Advice("Not started yet:", version, "To stop it, cancel its pipeline run.", "")
     if current is None:
-        text = "Nothing ran here before, so there is no version to stay on. To stop it, press Ctrl+C where it runs, or "
-        return Advice("Deploying", flying.release.version, f"{text}cancel its pipeline run.", "")
-    version = current.release.version
-    text = "Stop the deployment first: press Ctrl+C where it runs, or cancel its pipeline run. Then:"
-    return Advice("Abort and stay on", version, text, way(environment.name, version))
+        text = (
+            "This is the first deployment here, so there is no release to stay on. To stop it, press Ctrl+C in its "
+            "terminal, or cancel its pipeline run."
+        )
+        return Advice("Deploying", version, text, "")
+    text = "First stop the deployment: press Ctrl+C in its terminal, or cancel its pipeline run. Then run:"
+    target = current.release.version
+    return Advice("Abort and stay on", target, text, rollback_command(environment.name, target))
 
 
 def progress(deployment: Deployment | None, now: datetime) -> Progress | None:
-    """None unless it runs."""
+    """Returns the progress of a running deployment; None for any other."""
     if not deployment or not deployment.started or deployment.is_finished:
         return None
     typical = Deployment.objects.typical_duration(deployment.environment, deployment.strategy)
     return Progress(max(now - deployment.started, timedelta()), typical)
 
 
-def way(environment: str, version: str) -> str:
-    """The command that takes `environment` back to `version`, as an operator types it.
+def rollback_command(environment: str, version: str) -> str:
+    """Returns the command that rolls back `environment` to `version`, as an operator types it.
 
-    For Kubernetes the script, which needs nothing but kubectl and works when everything else is down.
+    On Kubernetes it is the script, which needs only kubectl and works while everything else is down.
     """
-    place = environment_configs()[environment]
-    if place.target == "kubernetes":
-        context = f" --context {shlex.quote(place.context)}" if place.context else ""
-        return f"scripts/rollback.sh {shlex.quote(version)} {place.namespace}{context}"
+    config = environment_configs()[environment]
+    if config.target == "kubernetes":
+        context = f" --context {shlex.quote(config.context)}" if config.context else ""
+        return f"scripts/rollback.sh {shlex.quote(version)} {config.namespace}{context}"
     return f"python manage.py rollback {shlex.quote(version)} -e {environment}"
 
 
-def comparison(deployment: Deployment) -> str:
-    """Where to read what changed since the release before: settings.COMPARE_URL, filled in. Empty if there is none."""
-    before = deployment.previous.release if deployment.previous else None
-    if not settings.COMPARE_URL or before is None or before.commit == deployment.release.commit:
+def compare_url(deployment: Deployment) -> str:
+    """Returns settings.COMPARE_URL for the changes since the previous release; empty if there are none to compare."""
+    previous = deployment.previous.release if deployment.previous else None
+    if not settings.COMPARE_URL or previous is None or previous.commit == deployment.release.commit:
         return ""
-    return str(settings.COMPARE_URL).replace("{old}", before.commit).replace("{new}", deployment.release.commit)
+    return str(settings.COMPARE_URL).replace("{old}", previous.commit).replace("{new}", deployment.release.commit)

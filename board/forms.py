@@ -13,14 +13,16 @@ ANY = [("", "any")]
 
 
 class DateInput(forms.DateInput):
-    input_type = "date"  # the browser's own calendar; it sends YYYY-MM-DD
+    """A date picker."""
+
+    input_type = "date"  # browsers send YYYY-MM-DD, whatever they show
 
     def __init__(self) -> None:
         super().__init__(format="%Y-%m-%d")
 
 
-class Filters(forms.Form):
-    """What matching() takes, by GET. Days are those of the reader's zone, in which the list shows its times."""
+class DeploymentFilters(forms.Form):
+    """The filters, sent by GET. Days are in the reader's time zone, as are the times in the list."""
 
     search = forms.CharField(label="Version, commit", max_length=64, required=False, validators=[text.one_line])
     environment = forms.ChoiceField(choices=[*ANY, *Environment.Name.choices], required=False)
@@ -34,14 +36,14 @@ class Filters(forms.Form):
         given = super().clean() or {}
         since, until = given.get("since"), given.get("until")
         if since and until and until < since:
-            self.add_error("until", "This is before the day from which you look. Swap the two.")
+            self.add_error("until", "Ends before it starts. Swap the two dates.")
         for each in (since, until):
             if each and not 2000 <= each.year <= 2100:
                 self.add_error("since" if each == since else "until", "Expected a year from 2000 to 2100.")
         return given
 
-    def matching(self) -> dict[str, Any]:
-        """The arguments of DeploymentQuerySet.matching()."""
+    def filters(self) -> dict[str, Any]:
+        """Returns the arguments of DeploymentQuerySet.matching(), once the form is valid."""
         given = dict(self.cleaned_data)
         if since := given.pop("since"):
             given["since"] = midnight(since)
@@ -51,5 +53,5 @@ class Filters(forms.Form):
 
 
 def midnight(day: date) -> datetime:
-    """When `day` begins for the reader."""
+    """Returns the start of the day in the reader's time zone."""
     return datetime.combine(day, time(), get_current_timezone())

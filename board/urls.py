@@ -6,5 +6,5 @@ urlpatterns: list[URLPattern] = [
     path("", views.home, name="home"),
     path("deployments/", views.deployments, name="deployments"),
     path("deployments/<int:key>/", views.deployment, name="deployment"),
-    path("insights/", views.show_insights, name="insights"),
+    path("insights/", views.insights, name="insights"),
 ]

@@ -1,7 +1,6 @@
-"""The board, the deployments and the insights. What a stranger sees of them has no people's names and no commands."""
+"""The board, the deployments and the insights. Visitors who are not signed in see neither names nor commands."""
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from typing import Any
 
 from django.contrib.auth.views import redirect_to_login
@@ -14,26 +13,23 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from board import cards
-from board.charts import Chart, chart
-from board.forms import Filters
+from board import cards, charts
+from board.forms import DeploymentFilters
 from health.reasons import Reason
 from health.runner import Report, report
 from ledger import dora, queries
-from ledger.humanize import took_seconds
 from ledger.models import Deployment, Environment
-from ledger.models import Step as StepRow
 from pages import fragments
 from pages.fragments import HtmxRequest
 
 PAGE = 25  # deployments
-# Why the ledger is not asked at all: its database would not answer. What is late, read-only or full may answer.
-GONE = (Reason.REFUSED, Reason.AUTHENTICATION, Reason.TIMEOUT)
+# With these the database does not answer at all, so it is not asked. One that is slow, read-only or full may answer.
+DOWN = (Reason.REFUSED, Reason.AUTHENTICATION, Reason.TIMEOUT)
 
 
 @dataclass(frozen=True)
-class Step:
-    """Something that one who has just signed up may still do."""
+class AccountTask:
+    """Something left to do for a user who has just signed up."""
 
     label: str
     url: str
@@ -46,39 +42,39 @@ class Step:
 @require_safe
 @never_cache
 def home(request: HtmxRequest) -> HttpResponse:
-    """The board, and how this instance is. While the database is down 503, and still a page that says so."""
+    """Shows the board and this instance's health; while the database is down, with 503 and without the cards."""
     health = report()
-    cards = cards_of(request, health)
-    steps = [] if fragments.is_poll(request) else account_steps(request)
-    context = {"report": health, "cards": cards, "steps": [step for step in steps if not step.done]}
-    response = fragments.respond(request, "board/board.html", context, 503 if cards is None else 200)
-    if cards is None:
+    shown = cards_unless_down(request, health)
+    tasks = [] if fragments.is_poll(request) else account_tasks(request)
+    context = {"report": health, "cards": shown, "tasks": [task for task in tasks if not task.done]}
+    response = fragments.respond(request, "board/board.html", context, 503 if shown is None else 200)
+    if shown is None:
         response["Retry-After"] = "30"
     return response
 
 
-def cards_of(request: HttpRequest, health: Report) -> list[cards.Card] | None:
-    """None while the database is down: what is known to be down is not asked, as that would take its time."""
+def cards_unless_down(request: HttpRequest, health: Report) -> list[cards.Card] | None:
+    """Returns the cards, or None while the database is down. One known to be down is not waited for."""
     database = health.checks.get("database")
-    if database and database.reason in GONE and not database.late:
+    if database and database.reason in DOWN and not database.late:
         return None
     try:
-        return cards.cards(timezone.now(), commands=request.user.is_authenticated)
+        return cards.board_cards(timezone.now(), commands=request.user.is_authenticated)
     except DatabaseError:
         return None
 
 
-def account_steps(request: HttpRequest) -> list[Step]:
-    """What makes the signed-in user's account complete; nothing for an anonymous visitor."""
+def account_tasks(request: HttpRequest) -> list[AccountTask]:
+    """Returns what completes the user's account, done or not; nothing for an anonymous visitor."""
     user = request.user
     if not user.is_authenticated:
         return []
     profile = reverse("accounts:profile")
     verified = user.emailaddress_set.filter(verified=True).exists()
     return [
-        Step("Confirm your email address", reverse("account_email"), verified),
-        Step("Choose a display name", profile, bool(user.display_name)),
-        Step("Add a picture", profile, bool(user.avatar)),
+        AccountTask("Confirm your email address", reverse("account_email"), verified),
+        AccountTask("Choose a display name", profile, bool(user.display_name)),
+        AccountTask("Add a picture", profile, bool(user.avatar)),
     ]
 
 
@@ -88,30 +84,31 @@ def account_steps(request: HttpRequest) -> list[Step]:
 @require_safe
 @never_cache
 def deployments(request: HtmxRequest) -> HttpResponse:
-    """The list, filtered and in pages; 400 with what is wrong if a filter or a cursor is no such thing."""
-    if "actor" in request.GET and not request.user.is_authenticated:
-        if request.GET["actor"]:
-            return redirect_to_login(request.get_full_path())  # else who deployed what could be found out by asking
-    form = Filters(request.GET)
+    """Shows the filtered list in pages; 400 with the errors if a filter is invalid. An invalid cursor is dropped."""
+    if request.GET.get("actor") and not request.user.is_authenticated:
+        # Otherwise anybody could find out by a filter who deployed what.
+        return redirect_to_login(request.get_full_path())
+    form = DeploymentFilters(request.GET)
     if not form.is_valid():
         return fragments.respond(request, "board/deployments.html", {"form": form, "page": None}, 400)
-    given = form.matching()
-    found = Deployment.objects.select_related("environment", "release").matching(**given)
+    filters = form.filters()
+    matching = Deployment.objects.select_related("environment", "release").matching(**filters)
     newer = request.GET.get("newer")
     try:
-        page = found.page(PAGE, newer or request.GET.get("older"), newer=bool(newer))
+        page = matching.page(PAGE, newer or request.GET.get("older"), newer=bool(newer))
     except ValueError:
         parameters = request.GET.copy()
         for name in ("newer", "older"):
             parameters.pop(name, None)
         return redirect(f"{request.path}?{parameters.urlencode()}")
-    filtered = any(given.values())
-    return fragments.respond(request, "board/deployments.html", {"form": form, "page": page, "filtered": filtered})
+    context = {"form": form, "page": page, "filtered": any(filters.values())}
+    return fragments.respond(request, "board/deployments.html", context)
 
 
 @require_safe
 @never_cache
 def deployment(request: HtmxRequest, key: int) -> HttpResponse:
+    """Shows a deployment with its steps, and to members what can be done about it now."""
     try:
         found = Deployment.objects.select_related("environment", "release", "previous__release").get(pk=key)
     except Deployment.DoesNotExist:
@@ -120,45 +117,16 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
     now = timezone.now()
     context: dict[str, Any] = {
         "deployment": found,
-        "steps": time_line(found, now),
+        "timeline": charts.timeline(found, now),
         "progress": cards.progress(found, now),
         "typical": Deployment.objects.typical_duration(found.environment, found.strategy),
-        "compare": cards.comparison(found),
+        "compare": cards.compare_url(found),
     }
     if request.user.is_authenticated:
         current = queries.live(found.environment)
         context["live"] = current == found
-        context["advice"] = cards.advice(found, current)
+        context["advice"] = cards.deployment_advice(found, current)
     return fragments.respond(request, "board/deployment.html", context)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A step on the time line, which begins at `begin`; `start` and `width` are in per cent of the whole."""
-
-    step: StepRow
-    begin: datetime
-    start: float
-    width: float
-
-
-def time_line(found: Deployment, now: datetime) -> list[Line]:
-    steps = list(found.steps.all())
-    if not steps:
-        return []
-    begin = found.started or steps[0].started
-    end = found.finished or now
-    whole = max((end - begin).total_seconds(), 0.001)
-
-    def part(at: datetime) -> float:
-        return min(100.0, max(0.0, 100 * (at - begin).total_seconds() / whole))
-
-    lines = []
-    for step in steps:
-        start, stop = part(step.started), part(step.finished or now)
-        width = max(1.0, stop - start)
-        lines.append(Line(step, begin, round(min(start, 100 - width), 1), round(width, 1)))
-    return lines
 
 
 # The insights
@@ -166,8 +134,8 @@ def time_line(found: Deployment, now: datetime) -> list[Line]:
 
 @require_safe
 @never_cache
-def show_insights(request: HttpRequest) -> HttpResponse:
-    """The four measures of all environments, and the charts of one."""
+def insights(request: HttpRequest) -> HttpResponse:
+    """Shows the four DORA measures of all environments, and the charts of one."""
     environments = list(Environment.objects.order_by("order"))
     names = {each.name: each for each in environments}
     days = {str(each): each for each in dora.PERIODS}.get(request.GET.get("days", "30"))
@@ -175,74 +143,17 @@ def show_insights(request: HttpRequest) -> HttpResponse:
     if days is None or chosen is None:
         raise Http404
     now = timezone.now()
-    found = dora.by_environment(days, now)
-    measures = found.get(chosen.pk, dora.Measures())
+    measures = dora.by_environment(days, now)
+    total = measures.get(chosen.pk, dora.Measures())
     return render(
         request,
         "board/insights.html",
         {
-            "rows": [(each, found.get(each.pk, dora.Measures())) for each in environments],
+            "rows": [(each, measures.get(each.pk, dora.Measures())) for each in environments],
             "chosen": chosen,
             "days": days,
             "periods": list(dora.PERIODS),
             "width": dora.PERIODS[days],
-            "charts": charts(measures, dora.by_bar(chosen.pk, days, now), days),
-            "measures": measures,
+            "charts": charts.dora_charts(total, dora.by_bar(chosen.pk, days, now), days),
         },
     )
-
-
-def charts(whole: dora.Measures, bars: list[tuple[datetime, dora.Measures]], days: int) -> list[Chart]:
-    def each(name: str) -> list[tuple[date, float | None]]:
-        return [
-            (at.astimezone(UTC).date(), getattr(found, name)) for at, found in bars
-        ]  # days are UTC's, for everybody
-
-    def number(value: float) -> str:
-        return f"{value:g}"
-
-    def share(value: float) -> str:
-        return f"{value:.0%}"
-
-    def time(value: float | None) -> str:
-        return "none yet" if value is None else took_seconds(value)
-
-    rate = "none yet" if whole.failure_rate is None else share(whole.failure_rate)
-    return [
-        chart(
-            "frequency",
-            "Deployment frequency",
-            f"{whole.live * 7 / days:.1f} a week",
-            f"{whole.live} went live in {days} days",
-            "busy",
-            each("live"),
-            number,
-        ),
-        chart(
-            "lead",
-            "Lead time",
-            time(whole.lead),
-            "median, from a release's build until it is live for the first time",
-            "busy",
-            each("lead"),
-            time,
-        ),
-        chart(
-            "failures",
-            "Change failure rate",
-            rate,
-            f"{whole.failing} of {whole.changes} changes failed, or were rolled back or mended by a hotfix",
-            "bad",
-            each("failure_rate"),
-            share,
-        ),
-        chart(
-            "restore",
-            "Time to restore",
-            time(whole.restore),
-            "median, from a change's failure until something works there again",
-            "warn",
-            each("restore"),
-            time,
-        ),
-    ]

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from accounts.models import User
 from board import cards
-from board.charts import chart
+from board.charts import bar_chart
 from health.reasons import Reason
 from health.runner import Report, Result
 from ledger import dora, queries, rules
@@ -57,7 +57,7 @@ def text_of(client: Client, url: str, status: int = 200) -> str:
 
 
 def shown(commands: bool = True) -> dict[str, cards.Card]:
-    return {card.environment.name: card for card in cards.cards(timezone.now(), commands=commands)}
+    return {card.environment.name: card for card in cards.board_cards(timezone.now(), commands=commands)}
 
 
 # The board
@@ -178,7 +178,7 @@ def test_in_flight_the_board_says_how_to_stay_and_never_how_to_go_further_back(m
     assert advice() == ("Abort and stay on", "1.17.0", script.format("1.17.0"))
     texts = [text_of(member, page) for page in pages]
     assert all("rollback.sh 1.14.0" not in text for text in texts)
-    assert "press Ctrl+C where it runs" in texts[0] and script.format("1.17.0") in texts[1]
+    assert "press Ctrl+C in its terminal" in texts[0] and script.format("1.17.0") in texts[1]
     assert f"Deployment {flying.pk} to production is in progress" in texts[2] and "rollback.sh" not in texts[2]
 
     rules.finish(flying.pk, "succeeded")
@@ -190,7 +190,7 @@ def test_in_flight_the_board_says_how_to_stay_and_never_how_to_go_further_back(m
 
     first = begun("testing", "1.18.0")
     assert advice("testing") == ("Deploying", "1.18.0", "")
-    assert "no version to stay on" in text_of(member, f"/deployments/{first.pk}/")
+    assert "no release to stay on" in text_of(member, f"/deployments/{first.pk}/")
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,16 @@ def test_the_way_back_leads_to_what_nobody_has_rolled_back_from() -> None:
 
 
 def test_the_command_is_the_one_for_the_target_and_safe_to_paste(settings: LazySettings, tmp_path: Path) -> None:
-    assert cards.way("production", "1.0") == "scripts/rollback.sh 1.0 backstagetest1-production"
-    assert cards.way("development", "1.0") == "python manage.py rollback 1.0 -e development"
-    assert cards.way("production", "1;reboot") == "scripts/rollback.sh '1;reboot' backstagetest1-production"
+    assert cards.rollback_command("production", "1.0") == "scripts/rollback.sh 1.0 backstagetest1-production"
+    assert cards.rollback_command("development", "1.0") == "python manage.py rollback 1.0 -e development"
+    assert (
+        cards.rollback_command("production", "1;reboot") == "scripts/rollback.sh '1;reboot' backstagetest1-production"
+    )
     settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
     settings.ENVIRONMENTS_FILE.write_text(
         '[staging]\ntarget = "kubernetes"\nnamespace = "here"\ncontext = "our cluster"\n'
     )
-    assert cards.way("staging", "1.0") == "scripts/rollback.sh 1.0 here --context 'our cluster'"
+    assert cards.rollback_command("staging", "1.0") == "scripts/rollback.sh 1.0 here --context 'our cluster'"
 
 
 def test_an_environment_that_says_it_runs_something_else_is_marked(well: dict[str, Reading]) -> None:
@@ -392,7 +394,7 @@ def test_an_empty_ledger_says_how_it_is_filled() -> None:
     [
         ("status=nonsense", "nonsense is not one of the available choices"),
         ("since=yesterday", "Enter a valid date"),
-        ("since=2026-02-01&until=2026-01-01", "Swap the two"),
+        ("since=2026-02-01&until=2026-01-01", "Swap the two dates"),
         ("since=9999-12-31&until=9999-12-31", "from 2000 to 2100"),
         ("search=%00", "Null characters are not allowed"),
         (f"search={'x' * 65}", "at most 64 characters"),
@@ -531,14 +533,14 @@ def test_the_insights_show_charts_with_words_and_figures(client: Client) -> None
     assert "1 went live in 7 days" in text and "The tallest of 7 bars is 1." in text
     assert "The tallest of 18 bars" in text_of(client, "/insights/?days=90&environment=production")
     nothing = text_of(client, "/insights/?environment=staging")
-    assert "none yet" in nothing and "There is nothing to show in this period." in nothing
+    assert "none yet" in nothing and "No data in this period." in nothing
     for query in ("days=8", "days=x", "environment=mars"):
         assert client.get(f"/insights/?{query}").status_code == 404
 
 
 def test_a_bar_is_as_tall_as_its_value_and_never_unseen() -> None:
     values = [(START, 100.0), (START, 50.0), (START, 0.1), (START, 0.0), (START, None)]
-    bars = chart("n", "t", "v", "m", "ok", values, str).bars
+    bars = bar_chart("n", "t", "v", "m", "ok", values, str).bars
     assert [(bar.height, bar.y) for bar in bars] == [
         (100.0, 0.0),
         (50.0, 50.0),

@@ -145,7 +145,7 @@ def test_home_tells_that_the_database_has_gone_since_it_was_last_well(
     def gone(*_: object, **__: object) -> None:
         raise OperationalError("connection to server at secret-detail failed")
 
-    monkeypatch.setattr("board.cards.cards", gone)
+    monkeypatch.setattr("board.cards.board_cards", gone)
     response = client.get("/")
     assert response.status_code == 503
     assert "database is down" in response.content.decode() and "secret-detail" not in response.content.decode()
