@@ -247,7 +247,7 @@ class LeaseLock:
         )
         if done.returncode:
             if any(word in done.stderr for word in CONFLICTS):
-                raise LockHeld("Somebody else has just taken the lock. Wait for it (--wait).")
+                raise LockHeld("Someone else has just taken the lock. Wait for it (--wait).")
             raise StepFailed(f"Cannot acquire the lock: {last_line(done.stderr)}")
         if not found or not found["spec"].get("holderIdentity"):
             return ""

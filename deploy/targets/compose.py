@@ -236,8 +236,8 @@ class Compose:
             return "its container is gone"
         state = container["State"]
         if container["RestartCount"] or state["Status"] in ("restarting", "exited", "dead"):
-            code = f"exited with code {state['ExitCode']}, " if not state["Running"] else ""
-            return f"crash loop: {code}{container['RestartCount']} restarts so far"
+            code = f"exited with code {state['ExitCode']}; " if not state["Running"] else ""
+            return f"crash loop: {code}restarts: {container['RestartCount']}"
         health = state.get("Health", {}).get("Status", "")
         if health == "unhealthy":
             return "health check failing"

@@ -540,7 +540,7 @@ def test_of_two_that_come_at_once_one_gets_the_lock(rolling: Apps) -> None:
     held(rolling.cluster, "", purpose="over")
     when(rolling.cluster, "PUT", f"/leases/{LEASE}", lambda: held(rolling.cluster, "bob@laptop"))
     code, _, said = deploy("3")
-    assert code == 3 and "Somebody else has just taken the lock" in said
+    assert code == 3 and "Someone else has just taken the lock" in said
 
 
 # Interruptions

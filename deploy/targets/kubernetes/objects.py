@@ -164,7 +164,7 @@ def failure_reason(pods: Sequence[Object], *, one_shot: bool = False) -> str:
                 return f"pod {name} {exited(terminated)}"
             last = container.get("lastState", {}).get("terminated")
             if container.get("restartCount") and last:
-                return f"pod {name} is in a crash loop: {exited(last)}, {container['restartCount']} restarts so far"
+                return f"pod {name} is in a crash loop: {exited(last)}; restarts: {container['restartCount']}"
     return ""
 
 
