@@ -140,7 +140,7 @@ def rollback_command(environment: str, version: str) -> str:
     if config.target == "kubernetes":
         context = f" --context {shlex.quote(config.context)}" if config.context else ""
         return f"scripts/rollback.sh {shlex.quote(version)} {config.namespace}{context}"
-    return f"python manage.py rollback {shlex.quote(version)} -e {environment}"
+    return f"./run rollback {shlex.quote(version)}"
 
 
 def compare_url(deployment: Deployment) -> str:

@@ -258,7 +258,7 @@ def test_the_way_back_leads_to_what_nobody_has_rolled_back_from() -> None:
 
 def test_the_command_is_the_one_for_the_target_and_safe_to_paste(settings: LazySettings, tmp_path: Path) -> None:
     assert cards.rollback_command("production", "1.0") == "scripts/rollback.sh 1.0 backstagetest1-production"
-    assert cards.rollback_command("development", "1.0") == "python manage.py rollback 1.0 -e development"
+    assert cards.rollback_command("development", "1.0") == "./run rollback 1.0"
     assert (
         cards.rollback_command("production", "1;reboot") == "scripts/rollback.sh '1;reboot' backstagetest1-production"
     )
