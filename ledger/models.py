@@ -1,8 +1,8 @@
-"""The ledger: every deployment to every environment, what was deployed, and how it went.
+"""The tables of the ledger: environments, releases, deployments with their steps, and API tokens.
 
-ledger.rules has the rules by which rows come and change. The database holds the most important of them itself, by
-the constraints below and by the triggers of migrations/0002_guards.py: a mistake in the code, a shell or another
-client cannot get around them. docs/api.md says which rule is held where.
+ledger.rules writes them. The database itself enforces the most important rules, by the constraints below and the
+triggers of migrations/0003_guards.py, so that no bug, shell or other client can get around them. docs/api.md lists the
+rules and what enforces each.
 """
 
 import statistics
@@ -17,14 +17,14 @@ from ledger.pagination import Page, paginate
 from settings import text
 
 FINISHED = ("succeeded", "failed", "rolled_back")
-# A token's name stands for it: names are unique, never change, and stay taken after a token has been revoked.
-BY_TOKEN = "The API token's name; empty if it was a command with access to the database."
+# A token is recorded by its name: names are unique, never change, and stay taken after a token is revoked.
+OR_COMMAND = "Empty if a command wrote directly to the database."
 IN_FLIGHT = ("pending", "running")
-SEARCHED = 1_000  # releases
+SEARCHED = 1_000  # releases that a search considers
 
 
 class Environment(models.Model):
-    """A place where releases run. The rows are those of the deployment guide: ENVIRONMENTS."""
+    """An environment that releases are deployed to. The rows are ENVIRONMENTS."""
 
     class Name(models.TextChoices):
         DEVELOPMENT = "development"
@@ -34,18 +34,20 @@ class Environment(models.Model):
 
     id = models.PositiveSmallIntegerField(primary_key=True)
     name = models.CharField(max_length=20, unique=True, choices=Name.choices)
-    order = models.PositiveSmallIntegerField(unique=True, help_text="Where it stands on the way to production.")
+    order = models.PositiveSmallIntegerField(unique=True, help_text="Position on the way to production, starting at 1.")
     purpose = models.CharField(max_length=100)
     data = models.CharField(max_length=100)
     access = models.CharField(max_length=100)
-    deployment = models.CharField(max_length=100, help_text="Whether people or machines deploy here.")
+    deployment = models.CharField(
+        max_length=100, help_text="How releases get here: manually, automatically or with approval."
+    )
     promotes_from = models.ForeignKey(
         "self",
         models.PROTECT,
         null=True,
         blank=True,
         related_name="+",
-        help_text="Where a release must have succeeded before it may come here, unless it is a hotfix.",
+        help_text="Where a release must have succeeded before it can be deployed here, unless it is a hotfix.",
     )
 
     # Set by ledger.queries.board().
@@ -61,7 +63,7 @@ class Environment(models.Model):
         return self.name
 
 
-# The guide's table. Migration 0003 writes it; deploy.apps puts rows back that a flush has taken.
+# The environments of docs/guide.md. Migration 0002 writes them; ledger.apps restores them after a flush.
 ENVIRONMENTS = (
     (1, Environment.Name.DEVELOPMENT, "Local development", "Mock data", "Developers only", "Manual", None),
     (2, Environment.Name.TESTING, "Automated testing", "Test data", "CI/CD system", "Automated", None),
@@ -78,17 +80,19 @@ class Release(models.Model):
         max_length=64, db_index=True, validators=[RegexValidator(r"^[0-9a-f]{7,64}\Z", "Expected 7 to 64 hex digits.")]
     )
     message = models.CharField(
-        max_length=500, blank=True, validators=[text.one_line], help_text="The first line of the commit's message."
+        max_length=500, blank=True, validators=[text.one_line], help_text="First line of the commit message."
     )
     built_at = models.DateTimeField(db_index=True)
     image = models.CharField(
         max_length=255,
         blank=True,
         validators=[text.one_line],
-        help_text="Where the container image is, with tag or digest.",
+        help_text="Container image, with its tag or digest.",
     )
-    token = models.CharField("API token", max_length=100, blank=True, help_text=f"What registered it. {BY_TOKEN}")
-    registered = models.DateTimeField(null=True, blank=True, help_text="Empty if that was before this was recorded.")
+    token = models.CharField(
+        "API token", max_length=100, blank=True, help_text=f"Token that registered it. {OR_COMMAND}"
+    )
+    registered = models.DateTimeField(null=True, blank=True, help_text="Empty if the time was not recorded.")
 
     class Meta:
         ordering = ("-built_at",)
@@ -111,7 +115,7 @@ class Release(models.Model):
 
 
 class DeploymentQuerySet(models.QuerySet["Deployment"]):
-    """Queries that stay fast with a million rows: each of their orders and filters has an index that serves it."""
+    """Queries that stay fast with a million rows: an index serves each order and each filter."""
 
     def newest_first(self) -> "DeploymentQuerySet":
         return self.order_by("-created", "-pk")
@@ -127,13 +131,14 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
         until: datetime | None = None,
         search: str | None = None,
     ) -> "DeploymentQuerySet":
-        """Those to which every filter given applies: created from `since` and before `until`, and `search` being the
-        beginning of the version or commit of a release, one of the newest SEARCHED that fit. An empty filter counts as
-        not given.
+        """Returns the deployments that match every filter given; an empty filter counts as not given.
+
+        They were created at or after `since` and before `until`. `search` is the beginning of the release's version or
+        commit; only the newest SEARCHED releases that match are considered.
         """
         found = self
         if environment:
-            # One value, not a join: so the planner reads the environment's index in its order.
+            # One value instead of a join, so that the planner reads the environment's index in order.
             found = found.filter(environment=Environment.objects.filter(name=environment).order_by().values("pk")[:1])
         if status:
             found = found.filter(status=status)
@@ -147,16 +152,16 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
             found = found.filter(created__lt=until)
         if search:
             releases = Release.objects.filter(Q(version__startswith=search) | Q(commit__startswith=search.lower()))
-            # Without the limit the planner may read all deployments, newest first, until it meets enough that fit.
+            # Without the limit the planner may read all deployments, newest first, until enough of them match.
             found = found.filter(release__in=releases.order_by("-built_at", "-pk").values("pk")[:SEARCHED])
         return found
 
     def page(self, limit: int, cursor: str | None = None, *, newer: bool = False) -> "Page[Deployment]":
-        """A page of them, newest first, as ledger.pagination.paginate() has it. Raises ValueError."""
+        """Returns a page of them, newest first: see pagination.paginate(). Raises ValueError if `cursor` is invalid."""
         return paginate(self, limit, cursor, newer=newer)
 
     def typical_duration(self, environment: "Environment", strategy: str, sample: int = 50) -> timedelta | None:
-        """The median time taken by the last `sample` that succeeded there in this way; None if there are none."""
+        """Returns the median duration of the last `sample` that succeeded there with this strategy, or None."""
         times = self.filter(
             environment=environment, strategy=strategy, status=Deployment.Status.SUCCEEDED, started__isnull=False
         )
@@ -166,7 +171,7 @@ class DeploymentQuerySet(models.QuerySet["Deployment"]):
 
 
 class Deployment(models.Model):
-    """A release on its way to an environment, or what came of it."""
+    """A deployment of a release to an environment, and its result."""
 
     class Strategy(models.TextChoices):
         ROLLING = "rolling", "rolling"
@@ -181,7 +186,7 @@ class Deployment(models.Model):
         RUNNING = "running", "running"
         SUCCEEDED = "succeeded", "succeeded"
         FAILED = "failed", "failed"
-        ROLLED_BACK = "rolled_back", "rolled back"  # it failed, and what ran before runs again
+        ROLLED_BACK = "rolled_back", "rolled back"  # it failed, and the previous release was restored
 
     environment = models.ForeignKey(Environment, models.PROTECT, related_name="deployments", db_index=False)
     release = models.ForeignKey(Release, models.PROTECT, related_name="deployments", db_index=False)
@@ -189,15 +194,15 @@ class Deployment(models.Model):
     strategy = models.CharField(max_length=10, choices=Strategy.choices)
     hotfix = models.BooleanField(default=False)
     reason = models.CharField(
-        max_length=500, blank=True, validators=[text.one_line], help_text="Why; a hotfix must say it."
+        max_length=500, blank=True, validators=[text.one_line], help_text="Required for a hotfix."
     )
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.PENDING)
     actor = models.CharField(
-        max_length=100, validators=[text.one_line], help_text="Who asked for it, as the client claims."
+        max_length=100, validators=[text.one_line], help_text="Who requested it, as claimed by the client."
     )
-    token = models.CharField("API token", max_length=100, blank=True, help_text=f"What created it. {BY_TOKEN}")
+    token = models.CharField("API token", max_length=100, blank=True, help_text=f"Token that created it. {OR_COMMAND}")
     finished_token = models.CharField(
-        "finished by API token", max_length=100, blank=True, help_text=f"What finished it. {BY_TOKEN}"
+        "finished by API token", max_length=100, blank=True, help_text=f"Token that finished it. {OR_COMMAND}"
     )
     previous = models.ForeignKey(
         "self",
@@ -206,20 +211,20 @@ class Deployment(models.Model):
         blank=True,
         related_name="+",
         db_index=False,
-        help_text="What was live there when this one began.",
+        help_text="The deployment that was live when this one was created.",
     )
     created = models.DateTimeField()
     started = models.DateTimeField(null=True, blank=True)
     finished = models.DateTimeField(null=True, blank=True)
     failed_requests = models.PositiveIntegerField(
-        null=True, blank=True, help_text="How many of the probe traffic's requests failed while it was carried out."
+        null=True, blank=True, help_text="Probe requests that failed during the deployment."
     )
     run_url = models.CharField(
         "run",
         max_length=500,
         blank=True,
         validators=[URLValidator(["https", "http"])],
-        help_text="The pipeline's run.",
+        help_text="Link to the pipeline run.",
     )
 
     environment_id: int
@@ -265,9 +270,11 @@ class Deployment(models.Model):
             models.CheckConstraint(
                 condition=Q(hotfix=False) | Q(reason__regex=r"\S"),
                 name="ledger_hotfix_has_a_reason",
-                violation_error_message="A hotfix needs a reason.",
+                violation_error_message="A hotfix requires a reason.",
             ),
-            models.CheckConstraint(condition=Q(hotfix=False) | Q(kind="deploy"), name="ledger_hotfix_is_no_rollback"),
+            models.CheckConstraint(
+                condition=Q(hotfix=False) | Q(kind="deploy"), name="ledger_hotfix_is_not_a_rollback"
+            ),
             models.CheckConstraint(condition=Q(strategy__in=["rolling", "blue-green"]), name="ledger_known_strategy"),
             models.CheckConstraint(condition=Q(kind__in=["deploy", "rollback"]), name="ledger_known_kind"),
             models.CheckConstraint(condition=~Q(actor=""), name="ledger_has_an_actor"),
@@ -282,12 +289,12 @@ class Deployment(models.Model):
 
     @property
     def duration(self) -> timedelta | None:
-        """From start to finish; None while it has not ended, or if it never began."""
+        """The time from start to finish; None until it has finished, or if it never started."""
         return self.finished - self.started if self.finished and self.started else None
 
 
 class Step(models.Model):
-    """A part of a deployment, such as a smoke test, in the order in which the parts began."""
+    """A step of a deployment, such as the smoke test. Positions follow the order in which steps started."""
 
     class Outcome(models.TextChoices):
         RUNNING = "running", "running"
@@ -299,7 +306,9 @@ class Step(models.Model):
     position = models.PositiveSmallIntegerField()
     name = models.CharField(max_length=100, validators=[text.one_line])
     outcome = models.CharField(max_length=10, choices=Outcome.choices, default=Outcome.RUNNING)
-    token = models.CharField("API token", max_length=100, blank=True, help_text=f"What reported it last. {BY_TOKEN}")
+    token = models.CharField(
+        "API token", max_length=100, blank=True, help_text=f"Token that reported it last. {OR_COMMAND}"
+    )
     started = models.DateTimeField()
     finished = models.DateTimeField(null=True, blank=True)
 
@@ -324,21 +333,21 @@ class Step(models.Model):
 
 
 class ApiToken(models.Model):
-    """A pipeline's right to write. The token itself is shown once, when it is made, and only its digest is kept."""
+    """A pipeline's API token and its rights. The token is shown once, when created; only its digest is stored."""
 
     name = models.CharField(max_length=100, unique=True, validators=[text.name])
     digest = models.CharField(max_length=64, unique=True, editable=False, help_text="SHA-256 of the token, in hex.")
     environments = models.ManyToManyField(
-        Environment, blank=True, related_name="+", help_text="Where it may create deployments, and go on with its own."
+        Environment, blank=True, related_name="+", help_text="Where it may create deployments and continue its own."
     )
-    may_register = models.BooleanField(default=False, help_text="It may register releases.")
+    may_register = models.BooleanField(default=False, help_text="May register releases.")
     may_take_over = models.BooleanField(
-        default=False, help_text="In its environments it may also go on with deployments that it did not create."
+        default=False, help_text="May also continue deployments in its environments that it did not create."
     )
     created = models.DateTimeField(auto_now_add=True)
     expires = models.DateTimeField(null=True, blank=True)
     revoked = models.DateTimeField(null=True, blank=True)
-    last_used = models.DateTimeField(null=True, blank=True, help_text="To the minute.")
+    last_used = models.DateTimeField(null=True, blank=True, help_text="Accurate to one minute.")
 
     class Meta:
         ordering = ("name",)
@@ -348,14 +357,14 @@ class ApiToken(models.Model):
         return self.name
 
     def state(self, now: datetime) -> str:
-        """What it is worth at `now`: active, expired or revoked."""
+        """Returns its state at `now`: active, expired or revoked."""
         if self.revoked:
             return "revoked"
         return "expired" if self.expires and self.expires <= now else "active"
 
 
 class IdempotencyKey(models.Model):
-    """The answer to a write that named an Idempotency-Key, so that a retry gets it again and nothing is done twice."""
+    """The response to a write with an Idempotency-Key, so that a retry gets the same and changes nothing."""
 
     token = models.ForeignKey(ApiToken, models.CASCADE, db_index=False)
     key = models.CharField(max_length=255)

@@ -7,8 +7,8 @@ from django.db.models import OuterRef, QuerySet, Subquery
 
 from ledger.models import IN_FLIGHT, Deployment, Environment, Release
 
-RECENT = 200  # how far promotable() and rollback_targets() look back, in deployments or releases
-LATELY = 50  # how far previous_good() looks back, in deployments
+RECENT = 200  # deployments or releases that promotable() and rollback_targets() look back at
+LATELY = 50  # deployments that previous_good() looks back at
 
 
 def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5) -> list[Environment]:
@@ -48,17 +48,17 @@ def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5)
 
 
 def succeeded(release: Release, environment: int) -> bool:
-    """Whether `release` was ever live in the environment of that key."""
+    """Returns whether `release` was ever live in the environment with that primary key."""
     return Deployment.objects.filter(
         release=release, environment=environment, status=Deployment.Status.SUCCEEDED
     ).exists()
 
 
 def live(environment: Environment) -> Deployment | None:
-    """What put there what runs in `environment` now: the last deployment that succeeded.
+    """Returns the deployment that is live in `environment`: the last that succeeded; None if none has.
 
-    An environment takes one deployment at a time, so the order in which they were created is the order in which their
-    releases became live. The same holds for rollback_targets() and previous_good(): a release counts by its last
+    An environment takes one deployment at a time, so releases became live in the order in which their deployments were
+    created. The same holds for rollback_targets() and previous_good(): a release counts by its last
     deployment there, not by when it was built or first arrived.
     """
     found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED)
@@ -67,17 +67,17 @@ def live(environment: Environment) -> Deployment | None:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A release that may go to an environment, and when it succeeded where it came from (None: it need not have)."""
+    """A release that can be deployed to an environment, and when it succeeded in the one before, if required."""
 
     release: Release
     proven: datetime | None
 
 
 def promotable(environment: Environment, limit: int = 20) -> list[Candidate]:
-    """Releases that may go there without being a hotfix and have not been live there yet, the newest first.
+    """Returns the releases that can be deployed there without a hotfix and have not been live there, newest first.
 
-    Behind a gate: what has succeeded in the gate's environment, of its last RECENT deployments that did. Without one:
-    any release of the last RECENT built.
+    If the environment is promoted from another, they are among the last RECENT deployments that succeeded there;
+    otherwise among the last RECENT releases built.
     """
     if environment.promotes_from_id:
         found = Deployment.objects.filter(environment=environment.promotes_from_id, status=Deployment.Status.SUCCEEDED)
@@ -99,32 +99,33 @@ def promotable(environment: Environment, limit: int = 20) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class RollbackTarget:
-    """A release that an environment can go back to, and the last deployment that had put it there."""
+    """A release that an environment can be rolled back to, and the last deployment of it there."""
 
     release: Release
     deployment: Deployment
 
 
 def rollback_targets(environment: Environment, limit: int = 20) -> list[RollbackTarget]:
-    """Releases that were live there before the one that is, the last first; of the last RECENT that succeeded."""
+    """Returns the releases that were live before the current one, latest first, of the last RECENT to succeed."""
     found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED)
     targets: dict[int, RollbackTarget] = {}
     for each in found.newest_first().select_related("release")[:RECENT]:
         each.environment = environment
         targets.setdefault(each.release_id, RollbackTarget(each.release, each))
-    return list(targets.values())[1 : limit + 1]  # the first is what runs
+    return list(targets.values())[1 : limit + 1]  # the first is the current one
 
 
 def previous_good(environment: Environment) -> str | None:
-    """The version to go back to if what runs there proves bad: the last that was live before it and that nobody has
-    rolled back from. None if there is none among the last LATELY that succeeded.
+    """Returns the version to roll back to: the last one live before the current one that nobody has rolled back from.
+
+    None if there is none among the last LATELY deployments that succeeded.
     """
     found = Deployment.objects.filter(environment=environment, status=Deployment.Status.SUCCEEDED).newest_first()
-    current, left = None, set()
+    current, abandoned = None, set()
     for version, kind, before in found.values_list("release__version", "kind", "previous__release__version")[:LATELY]:
         current = current or version
-        if version != current and version not in left:
+        if version != current and version not in abandoned:
             return str(version)
         if kind == Deployment.Kind.ROLLBACK:
-            left.add(before)
+            abandoned.add(before)
     return None

@@ -1,11 +1,10 @@
-"""The rules of the ledger: how deployments come, go on and end, and what may go where. The API, the commands and the
-pages all ask here; nothing else writes these tables.
+"""The rules of the ledger: releases are registered, deployments created, started and finished here, and nowhere else.
 
-The database holds the weightiest rules once more by itself (ledger.models, migrations/0002_guards.py). Here they are
-asked first, so that whoever breaks one learns which, and what to do.
+The database enforces the most important rules as well (ledger.models, migrations/0003_guards.py). They are checked here
+first, so that the error says which rule was broken and what to do.
 
-Every function that writes takes `at`, the time at which it happens: now, unless a history is loaded. `token` is the
-name of the API token that asked; empty for a command.
+`at` is the time of the event: now, unless a history is loaded. `token` is the name of the API token that made the
+request; empty for a command. `key` is a deployment's primary key.
 """
 
 import re
@@ -23,11 +22,11 @@ from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Release,
 from ledger.queries import live, succeeded
 
 MAX_STEPS = 200
-CLOCKS_DIFFER = timedelta(minutes=5)  # by which a build machine's clock may be ahead of ours
+CLOCK_SKEW = timedelta(minutes=5)  # by which a build machine's clock may be ahead
 
 
 class RuleViolation(Exception):
-    """The ledger's state does not allow it. `code` is a stable name of the rule; the text says what to do."""
+    """A request that the ledger's state does not allow. `code` is the rule's stable name; the text says what to do."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -35,7 +34,7 @@ class RuleViolation(Exception):
 
 
 class Invalid(ValueError):
-    """What was given makes no sense, whatever the ledger's state. `field` names what is wrong."""
+    """A value that is invalid whatever the ledger's state. `field` names the parameter."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -43,7 +42,7 @@ class Invalid(ValueError):
 
 
 def validate_text(kind: type[Model], **values: str) -> None:
-    """Raises Invalid if the model `kind` has no room for one of `values`, or a character of it is not allowed."""
+    """Raises Invalid if one of `values` does not fit its field of the model `kind`."""
     for name, value in values.items():
         field = kind._meta.get_field(name)
         assert isinstance(field, Field)
@@ -66,9 +65,9 @@ def register(
     token: str = "",
     at: datetime | None = None,
 ) -> tuple[Release, bool]:
-    """The release of that version, and whether it is new. Registering the same one again changes nothing.
+    """Registers a release. Returns it, and whether it is new: registering the same build again changes nothing.
 
-    Raises Invalid, and RuleViolation (release-differs) if the version is that of another build.
+    Raises Invalid, and RuleViolation (release-differs) if the version belongs to another build.
     """
     commit = commit.lower()
     if not re.fullmatch(r"[0-9a-f]{7,64}", commit):
@@ -78,8 +77,8 @@ def register(
     except ValueError as error:
         raise Invalid("version", str(error)) from None
     validate_text(Release, version=version, message=message, image=image)
-    if built_at > (at or timezone.now()) + CLOCKS_DIFFER:
-        raise Invalid("built_at", "It lies in the future: look at the build machine's clock and time zone.")
+    if built_at > (at or timezone.now()) + CLOCK_SKEW:
+        raise Invalid("built_at", "The build time is in the future. Check the build machine's clock and time zone.")
     given = {"commit": commit, "built_at": built_at, "message": message, "image": image}
     who = {"token": token, "registered": at or timezone.now()}
     release, new = Release.objects.get_or_create(version=version, defaults=given | who)
@@ -87,34 +86,32 @@ def register(
         if getattr(release, name) != value:
             raise RuleViolation(
                 "release-differs",
-                f"Release {version} is already registered with another {name.replace('_', ' ')}"
-                f"{registration(release)}. "
-                "A release never changes: give the new build a version of its own. If the registration is wrong and "
-                "was never deployed, an operator can withdraw it: manage.py withdraw_release "
-                f"{version}",
+                f"Release {version} is already registered with a different {name.replace('_', ' ')}"
+                f"{registration(release)}. Give the new build its own version. If the registration is wrong and the "
+                f"release was never deployed, an operator can withdraw it: manage.py withdraw_release {version}",
             )
     return release, new
 
 
 def registration(release: Release) -> str:
-    """Who registered `release`, and when, as the end of a sentence."""
+    """Returns who registered `release` and when, as the end of a sentence; empty if that was not recorded."""
     who = f" by the token {release.token}" if release.token else " by a command"
     return f"{who} at {release.registered:%Y-%m-%d %H:%M}Z" if release.registered else ""
 
 
 def withdraw(version: str) -> Release:
-    """Removes a release that was never deployed, such as one registered by mistake, and returns what it was.
+    """Deletes a release that was never deployed, such as one registered by mistake, and returns it.
 
-    Raises Release.DoesNotExist, and RuleViolation (release-used) once a deployment refers to it: history stays.
+    Raises Release.DoesNotExist, and RuleViolation (release-used) if it was deployed.
     """
-    with refused_by_the_database(), transaction.atomic():
+    with violations_in_the_database(), transaction.atomic():
         release = Release.objects.select_for_update().get(version=version)
         used = Deployment.objects.filter(release=release).select_related("environment").order_by("created").first()
         if used:
             raise RuleViolation(
                 "release-used",
-                f"Release {version} was deployed (deployment {used.pk}, to {used.environment}) and stays in the "
-                "history. Give the other build a version of its own.",
+                f"Release {version} was deployed (deployment {used.pk}, to {used.environment}), so it stays in the "
+                "history. Give the other build its own version.",
             )
         Release.objects.filter(pk=release.pk).delete()
         return release
@@ -136,31 +133,31 @@ def create(
     token: str = "",
     at: datetime | None = None,
 ) -> Deployment:
-    """A pending deployment. From now on the environment takes no other until this one has ended.
+    """Creates a pending deployment. The environment accepts no other until it has finished.
 
     Raises Environment.DoesNotExist, Release.DoesNotExist, Invalid, and RuleViolation: environment-busy, not-promotable,
     never-live, already-live.
     """
     if hotfix and not reason.strip():
-        raise Invalid("reason", "A hotfix needs a reason: say what cannot wait.")
+        raise Invalid("reason", "A hotfix requires a reason.")
     if hotfix and kind == Deployment.Kind.ROLLBACK:
         raise Invalid("hotfix", "A rollback cannot be a hotfix; choose one.")
     validate_text(Deployment, reason=reason.strip(), actor=actor)
-    with refused_by_the_database(), transaction.atomic():
-        # Whoever comes second waits here for whoever came first, and then sees what the first one wrote.
-        place = Environment.objects.select_for_update(of=("self",)).get(name=environment)
+    with violations_in_the_database(), transaction.atomic():
+        # Concurrent requests queue for this row, and each sees what the one before it wrote.
+        target = Environment.objects.select_for_update(of=("self",)).get(name=environment)
         wanted = Release.objects.get(version=release)
-        busy = Deployment.objects.filter(environment=place, status__in=IN_FLIGHT).select_related("release").first()
+        busy = Deployment.objects.filter(environment=target, status__in=IN_FLIGHT).select_related("release").first()
         if busy:
             raise RuleViolation(
                 "environment-busy",
-                f"Deployment {busy.pk} of {busy.release} to {environment} is {busy.status}. Wait for its end, or "
-                "report it as failed if its pipeline is gone.",
+                f"Deployment {busy.pk} of {busy.release} to {environment} is {busy.status}. Wait for it to finish, "
+                "or report it as failed if its pipeline is gone.",
             )
-        previous = live(place)
-        validate(place, wanted, kind, hotfix, previous)
+        previous = live(target)
+        validate(target, wanted, kind, hotfix, previous)
         return Deployment.objects.create(
-            environment=place,
+            environment=target,
             release=wanted,
             kind=kind,
             strategy=strategy,
@@ -174,31 +171,33 @@ def create(
         )
 
 
-def validate(place: Environment, release: Release, kind: str, hotfix: bool, previous: Deployment | None) -> None:
-    """Raises RuleViolation if `release` may not go to `place` in this way."""
+def validate(environment: Environment, release: Release, kind: str, hotfix: bool, previous: Deployment | None) -> None:
+    """Raises RuleViolation if `release` may not be deployed to `environment`, or rolled back to there."""
     if kind == Deployment.Kind.ROLLBACK:
         if previous and previous.release_id == release.pk:
-            raise RuleViolation("already-live", f"Release {release} is already live in {place}; nothing to roll back.")
-        if not succeeded(release, place.pk):
+            raise RuleViolation(
+                "already-live", f"Release {release} is already live in {environment}; nothing to roll back."
+            )
+        if not succeeded(release, environment.pk):
             raise RuleViolation(
                 "never-live",
-                f"Release {release} was never live in {place}. Ask for its rollback targets, and take one.",
+                f"Release {release} was never live in {environment}. Choose one of its rollback targets.",
             )
-    elif place.promotes_from_id and not hotfix and not succeeded(release, place.promotes_from_id):
+    elif environment.promotes_from_id and not hotfix and not succeeded(release, environment.promotes_from_id):
         raise RuleViolation(
             "not-promotable",
-            f"Release {release} has not succeeded in {place.promotes_from}. Deploy it there first, or make it a hotfix "
-            "and say why.",
+            f"Release {release} has not succeeded in {environment.promotes_from}. Deploy it there first, or create a "
+            "hotfix with a reason.",
         )
 
 
 def start(key: int, *, at: datetime | None = None) -> Deployment:
-    """The deployment, running. Raises Deployment.DoesNotExist and RuleViolation (wrong-state)."""
-    with refused_by_the_database(), transaction.atomic():
+    """Starts a pending deployment, and returns it. Raises Deployment.DoesNotExist and RuleViolation (wrong-state)."""
+    with violations_in_the_database(), transaction.atomic():
         deployment = locked(key)
         if deployment.status != Deployment.Status.PENDING:
             raise RuleViolation(
-                "wrong-state", f"Deployment {key} is {label(deployment)}: only a pending one can be started."
+                "wrong-state", f"Deployment {key} is {label(deployment)}; only a pending deployment can be started."
             )
         deployment.status = Deployment.Status.RUNNING
         deployment.started = at or timezone.now()
@@ -207,18 +206,21 @@ def start(key: int, *, at: datetime | None = None) -> Deployment:
 
 
 def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | None = None) -> tuple[Step, bool]:
-    """The step of that name with its outcome, and whether it is new. One that had no beginning begins and ends at once.
+    """Records a step's outcome (models.Step.Outcome). Returns the step, and whether it is new.
+
+    A new name starts a step, which finishes at once unless its outcome is running; the same name again finishes it.
 
     Raises Deployment.DoesNotExist, Invalid, and RuleViolation (wrong-state, too-many-steps).
     """
     validate_text(Step, name=name)
     now = at or timezone.now()
     ended = None if outcome == Step.Outcome.RUNNING else now
-    with refused_by_the_database(), transaction.atomic():
+    with violations_in_the_database(), transaction.atomic():
         deployment = locked(key)
         if deployment.status != Deployment.Status.RUNNING:
             raise RuleViolation(
-                "wrong-state", f"Deployment {key} is {label(deployment)}: only a running one has steps."
+                "wrong-state",
+                f"Deployment {key} is {label(deployment)}; steps can be reported only while it is running.",
             )
         steps = list(deployment.steps.order_by("position"))
         for one in steps:
@@ -227,13 +229,14 @@ def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | N
                     if one.outcome == outcome:
                         return one, False
                     raise RuleViolation(
-                        "wrong-state", f"Step {name} has ended: it {one.outcome}. Give a repetition a new name."
+                        "wrong-state",
+                        f"Step {name} has already finished ({one.outcome}). Report a repeat under another name.",
                     )
                 one.outcome, one.finished, one.token = outcome, ended, token
                 one.save(update_fields=["outcome", "finished", "token"])
                 return one, False
         if len(steps) >= MAX_STEPS:
-            raise RuleViolation("too-many-steps", f"A deployment has {MAX_STEPS} steps at most.")
+            raise RuleViolation("too-many-steps", f"A deployment can have at most {MAX_STEPS} steps.")
         position = steps[-1].position + 1 if steps else 1
         given = {"name": name, "outcome": outcome, "started": now, "finished": ended, "token": token}
         return deployment.steps.create(position=position, **given), True
@@ -242,25 +245,22 @@ def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | N
 def finish(
     key: int, result: str, *, failed_requests: int | None = None, token: str = "", at: datetime | None = None
 ) -> Deployment:
-    """The deployment, ended for good. Steps that still run end with it: as it did, or failed.
+    """Finishes a deployment for good, and returns it. Steps that are still running succeed or fail with it.
 
-    `failed_requests` is how many of the probe traffic failed; None if there was none.
-
-    A pending one can only fail. Raises Deployment.DoesNotExist, RuleViolation (wrong-state), and Invalid.
+    `result` is one of FINISHED; a pending deployment can only fail. `failed_requests` counts the probe traffic's
+    failures; None without probe traffic. Raises Deployment.DoesNotExist, Invalid and RuleViolation (wrong-state).
     """
     if result not in FINISHED:
         raise Invalid("result", f"Expected one of {', '.join(FINISHED)}.")
     now = at or timezone.now()
-    with refused_by_the_database(), transaction.atomic():
+    with violations_in_the_database(), transaction.atomic():
         deployment = locked(key)
         if deployment.is_finished:
             raise RuleViolation(
-                "wrong-state", f"Deployment {key} has {label(deployment)} already, and that does not change."
+                "wrong-state", f"Deployment {key} has already {label(deployment)}; a finished deployment cannot change."
             )
         if deployment.status == Deployment.Status.PENDING and result != Deployment.Status.FAILED:
-            raise RuleViolation(
-                "wrong-state", f"Deployment {key} is pending: start it first, or report that it failed."
-            )
+            raise RuleViolation("wrong-state", f"Deployment {key} is pending; start it first, or report it as failed.")
         won = result == Deployment.Status.SUCCEEDED
         first = won and not succeeded(deployment.release, deployment.environment_id)
         deployment.steps.filter(outcome=Step.Outcome.RUNNING).update(
@@ -275,7 +275,7 @@ def finish(
 
 
 def locked(key: int) -> Deployment:
-    """The deployment, which nobody else changes before the transaction has ended."""
+    """Returns the deployment, locked until the transaction ends. Raises Deployment.DoesNotExist."""
     found = Deployment.objects.select_related("environment", "release", "previous__release")
     return found.select_for_update(of=("self",)).get(pk=key)
 
@@ -285,27 +285,29 @@ def label(deployment: Deployment) -> str:
 
 
 @contextmanager
-def refused_by_the_database() -> Iterator[None]:
-    """Turns a constraint's refusal into RuleViolation: the backstop of the rules above, should two writers pass."""
+def violations_in_the_database() -> Iterator[None]:
+    """Turns an IntegrityError into RuleViolation: the database's own checks are the backstop for concurrent writers."""
     try:
         yield
     except IntegrityError as error:
         name = next((name for name in BY_CONSTRAINT if name in str(error)), "")
-        code, message = BY_CONSTRAINT.get(name, ("conflict", "Somebody else has just changed the same. Look again."))
+        code, message = BY_CONSTRAINT.get(
+            name, ("conflict", "Another request changed this at the same time. Try again.")
+        )
         raise RuleViolation(code, message) from error
 
 
-# By what the database's message holds. SQLite names a unique index by its columns.
+# By a part of the database's message. SQLite names a unique index by its columns.
 BUSY = ("environment-busy", "Another deployment to this environment is pending or running.")
 BY_CONSTRAINT = {
     "ledger_one_in_flight": BUSY,
     "UNIQUE constraint failed: ledger_deployment.environment_id": BUSY,
     "ledger_promotion": (
         "not-promotable",
-        "The release has not succeeded where it must before, and this is no hotfix.",
+        "The release has not succeeded where this environment is promoted from, and this is not a hotfix.",
     ),
     "ledger_rollback": ("never-live", "The release was never live in this environment."),
-    "ledger_append_only": ("wrong-state", "What has finished does not change."),
-    "ledger_release_used": ("release-used", "The release was deployed and stays in the history."),
-    "ledger_order": ("wrong-state", "A deployment goes from pending to running to its end."),
+    "ledger_append_only": ("wrong-state", "A finished deployment cannot change."),
+    "ledger_release_used": ("release-used", "The release was deployed, so it stays in the history."),
+    "ledger_order": ("wrong-state", "A deployment goes from pending to running to finished."),
 }

@@ -13,17 +13,17 @@ MAX_BODY = 65_536  # bytes
 
 
 class Bearer(HttpBearer):
-    """Authorization: Bearer TOKEN (RFC 6750). Whatever is refused here is refused before the body is read."""
+    """Authorization: Bearer TOKEN (RFC 6750), checked before the body is read."""
 
     def __call__(self, request: HttpRequest) -> ApiToken:
-        """The token's row. Raises Problem: 401, 413, 429."""
+        """Returns the token's row. Raises Problem: 401, 413 or 429."""
         length = request.META.get("CONTENT_LENGTH") or "0"
         if not length.isdecimal() or int(length) > MAX_BODY:
-            raise Problem(413, "too-large", f"The body has more than {MAX_BODY} bytes.")
+            raise Problem(413, "too-large", f"The body is larger than {MAX_BODY} bytes.")
         limit("address", network(request.META.get("REMOTE_ADDR", "")), settings.API_RATE_PER_ADDRESS)
         scheme, _, given = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
         if scheme.lower() != "bearer" or not given.strip():
-            raise unauthorized("Bearer", "A token is needed: Authorization: Bearer TOKEN.")
+            raise unauthorized("Bearer", "A token is required. Send Authorization: Bearer TOKEN.")
         found = self.authenticate(request, given.strip())
         limit("token", str(found.pk), settings.API_RATE_PER_TOKEN)
         return found
@@ -33,7 +33,7 @@ class Bearer(HttpBearer):
         if found is None:
             challenge = 'Bearer error="invalid_token"'
             raise unauthorized(
-                challenge, "The token is unknown, expired or revoked. manage.py api_token makes another."
+                challenge, "The token is unknown, expired or revoked. Create another with manage.py api_token."
             )
         return found
 
@@ -43,36 +43,38 @@ def unauthorized(challenge: str, detail: str) -> Problem:
 
 
 def token_of(request: HttpRequest) -> ApiToken:
-    """The token that Bearer has found."""
+    """Returns the token that Bearer has authenticated."""
     found = getattr(request, "auth")
     assert isinstance(found, ApiToken)
     return found
 
 
 def in_scope(request: HttpRequest, environment: str) -> None:
-    """Raises Problem (403) if the request's token is not for `environment`."""
+    """Raises Problem (403) unless the request's token is valid for `environment`."""
     token = token_of(request)
     if not token.environments.filter(name=environment).exists():
-        raise Problem(403, "out-of-scope", f"The token {token.name} is not for {environment}.")
+        raise Problem(403, "out-of-scope", f"The token {token.name} is not valid for {environment}.")
 
 
 def may_register(request: HttpRequest) -> None:
-    """Raises Problem (403) if the request's token may not register releases."""
+    """Raises Problem (403) unless the request's token may register releases."""
     token = token_of(request)
     if not token.may_register:
         raise Problem(
             403,
             "may-not-register",
-            f"The token {token.name} may not register releases. Let the pipeline that builds them register them, with "
-            "a token made with --register.",
+            f"The token {token.name} may not register releases. Register them in the pipeline that builds them, with a "
+            "token created with --register.",
         )
 
 
 def may_change(request: HttpRequest, key: int) -> None:
-    """Raises Problem (403) if the request's token may not go on with the deployment of that key: its environment is out
-    of the token's scope, or another token created it and this one may not take over. Raises Deployment.DoesNotExist.
+    """Raises Problem (403) unless the request's token may continue the deployment with that primary key.
 
-    A deployment's environment and token never change, so there is nothing to lock.
+    It must be valid for the environment, and have created the deployment or may take over. Raises
+    Deployment.DoesNotExist.
+
+    A deployment's environment and token never change, so nothing is locked.
     """
     token = token_of(request)
     environment, creator = Deployment.objects.values_list("environment__name", "token").get(pk=key)
@@ -82,6 +84,6 @@ def may_change(request: HttpRequest, key: int) -> None:
         raise Problem(
             403,
             "not-its-own",
-            f"Deployment {key} was created by {who}; the token {token.name} may only change its own. Use that token "
-            "(manage.py api_token rotate renews it if it is lost), or one made with --take-over.",
+            f"Deployment {key} was created by {who}; the token {token.name} may change only its own. Use that token "
+            "(if it is lost, manage.py api_token rotate replaces it) or one created with --take-over.",
         )

@@ -1,4 +1,4 @@
-"""/api/docs/: the OpenAPI schema as a plain page, made here: no script, and nothing from any other host."""
+"""/api/docs/: the OpenAPI schema as a plain page, without scripts and without other hosts."""
 
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ def docs(request: HttpRequest) -> HttpResponse:
 
 @cache
 def operations() -> list[dict[str, Any]]:
-    """What the page shows of each operation, in the order of the schema."""
+    """Returns what the page shows of each operation, in the order of the schema."""
     return [
         {
             "id": found["operationId"],
@@ -36,7 +36,7 @@ def operations() -> list[dict[str, Any]]:
 
 
 def parameter(given: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table: name, where it goes, whether it must be there, what it looks like and means."""
+    """Returns a row of the request's table for a parameter of the path, the query or the headers."""
     return field(given["name"], given["in"], given["schema"], given["required"]) | {
         "description": given.get("description", "")
     }
@@ -61,7 +61,7 @@ def field(name: str, where: str, given: dict[str, Any], required: bool) -> dict[
 
 
 def form(given: dict[str, Any]) -> str:
-    """What a value looks like, in words: `one of a, b`, `integer, 1 to 100`, `text, at most 64 characters`."""
+    """Returns the type of a value in words: `one of a, b`, `integer, 1 to 100`, `text, at most 64 characters`."""
     if "$ref" in given:
         found = resolve(given)
         return form(found) if "enum" in found else "object: " + ", ".join(found["properties"])
@@ -85,7 +85,7 @@ def form(given: dict[str, Any]) -> str:
 
 
 def resolve(given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, or what it refers to."""
+    """Returns `given`, or the schema that it refers to."""
     if "$ref" not in given:
         return given
     found: dict[str, Any] = schema()["components"]["schemas"][given["$ref"].rpartition("/")[2]]

@@ -1,4 +1,4 @@
-"""Writes that are done once however often they are sent: the Idempotency-Key.
+"""Writes that happen once however often they are sent: the Idempotency-Key header.
 
 https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
 """
@@ -15,21 +15,20 @@ from ledger.api.auth import token_of
 from ledger.api.problems import Problem
 from ledger.models import IdempotencyKey
 
-KEPT = timedelta(hours=48)  # for how long an Idempotency-Key is known
+KEPT = timedelta(hours=48)  # how long an Idempotency-Key is remembered
 
 
 def once(request: HttpRequest, key: str | None, write: Callable[[], HttpResponse]) -> HttpResponse:
-    """What `write` answers, in one transaction; with a key, done once however often it is asked.
+    """Returns the response of `write`, which runs in one transaction, and only once for a `key`.
 
-    A retry gets the first answer again, with Idempotency-Replayed: true. While the first is still at work the retry
-    waits for it: on the key's row, which both try to insert. What ends in an error has not happened, and its key may
-    be used again. Raises Problem (422) if the key came with another request.
-    https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+    A retry gets the first response again, with Idempotency-Replayed: true. If the first is still running, the retry
+    waits for it on the key's row, which both try to insert. After an error nothing has been written, and the key can be
+    used again. Raises Problem (422) if the key was used for another request, and what `write` raises.
     """
     with transaction.atomic():
         if not key:
             return write()
-        key = key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key  # the draft's form is a quoted string
+        key = key[1:-1] if len(key) > 2 and key[0] == key[-1] == '"' else key  # the draft sends a quoted string
         parts = (str(request.method).encode(), request.path.encode(), request.body)
         fingerprint = hashlib.sha256(b"\n".join(parts)).hexdigest()
         token, now = token_of(request), timezone.now()
@@ -39,7 +38,7 @@ def once(request: HttpRequest, key: str | None, write: Callable[[], HttpResponse
         )
         row = IdempotencyKey.objects.get(token=token, key=key)
         if row.request != fingerprint:
-            raise Problem(422, "key-reused", "This Idempotency-Key was used for another request. Make a new one.")
+            raise Problem(422, "key-reused", "This Idempotency-Key was used for another request. Send a new one.")
         if row.status is not None:
             replay = HttpResponse(row.body, "application/json", row.status, headers={"Idempotency-Replayed": "true"})
             if row.location:
@@ -53,7 +52,7 @@ def once(request: HttpRequest, key: str | None, write: Callable[[], HttpResponse
 
 
 def forget(before: datetime) -> None:
-    """Drops some of the keys made before then; who comes next drops more. Nobody waits for another who does."""
+    """Deletes up to 100 keys created before then; the next request deletes more. Concurrent requests do not wait."""
     old = IdempotencyKey.objects.filter(created__lt=before).order_by("created")
     if connection.features.has_select_for_update_skip_locked:
         old = old.select_for_update(skip_locked=True)

@@ -1,6 +1,6 @@
-"""The API, /api/: pipelines write to the ledger, and ask what runs where, what may go on and what may go back.
+"""The operations of the API, /api/: pipelines report deployments and ask what is live and can be deployed.
 
-Every operation calls ledger.rules and words what comes of it. docs/api.md and /api/docs/ tell users the same.
+Every operation calls ledger.rules or ledger.queries. docs/api.md and /api/docs/ are its documentation.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ from ledger.api.schemas import (
 
 
 class LedgerAPI(NinjaAPI):
-    """Django Ninja, with problem details in its schema."""
+    """Django Ninja, with problem details and headers in its OpenAPI schema."""
 
     def get_openapi_operation_id(self, operation: Any) -> str:
         return str(operation.view_func.__name__)
@@ -65,16 +65,16 @@ def header(description: str) -> dict[str, Any]:
 
 
 HEADERS = {
-    201: {"Location": header("Where what was made is read.")},
+    201: {"Location": header("URL of the new resource.")},
     401: {"WWW-Authenticate": header("Bearer, with the error if a token was sent (RFC 6750).")},
-    429: {"Retry-After": header("In so many seconds.")},
+    429: {"Retry-After": header("Seconds to wait.")},
 }
 
 api = LedgerAPI(
     title="backstagetest1 ledger",
     version="1",
-    description="Deployments: report them, follow them, and ask what may go where.",
-    docs_url=None,  # the page of ours needs no script and no other host: ledger.api.docs
+    description="Report and follow deployments, and list what can be promoted or rolled back to.",
+    docs_url=None,  # ledger.api.docs has a page that needs no script and no other host
     auth=Bearer(),
     urls_namespace="api",
 )
@@ -83,7 +83,7 @@ for kind, handler in problems.HANDLERS.items():
 
 
 def errors(*statuses: int) -> dict[int, type[ProblemOut]]:
-    """The errors that an operation may answer with: those of all, and `statuses`."""
+    """Returns the responses for an operation's errors: those that every operation has, and `statuses`."""
     return {status: ProblemOut for status in sorted({400, 401, 413, 422, 429, 500, 503, *statuses})}
 
 
@@ -98,20 +98,22 @@ def url_of(deployment: models.Deployment) -> str:
     return reverse("api:read_deployment", kwargs={"key": deployment.pk})
 
 
-@api.get("/environments", response={200: EnvironmentList, **errors()}, summary="What runs where")
+@api.get("/environments", response={200: EnvironmentList, **errors()}, summary="List environments")
 def list_environments(request: HttpRequest) -> HttpResponse:
-    """Every environment with its current deployment, and the one that is pending or running."""
+    """Every environment with its live deployment and the one that is pending or running."""
     return answer(EnvironmentList(items=[EnvironmentOut.of(row) for row in queries.board(recent=0)]))
 
 
-@api.get("/environments/{name}", response={200: EnvironmentOut, **errors(404)}, summary="What runs in one environment")
+@api.get("/environments/{name}", response={200: EnvironmentOut, **errors(404)}, summary="Get an environment")
 def read_environment(request: HttpRequest, name: Path[EnvironmentName]) -> HttpResponse:
     return answer(EnvironmentOut.of(queries.board(models.Environment.objects.filter(name=name), recent=0)[0]))
 
 
-@api.get("/environments/{name}/promotable", response={200: CandidateList, **errors(404)}, summary="What may go there")
+@api.get(
+    "/environments/{name}/promotable", response={200: CandidateList, **errors(404)}, summary="List promotable releases"
+)
 def list_promotable(request: HttpRequest, name: Path[EnvironmentName], limit: Limit = 20) -> HttpResponse:
-    """Releases that may go there without being a hotfix and have not been live there yet, the newest first."""
+    """Releases that can be deployed there without a hotfix and have not been live there, newest first."""
     found = queries.promotable(models.Environment.objects.select_related("promotes_from").get(name=name), limit)
     items = [CandidateOut(release=ReleaseOut.from_orm(each.release), proven=each.proven) for each in found]
     return answer(CandidateList(items=items))
@@ -120,10 +122,10 @@ def list_promotable(request: HttpRequest, name: Path[EnvironmentName], limit: Li
 @api.get(
     "/environments/{name}/rollback-targets",
     response={200: RollbackTargetList, **errors(404)},
-    summary="What it may go back to",
+    summary="List rollback targets",
 )
 def list_rollback_targets(request: HttpRequest, name: Path[EnvironmentName], limit: Limit = 20) -> HttpResponse:
-    """Releases that were live there before the one that is, the last first."""
+    """Releases that were live there before the current one, latest first."""
     found = queries.rollback_targets(models.Environment.objects.get(name=name), limit)
     items = [
         RollbackTargetOut(
@@ -138,7 +140,7 @@ def list_rollback_targets(request: HttpRequest, name: Path[EnvironmentName], lim
 
 @api.post("/releases", response={200: ReleaseOut, 201: ReleaseOut, **errors(403, 409)}, summary="Register a release")
 def register_release(request: HttpRequest, body: NewRelease, idempotency_key: Retry = None) -> HttpResponse:
-    """201 if the version is new, 200 if the same build is registered already. The token needs the right to register."""
+    """201 if the version is new, 200 if the same build is already registered. The token must be allowed to register."""
     may_register(request)
 
     def write() -> HttpResponse:
@@ -150,17 +152,17 @@ def register_release(request: HttpRequest, body: NewRelease, idempotency_key: Re
     return once(request, idempotency_key, write)
 
 
-@api.get("/releases/{version}", response={200: ReleaseOut, **errors(404)}, summary="One release")
+@api.get("/releases/{version}", response={200: ReleaseOut, **errors(404)}, summary="Get a release")
 def read_release(request: HttpRequest, version: Path[Version]) -> HttpResponse:
     try:
         return answer(ReleaseOut.from_orm(models.Release.objects.get(version=version)))
     except models.Release.DoesNotExist:
-        raise Problem(404, "", f"There is no release {version}.") from None
+        raise Problem(404, "", f"Release {version} is not registered.") from None
 
 
 @api.post("/deployments", response={201: DeploymentDetail, **errors(403, 409)}, summary="Create a deployment")
 def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key: Retry = None) -> HttpResponse:
-    """A pending deployment. Until it has ended the environment takes no other."""
+    """Creates a pending deployment. The environment accepts no other until it has finished."""
     in_scope(request, body.environment)
 
     def write() -> HttpResponse:
@@ -177,8 +179,8 @@ def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key
                 token=token_of(request).name,
             )
         except models.Release.DoesNotExist:
-            detail = f"There is no release {body.release}. Register it first: POST /api/releases."
-            where = [{"pointer": "#/release", "detail": "no such release"}]
+            detail = f"Release {body.release} is not registered. Register it first: POST /api/releases."
+            where = [{"pointer": "#/release", "detail": "unknown release"}]
             raise Problem(422, "unknown-release", detail, errors=where) from None
         return answer(DeploymentDetail.of(deployment), 201, url_of(deployment))
 
@@ -187,9 +189,9 @@ def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key
 
 @api.get("/deployments", response={200: DeploymentPage, **errors()}, summary="List deployments")
 def list_deployments(request: HttpRequest, filters: Query[DeploymentQuery]) -> HttpResponse:
-    """The newest first. All filters given must apply."""
+    """Newest first. A deployment must match every filter."""
     if unknown := sorted(request.GET.keys() - DeploymentQuery.model_fields.keys()):
-        raise problems.invalid([{"parameter": name, "detail": "no such filter"} for name in unknown])
+        raise problems.invalid([{"parameter": name, "detail": "unknown parameter"} for name in unknown])
     given = filters.model_dump(exclude={"limit", "cursor"})
     found = models.Deployment.objects.select_related("environment", "release", "previous__release").matching(**given)
     try:
@@ -199,15 +201,15 @@ def list_deployments(request: HttpRequest, filters: Query[DeploymentQuery]) -> H
     return answer(DeploymentPage(items=[DeploymentOut.of(row) for row in page.rows], next=page.next))
 
 
-@api.get("/deployments/{key}", response={200: DeploymentDetail, **errors(404)}, summary="One deployment")
+@api.get("/deployments/{key}", response={200: DeploymentDetail, **errors(404)}, summary="Get a deployment")
 def read_deployment(request: HttpRequest, key: Path[Key]) -> HttpResponse:
-    """With its steps."""
+    """The deployment with its steps."""
     found = models.Deployment.objects.select_related("environment", "release", "previous__release")
     return answer(DeploymentDetail.of(found.get(pk=key)))
 
 
 def advance(request: HttpRequest, key: int, retry: str | None, act: Callable[[int], object]) -> HttpResponse:
-    """The deployment as `act` leaves it."""
+    """Answers with the deployment after `act` has changed it. Raises Problem and what `act` raises."""
     may_change(request, key)
 
     def write() -> HttpResponse:
@@ -228,7 +230,7 @@ def start_deployment(request: HttpRequest, key: Path[Key], idempotency_key: Retr
 
 @api.post("/deployments/{key}/steps", response=ADVANCED, summary="Report a step")
 def report_step(request: HttpRequest, key: Path[Key], body: StepReport, idempotency_key: Retry = None) -> HttpResponse:
-    """A new name begins a step; the same name again ends it with its outcome."""
+    """A new name starts a step; the same name again finishes it with its outcome."""
     token = token_of(request).name
     return advance(request, key, idempotency_key, lambda key: rules.step(key, body.name, body.outcome, token=token))
 
@@ -237,7 +239,7 @@ def report_step(request: HttpRequest, key: Path[Key], body: StepReport, idempote
 def finish_deployment(
     request: HttpRequest, key: Path[Key], body: Ending, idempotency_key: Retry = None
 ) -> HttpResponse:
-    """For good: what has finished never changes. A pending deployment can only fail."""
+    """Final: a finished deployment never changes. A pending deployment can only fail."""
 
     def act(key: int) -> object:
         return rules.finish(key, body.result, failed_requests=body.failed_requests, token=token_of(request).name)
@@ -247,5 +249,5 @@ def finish_deployment(
 
 @cache
 def schema() -> OpenAPISchema:
-    """The OpenAPI schema, which is the same for all."""
+    """Returns the OpenAPI schema, which is the same for every client."""
     return api.get_openapi_schema()

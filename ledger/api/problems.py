@@ -1,4 +1,4 @@
-"""Errors of the API as problem details (RFC 9457), whatever made them: a rule, a route that is not there, a failure."""
+"""Every error of the API as problem details: https://www.rfc-editor.org/rfc/rfc9457"""
 
 import json
 from collections.abc import Callable
@@ -16,46 +16,46 @@ MEDIA_TYPE = "application/problem+json"
 PREFIX = "/api/"
 DOCS = f"{PREFIX}docs/"
 
-# What the API itself tells apart, besides what a status says already. The docs page lists them, and `type` links there.
+# The errors that a status alone does not identify. The docs page lists them, and `type` links there.
 TYPES = {
-    "invalid": "The request does not fit the schema; `errors` says where.",
-    "unknown-release": "No release of this version is registered.",
+    "invalid": "The request is invalid; `errors` lists the fields.",
+    "unknown-release": "The release is not registered.",
     "environment-busy": "Another deployment to the environment is pending or running.",
-    "not-promotable": "The release has not succeeded where it must before, and this is no hotfix.",
-    "never-live": "A rollback goes to what has been live in the environment before, and this has not.",
-    "already-live": "The release to roll back to is the one that runs.",
-    "wrong-state": "The deployment or its step is not in a state that allows this.",
-    "too-many-steps": "The deployment has as many steps as one may have.",
-    "release-differs": "The version is registered already, as another build.",
-    "conflict": "Somebody else has changed the same at the same moment.",
-    "release-used": "The release was deployed and stays in the history.",
-    "out-of-scope": "The token is not for this environment.",
+    "not-promotable": "The release has not succeeded where the environment is promoted from, and this is not a hotfix.",
+    "never-live": "The release to roll back to was never live in the environment.",
+    "already-live": "The release to roll back to is already live.",
+    "wrong-state": "The state of the deployment or step does not allow this.",
+    "too-many-steps": "The deployment has the maximum number of steps.",
+    "release-differs": "The version is already registered for another build.",
+    "conflict": "Another request changed this at the same time; try again.",
+    "release-used": "The release was deployed, so it stays in the history.",
+    "out-of-scope": "The token is not valid for this environment.",
     "may-not-register": "The token may not register releases.",
-    "not-its-own": "Another token created the deployment, and this token may not take over.",
-    "token-over-http": "The token came over plain http, where others could read it.",
+    "not-its-own": "Another token or a command created the deployment, and this token may not take over.",
+    "token-over-http": "The token was sent over plain HTTP, where others could read it.",
     "key-reused": "The Idempotency-Key was used for another request.",
-    "rate-limited": "Too many requests in this minute; `Retry-After` says when to go on, in seconds.",
-    "too-large": "The body is larger than any request of this API.",
+    "rate-limited": "Too many requests in a minute; wait as many seconds as `Retry-After` says.",
+    "too-large": "The body is too large.",
 }
 
-# For what Django answers by itself.
+# The details of errors that Django answers by itself.
 DETAILS = {
-    400: "The request cannot be read.",
-    404: f"There is nothing here. {DOCS} lists what there is.",
-    405: "This method is not for this address. The header Allow names those that are.",
-    500: "Something went wrong here, and it has been logged. Try again, and name the request id if you report it.",
-    503: "The database is away. Try again when Retry-After (seconds) has passed.",
+    400: "The request could not be read.",
+    404: f"Not found. {DOCS} lists the endpoints.",
+    405: "Method not allowed. The Allow header lists the methods that are.",
+    500: "An internal error occurred and was logged. Try again, and include the request id if you report it.",
+    503: "The database is unavailable. Wait as many seconds as Retry-After says, then try again.",
 }
 
 
 LEAKED = (
-    "This token was sent over plain http, where others could read it: consider it leaked. Replace it (manage.py "
-    "api_token rotate NAME), and use https:// from now on."
+    "This token was sent over plain HTTP, where others could read it: consider it leaked. Rotate it (manage.py "
+    "api_token rotate NAME) and use https://."
 )
 
 
 class Problem(Exception):
-    """An answer that is an error. `code` is one of TYPES, or empty if the status says it all."""
+    """An error response. `code` is one of TYPES, or empty if the status is enough; `members` extend it (RFC 9457)."""
 
     def __init__(
         self, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
@@ -69,7 +69,7 @@ class Problem(Exception):
 
 
 def respond(request: HttpRequest, problem: Problem) -> HttpResponse:
-    """`problem` as RFC 9457 has it. The title is the status' own phrase; `request_id` is also in the log."""
+    """Returns the response for `problem`. Its title is the status' reason phrase; its `request_id` is in the log."""
     body = {
         "type": f"{DOCS}#{problem.code}" if problem.code else "about:blank",
         "title": HTTPStatus(problem.status).phrase,
@@ -83,8 +83,9 @@ def respond(request: HttpRequest, problem: Problem) -> HttpResponse:
 
 
 def invalid(where: list[dict[str, str]]) -> Problem:
+    """Returns the 422 for the errors `where`, each with `pointer` or `parameter`, and `detail`."""
     named = [each.get("pointer") or each.get("parameter", "") for each in where]
-    return Problem(422, "invalid", f"The request does not fit the schema: {', '.join(named)}.", errors=where)
+    return Problem(422, "invalid", f"Invalid request: {', '.join(named)}.", errors=where)
 
 
 def on_violation(request: HttpRequest, error: rules.RuleViolation) -> HttpResponse:
@@ -93,34 +94,35 @@ def on_violation(request: HttpRequest, error: rules.RuleViolation) -> HttpRespon
 
 def on_invalid(request: HttpRequest, error: rules.Invalid) -> HttpResponse:
     return respond(
-        request, Problem(422, "invalid", str(error), errors=[place_of(("body", "", error.field), str(error))])
+        request, Problem(422, "invalid", str(error), errors=[located(("body", "", error.field), str(error))])
     )
 
 
 def on_malformed(request: HttpRequest, error: ValidationError) -> HttpResponse:
-    """422; 404 if it is the path that names nothing there could be."""
+    """Answers 422, or 404 if a part of the path is malformed."""
     if any(each["loc"][0] == "path" for each in error.errors):
         return respond(request, Problem(404, "", DETAILS[404]))
     said = [(each["loc"], str(each["msg"]).removeprefix("Value error, ")) for each in error.errors]
-    return respond(request, invalid([place_of(where, detail) for where, detail in said]))
+    return respond(request, invalid([located(where, detail) for where, detail in said]))
 
 
-def place_of(where: tuple[str | int, ...], detail: str) -> dict[str, str]:
+def located(where: tuple[str | int, ...], detail: str) -> dict[str, str]:
+    """Returns the member of `errors` for the location `where`, as pydantic names it."""
     if where[0] == "body":
         return {"pointer": "#" + "".join(f"/{part}" for part in where[2:]), "detail": detail}
     return {"parameter": str(where[-1]), "detail": detail}
 
 
 def on_no_deployment(request: HttpRequest, error: Exception) -> HttpResponse:
-    return respond(request, Problem(404, "", "There is no such deployment."))
+    return respond(request, Problem(404, "", "No such deployment."))
 
 
 def on_unreadable(request: HttpRequest, error: HttpError) -> HttpResponse:
-    return respond(request, Problem(error.status_code, "", "The body is no JSON."))
+    return respond(request, Problem(error.status_code, "", "The body is not valid JSON."))
 
 
 def on_failure(request: HttpRequest, error: Exception) -> NoReturn:
-    """Django logs and counts it, and ProblemMiddleware words the answer."""
+    """Leaves the error to Django, which logs and counts it; ProblemMiddleware turns its page into problem details."""
     raise error
 
 
@@ -135,20 +137,20 @@ HANDLERS: dict[type[Exception], Callable[[HttpRequest, Any], HttpResponse]] = {
 }
 
 
-def sent_openly(request: HttpRequest) -> bool:
-    """Whether a token for the API came by http although the site is to be reached by https alone."""
+def sent_in_clear(request: HttpRequest) -> bool:
+    """Returns whether a token for the API was sent over plain HTTP."""
     given = request.META.get("HTTP_AUTHORIZATION", "")
     return request.path.startswith(PREFIX) and given.lower().startswith("bearer") and not request.is_secure()
 
 
 class ProblemMiddleware:
-    """Turns the error pages of /api/, which are for people, into problem details. Their headers stay."""
+    """Turns the HTML error pages of /api/ into problem details, and keeps Allow and Retry-After."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        if settings.SECURE_SSL_REDIRECT and sent_openly(request):  # before the redirect, which would make it work
+        if settings.SECURE_SSL_REDIRECT and sent_in_clear(request):  # before the redirect, which would hide the mistake
             return respond(request, Problem(403, "token-over-http", LEAKED))
         response = self.get_response(request)
         if response.status_code < 400 or not request.path.startswith(PREFIX):

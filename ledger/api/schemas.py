@@ -1,4 +1,4 @@
-"""What the API takes and answers, as types: they check a request, word an answer and make the OpenAPI schema."""
+"""The API's requests and responses as types, which validate, serialize and make the OpenAPI schema."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -14,14 +14,14 @@ MAX_KEY = 2**63 - 1
 
 
 def plausible(value: datetime) -> datetime:
-    """In UTC. Raises ValueError for what is no date of a deployment, and may overflow in another time zone."""
+    """Returns `value` in UTC. Raises ValueError for a year that no deployment has, and that may overflow elsewhere."""
     if not 2000 <= value.year <= 2100:
         raise ValueError("expected a year from 2000 to 2100")
     return value.astimezone(UTC)
 
 
-def fit(value: str) -> str:
-    """One line that everybody can hold (settings.text). Raises ValueError."""
+def one_line(value: str) -> str:
+    """Returns `value`. Raises ValueError unless it is one line without control characters (settings.text)."""
     try:
         text.one_line(value)
     except DjangoError as error:
@@ -29,8 +29,8 @@ def fit(value: str) -> str:
     return value
 
 
-Line500 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(fit)]
-Line100 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100), AfterValidator(fit)]
+Line500 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(one_line)]
+Line100 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100), AfterValidator(one_line)]
 
 
 Version = Annotated[
@@ -46,15 +46,15 @@ Version = Annotated[
         },
     ),
 ]
-When = Annotated[AwareDatetime, AfterValidator(plausible), Field(description="RFC 3339, with its zone.")]
+When = Annotated[AwareDatetime, AfterValidator(plausible), Field(description="RFC 3339, with a time zone.")]
 Key = Annotated[int, Field(ge=1, le=MAX_KEY)]
 Limit = Annotated[int, Field(ge=1, le=100)]
 Retry = Annotated[
     Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]*$", min_length=1, max_length=200)] | None,
     Header(
         alias="Idempotency-Key",
-        description="A name of your own for this request, such as a UUID. Sent again with the same body, it is "
-        "answered again and not done again; known for 48 hours, to your token alone.",
+        description="A unique name for this request, such as a UUID. A retry with the same name and body gets the "
+        "first response and changes nothing. Kept for 48 hours, per token.",
     ),
 ]
 EnvironmentName = models.Environment.Name
@@ -63,11 +63,11 @@ Kind = models.Deployment.Kind
 Status = models.Deployment.Status
 
 
-# What is sent
+# Requests
 
 
 class Strict(Schema):
-    """A misspelt field is an error, and not silently left out."""
+    """A request in which a misspelt field is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -85,15 +85,15 @@ class NewDeployment(Strict):
     release: Version
     strategy: Strategy
     kind: Kind = Kind.DEPLOY
-    hotfix: Annotated[bool, Field(strict=True, description="Past the environment's gate. Needs a reason.")] = False
+    hotfix: Annotated[bool, Field(strict=True, description="Skips the promotion check. Requires a reason.")] = False
     reason: Line500 = ""
     actor: Annotated[
-        Line100, Field(description="Who asked for it: a claim, shown beside the token. The token's name if empty.")
+        Line100, Field(description="Who requested it: a claim, shown beside the token. Defaults to the token's name.")
     ] = ""
     run_url: Annotated[
         str,
         StringConstraints(pattern=r"^(https?://[A-Za-z0-9][A-Za-z0-9.:-]*(/[!#-;=?-Z_a-z~%]*)?)?$", max_length=500),
-        Field(description="The pipeline's run."),
+        Field(description="Link to the pipeline run."),
     ] = ""
 
 
@@ -101,7 +101,7 @@ class StepReport(Strict):
     name: Annotated[
         str,
         StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
-        AfterValidator(fit),
+        AfterValidator(one_line),
         Field(examples=["smoke test"]),
     ]
     outcome: models.Step.Outcome
@@ -110,13 +110,11 @@ class StepReport(Strict):
 class Ending(Strict):
     result: Annotated[
         Literal["succeeded", "failed", "rolled_back"],
-        Field(description="rolled_back: it failed, and what ran before runs again."),
+        Field(description="rolled_back: it failed, and the previous release was restored."),
     ]
     failed_requests: Annotated[
         int | None,
-        Field(
-            strict=True, ge=0, le=2**31 - 1, description="How many of the probe traffic's requests failed meanwhile."
-        ),
+        Field(strict=True, ge=0, le=2**31 - 1, description="Probe requests that failed during the deployment."),
     ] = None
 
 
@@ -125,20 +123,20 @@ class DeploymentQuery(Strict):
     status: Status | None = None
     strategy: Strategy | None = None
     actor: Line100 | None = None
-    since: Annotated[When | None, Field(description="Created at or after.")] = None
-    until: Annotated[When | None, Field(description="Created before.")] = None
+    since: Annotated[When | None, Field(description="Created at or after this time.")] = None
+    until: Annotated[When | None, Field(description="Created before this time.")] = None
     search: Annotated[
-        Annotated[str, StringConstraints(strip_whitespace=True, max_length=64), AfterValidator(fit)] | None,
-        Field(description="The beginning of the release's version or commit."),
+        Annotated[str, StringConstraints(strip_whitespace=True, max_length=64), AfterValidator(one_line)] | None,
+        Field(description="Beginning of the release's version or commit."),
     ] = None
     limit: Limit = 50
     cursor: Annotated[
         Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]*$", max_length=100)] | None,
-        Field(description="`next` of the page before."),
+        Field(description="`next` of the previous page."),
     ] = None
 
 
-# What is answered
+# Responses
 
 
 class ReleaseOut(Schema):
@@ -147,7 +145,7 @@ class ReleaseOut(Schema):
     message: str
     built_at: datetime
     image: str
-    token: Annotated[str, Field(description="The token that registered it; empty if it was a command.")]
+    token: Annotated[str, Field(description="Token that registered it; empty if a command did.")]
     registered: datetime | None
 
 
@@ -157,7 +155,7 @@ class StepOut(Schema):
     outcome: str
     started: datetime
     finished: datetime | None
-    token: Annotated[str, Field(description="The token that reported it last; empty if it was a command.")]
+    token: Annotated[str, Field(description="Token that reported it last; empty if a command did.")]
 
 
 class DeploymentOut(Schema):
@@ -169,15 +167,15 @@ class DeploymentOut(Schema):
     hotfix: bool
     reason: str
     status: str
-    actor: Annotated[str, Field(description="Who asked for it, as the client claims.")]
-    token: Annotated[str, Field(description="The token that created it; empty if it was a command.")]
-    finished_token: Annotated[str, Field(description="The token that finished it.")]
-    previous: Annotated[str | None, Field(description="The version that was live when this one began.")]
+    actor: Annotated[str, Field(description="Who requested it, as claimed by the client.")]
+    token: Annotated[str, Field(description="Token that created it; empty if a command did.")]
+    finished_token: Annotated[str, Field(description="Token that finished it; empty if a command did.")]
+    previous: Annotated[str | None, Field(description="Version that was live when this one was created.")]
     created: datetime
     started: datetime | None
     finished: datetime | None
     duration_seconds: float | None
-    failed_requests: Annotated[int | None, Field(description="Of the probe traffic; null if there was none.")]
+    failed_requests: Annotated[int | None, Field(description="Probe requests that failed; null without probe traffic.")]
     run_url: str
 
     @classmethod
@@ -207,7 +205,7 @@ class DeploymentDetail(DeploymentOut):
 
 class DeploymentPage(Schema):
     items: list[DeploymentOut]
-    next: Annotated[str | None, Field(description="The next page's cursor; null on the last.")]
+    next: Annotated[str | None, Field(description="Cursor of the next page; null on the last.")]
 
 
 class EnvironmentOut(Schema):
@@ -217,9 +215,12 @@ class EnvironmentOut(Schema):
     data: str
     access: str
     deployment: str
-    gate: Annotated[str | None, Field(description="Where a release must have succeeded before it may come here.")]
-    current: Annotated[DeploymentOut | None, Field(description="What put there what runs there.")]
-    in_flight: Annotated[DeploymentOut | None, Field(description="What is pending or running.")]
+    gate: Annotated[
+        str | None,
+        Field(description="Environment in which a release must have succeeded first; null if any release is accepted."),
+    ]
+    current: Annotated[DeploymentOut | None, Field(description="The deployment that is live.")]
+    in_flight: Annotated[DeploymentOut | None, Field(description="The deployment that is pending or running.")]
 
     @classmethod
     def of(cls, row: models.Environment) -> "EnvironmentOut":
@@ -239,7 +240,7 @@ class EnvironmentList(Schema):
 class CandidateOut(Schema):
     release: ReleaseOut
     proven: Annotated[
-        datetime | None, Field(description="When it succeeded in the gate's environment, if there is one.")
+        datetime | None, Field(description="When it succeeded in the environment before; null if that is not required.")
     ]
 
 
@@ -249,7 +250,7 @@ class CandidateList(Schema):
 
 class RollbackTargetOut(Schema):
     release: ReleaseOut
-    deployment: Annotated[int, Field(description="The last deployment that had put it there.")]
+    deployment: Annotated[int, Field(description="Id of its last deployment there.")]
     finished: datetime | None
 
 
@@ -259,14 +260,14 @@ class RollbackTargetList(Schema):
 
 class ErrorOut(Schema):
     detail: str
-    pointer: Annotated[str | None, Field(description="Where in the body, as a JSON pointer (RFC 6901).")] = None
-    parameter: Annotated[str | None, Field(description="Which query parameter or header.")] = None
+    pointer: Annotated[str | None, Field(description="Position in the body, as a JSON pointer (RFC 6901).")] = None
+    parameter: Annotated[str | None, Field(description="Name of the query parameter or header.")] = None
 
 
 class ProblemOut(Schema):
-    """Problem details, RFC 9457."""
+    """Problem details (RFC 9457)."""
 
-    type: Annotated[str, Field(description="about:blank, or the rule: a part of /api/docs/.")]
+    type: Annotated[str, Field(description="about:blank, or a rule described in /api/docs/.")]
     title: str
     status: int
     detail: str

@@ -1,4 +1,4 @@
-"""How often one may ask the API: requests in a minute, counted in the cache."""
+"""Rate limits of the API: requests a minute, counted in the cache."""
 
 import ipaddress
 from time import time
@@ -11,7 +11,10 @@ WINDOW = 60  # seconds in which requests are counted
 
 
 def network(address: str) -> str:
-    """Whom `address` stands for: itself, and of IPv6 its /64, which is what one subscriber has."""
+    """Returns what is counted for `address`: itself, or the /64 of an IPv6 address, which one subscriber has.
+
+    Empty if it is not an IP address.
+    """
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -20,7 +23,7 @@ def network(address: str) -> str:
 
 
 def limit(kind: str, who: str, most: int) -> None:
-    """Counts a request of `who`. Raises Problem (429) beyond `most` in a minute.
+    """Counts a request of `who`, an address or a token as `kind` says. Raises Problem (429) beyond `most` in a minute.
 
     While Redis is down, each process counts for itself (backstagetest1.cache).
     """
@@ -29,9 +32,9 @@ def limit(kind: str, who: str, most: int) -> None:
     cache.add(key, 0, 2 * WINDOW)
     try:
         count = cache.incr(key)
-    except ValueError:  # lost since, or never taken
+    except ValueError:  # the key was evicted, or the cache does not answer
         return
     if count > most:
         wait = WINDOW - int(now % WINDOW)
-        detail = f"More than {most} requests in a minute from this {kind}. Go on in {wait} s."
+        detail = f"More than {most} requests in a minute from this {kind}. Wait {wait} s."
         raise Problem(429, "rate-limited", detail, headers={"Retry-After": str(wait)})

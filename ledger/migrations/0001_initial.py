@@ -32,18 +32,23 @@ class Migration(migrations.Migration):
                 (
                     "order",
                     models.PositiveSmallIntegerField(
-                        help_text="Where it stands on the way to production.", unique=True
+                        help_text="Position on the way to production, starting at 1.", unique=True
                     ),
                 ),
                 ("purpose", models.CharField(max_length=100)),
                 ("data", models.CharField(max_length=100)),
                 ("access", models.CharField(max_length=100)),
-                ("deployment", models.CharField(help_text="Whether people or machines deploy here.", max_length=100)),
+                (
+                    "deployment",
+                    models.CharField(
+                        help_text="How releases get here: manually, automatically or with approval.", max_length=100
+                    ),
+                ),
                 (
                     "promotes_from",
                     models.ForeignKey(
                         blank=True,
-                        help_text="Where a release must have succeeded before it may come here, unless it is a hotfix.",
+                        help_text="Where a release must have succeeded before it can be deployed here, unless it is a hotfix.",
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
@@ -66,23 +71,23 @@ class Migration(migrations.Migration):
                         editable=False, help_text="SHA-256 of the token, in hex.", max_length=64, unique=True
                     ),
                 ),
-                ("may_register", models.BooleanField(default=False, help_text="It may register releases.")),
+                ("may_register", models.BooleanField(default=False, help_text="May register releases.")),
                 (
                     "may_take_over",
                     models.BooleanField(
                         default=False,
-                        help_text="In its environments it may also go on with deployments that it did not create.",
+                        help_text="May also continue deployments in its environments that it did not create.",
                     ),
                 ),
                 ("created", models.DateTimeField(auto_now_add=True)),
                 ("expires", models.DateTimeField(blank=True, null=True)),
                 ("revoked", models.DateTimeField(blank=True, null=True)),
-                ("last_used", models.DateTimeField(blank=True, help_text="To the minute.", null=True)),
+                ("last_used", models.DateTimeField(blank=True, help_text="Accurate to one minute.", null=True)),
                 (
                     "environments",
                     models.ManyToManyField(
                         blank=True,
-                        help_text="Where it may create deployments, and go on with its own.",
+                        help_text="Where it may create deployments and continue its own.",
                         related_name="+",
                         to="ledger.environment",
                     ),
@@ -112,7 +117,7 @@ class Migration(migrations.Migration):
                     "message",
                     models.CharField(
                         blank=True,
-                        help_text="The first line of the commit's message.",
+                        help_text="First line of the commit message.",
                         max_length=500,
                         validators=[settings.text.one_line],
                     ),
@@ -122,7 +127,7 @@ class Migration(migrations.Migration):
                     "image",
                     models.CharField(
                         blank=True,
-                        help_text="Where the container image is, with tag or digest.",
+                        help_text="Container image, with its tag or digest.",
                         max_length=255,
                         validators=[settings.text.one_line],
                     ),
@@ -131,16 +136,14 @@ class Migration(migrations.Migration):
                     "token",
                     models.CharField(
                         blank=True,
-                        help_text="What registered it. The API token's name; empty if it was a command with access to the database.",
+                        help_text="Token that registered it. Empty if a command wrote directly to the database.",
                         max_length=100,
                         verbose_name="API token",
                     ),
                 ),
                 (
                     "registered",
-                    models.DateTimeField(
-                        blank=True, help_text="Empty if that was before this was recorded.", null=True
-                    ),
+                    models.DateTimeField(blank=True, help_text="Empty if the time was not recorded.", null=True),
                 ),
             ],
             options={
@@ -178,7 +181,7 @@ class Migration(migrations.Migration):
                     "reason",
                     models.CharField(
                         blank=True,
-                        help_text="Why; a hotfix must say it.",
+                        help_text="Required for a hotfix.",
                         max_length=500,
                         validators=[settings.text.one_line],
                     ),
@@ -200,7 +203,7 @@ class Migration(migrations.Migration):
                 (
                     "actor",
                     models.CharField(
-                        help_text="Who asked for it, as the client claims.",
+                        help_text="Who requested it, as claimed by the client.",
                         max_length=100,
                         validators=[settings.text.one_line],
                     ),
@@ -209,7 +212,7 @@ class Migration(migrations.Migration):
                     "token",
                     models.CharField(
                         blank=True,
-                        help_text="What created it. The API token's name; empty if it was a command with access to the database.",
+                        help_text="Token that created it. Empty if a command wrote directly to the database.",
                         max_length=100,
                         verbose_name="API token",
                     ),
@@ -218,7 +221,7 @@ class Migration(migrations.Migration):
                     "finished_token",
                     models.CharField(
                         blank=True,
-                        help_text="What finished it. The API token's name; empty if it was a command with access to the database.",
+                        help_text="Token that finished it. Empty if a command wrote directly to the database.",
                         max_length=100,
                         verbose_name="finished by API token",
                     ),
@@ -230,7 +233,7 @@ class Migration(migrations.Migration):
                     "failed_requests",
                     models.PositiveIntegerField(
                         blank=True,
-                        help_text="How many of the probe traffic's requests failed while it was carried out.",
+                        help_text="Probe requests that failed during the deployment.",
                         null=True,
                     ),
                 ),
@@ -238,7 +241,7 @@ class Migration(migrations.Migration):
                     "run_url",
                     models.CharField(
                         blank=True,
-                        help_text="The pipeline's run.",
+                        help_text="Link to the pipeline run.",
                         max_length=500,
                         validators=[django.core.validators.URLValidator(["https", "http"])],
                         verbose_name="run",
@@ -249,7 +252,7 @@ class Migration(migrations.Migration):
                     models.ForeignKey(
                         blank=True,
                         db_index=False,
-                        help_text="What was live there when this one began.",
+                        help_text="The deployment that was live when this one was created.",
                         null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
@@ -302,7 +305,7 @@ class Migration(migrations.Migration):
                     "token",
                     models.CharField(
                         blank=True,
-                        help_text="What reported it last. The API token's name; empty if it was a command with access to the database.",
+                        help_text="Token that reported it last. Empty if a command wrote directly to the database.",
                         max_length=100,
                         verbose_name="API token",
                     ),
@@ -424,14 +427,14 @@ class Migration(migrations.Migration):
             constraint=models.CheckConstraint(
                 condition=models.Q(("hotfix", False), ("reason__regex", "\\S"), _connector="OR"),
                 name="ledger_hotfix_has_a_reason",
-                violation_error_message="A hotfix needs a reason.",
+                violation_error_message="A hotfix requires a reason.",
             ),
         ),
         migrations.AddConstraint(
             model_name="deployment",
             constraint=models.CheckConstraint(
                 condition=models.Q(("hotfix", False), ("kind", "deploy"), _connector="OR"),
-                name="ledger_hotfix_is_no_rollback",
+                name="ledger_hotfix_is_not_a_rollback",
             ),
         ),
         migrations.AddConstraint(

@@ -1,24 +1,23 @@
-"""What no constraint can say: triggers, on PostgreSQL and SQLite alike, with the same names in their messages.
+"""The rules that no constraint can express, as triggers on PostgreSQL and SQLite, with the same names in their messages.
 
 ledger_append_only     a finished deployment, its steps and a release never change; nothing is deleted, except
-ledger_release_used    a release, as long as no deployment refers to it
-ledger_fixed           what was requested never changes while it is carried out: only status, times and steps do
+ledger_release_used    a release that no deployment refers to
+ledger_fixed           what was requested never changes while it is running: only status, times and steps do
 ledger_order           pending -> running -> succeeded, failed or rolled_back; pending -> failed
-ledger_promotion       an environment that is promoted to takes what has succeeded in the one before, a hotfix, or a
-                       rollback
+ledger_promotion       an environment that is promoted to takes only what has succeeded in the one before, a hotfix, or
+                       a rollback
 ledger_rollback        a rollback goes to what has succeeded in the same environment
 
-Not held by triggers: TRUNCATE, DROP, and disabling triggers, which PostgreSQL leaves to the tables' owner. The app
-connects as another role (docs/production.md). Two ways around the guards would still be open to it, and are closed here:
+Triggers do not stop TRUNCATE, DROP or disabling triggers, which only the tables' owner may do. The app connects as
+another role (docs/production.md). Two more ways around the guards are closed here:
 
-- Environments (one that requires no promotion guards nothing) and the list of applied migrations (a guard that counts
-  as installed is never installed) are rows. Only the owner of their tables, or a member of it, may write them.
-- The guards read tables by name. A table of the same name in pg_temp, which PostgreSQL searches first unless it is
-  named last, would answer instead: so the functions pin their search_path.
+- Environments (one without promotes_from accepts everything) and the list of applied migrations (a guard listed as
+  applied is never installed) are rows. Only the owner of their tables, or a member of that role, may write them.
+- The guards read tables by name. PostgreSQL searches pg_temp first unless it is named last, so a temporary table of the
+  same name would be read instead: the functions pin their search_path.
 
-SQLite has no roles. It drops a table's triggers whenever Django alters the table, because Django makes the table anew:
-a later migration that alters one of these tables must run install() again after it. tests/ledger/test_migrations.py
-looks for every trigger in a database that has all migrations.
+SQLite has no roles. When Django alters a table there it recreates it, and the table's triggers are lost: a migration that
+alters one of these tables must run install() again. tests/ledger/test_migrations.py checks that every trigger is there.
 """
 
 from typing import Any
@@ -41,12 +40,14 @@ FIXED = (
 )
 FINISHED = "('succeeded', 'failed', 'rolled_back')"
 
-APPEND_ONLY = "ledger_append_only: the ledger is append-only: what has finished does not change, and nothing is deleted"
-FIXED_MESSAGE = "ledger_fixed: what a deployment is does not change, only how it goes"
-ORDER = "ledger_order: a deployment goes from pending to running to succeeded, failed or rolled_back"
-PROMOTION = "ledger_promotion: the release has not succeeded in the environment before, and this is no hotfix"
-USED = "ledger_release_used: the release was deployed and stays in the history"
-ROLLBACK = "ledger_rollback: the release has never been live in this environment"
+APPEND_ONLY = "ledger_append_only: the ledger is append-only: finished deployments never change, and nothing is deleted"
+FIXED_MESSAGE = "ledger_fixed: what was requested never changes, only its progress"
+ORDER = "ledger_order: a deployment goes from pending to running, then to succeeded, failed or rolled_back"
+PROMOTION = (
+    "ledger_promotion: the release has not succeeded where this environment is promoted from, and this is not a hotfix"
+)
+USED = "ledger_release_used: the release was deployed, so it stays in the history"
+ROLLBACK = "ledger_rollback: the release was never live in this environment"
 
 # `new` is the row to be written, in both dialects.
 SUCCEEDED = (
@@ -136,7 +137,7 @@ CREATE TRIGGER ledger_guard BEFORE INSERT OR UPDATE ON ledger_step
 CREATE FUNCTION ledger_owner_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   IF NOT pg_has_role(current_user, (SELECT relowner FROM pg_catalog.pg_class WHERE oid = TG_RELID), 'MEMBER') THEN
-    RAISE EXCEPTION 'ledger_owner_only: only the owner of % writes it, by migrations', TG_TABLE_NAME
+    RAISE EXCEPTION 'ledger_owner_only: only the owner of % may write to it, in migrations', TG_TABLE_NAME
       USING ERRCODE = 'insufficient_privilege';
   END IF;
   RETURN NULL;

@@ -518,7 +518,7 @@ def test_a_deployment_that_its_token_may_not_record_is_refused_before_it_begins(
 
     build = ("4f2a9c1", "2026-03-01T12:00:00Z", "")
     mine, other = token("testing", name="ci"), token("testing", name="other", may_register=False)
-    with pytest.raises(DeployRefused, match="ci is not for staging"):
+    with pytest.raises(DeployRefused, match="ci is not valid for staging"):
         record(mine, "staging").begin(*build)
     first = record(mine, "testing")
     assert first.begin(*build) is None and first.key
@@ -531,7 +531,7 @@ def test_a_deployment_that_its_token_may_not_record_is_refused_before_it_begins(
     assert later.begin(*build) is None and later.key and not notes
     back = record(other, "staging", "rollback")
     assert back.begin(*build) is None and back.refused, "a way back is not barred"
-    assert "other is not for staging" in notes[0]
+    assert "other is not valid for staging" in notes[0]
 
 
 def test_a_token_over_plain_http_is_refused_and_not_redirected(settings: Settings, client: Client) -> None:
