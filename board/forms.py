@@ -24,7 +24,7 @@ class DateInput(forms.DateInput):
 class DeploymentFilters(forms.Form):
     """The filters, sent by GET. Days are in the reader's time zone, as are the times in the list."""
 
-    search = forms.CharField(label="Version, commit", max_length=64, required=False, validators=[text.one_line])
+    search = forms.CharField(label="Version or commit", max_length=64, required=False, validators=[text.one_line])
     environment = forms.ChoiceField(choices=[*ANY, *Environment.Name.choices], required=False)
     status = forms.ChoiceField(choices=[*ANY, *Deployment.Status.choices], required=False)
     strategy = forms.ChoiceField(choices=[*ANY, *Deployment.Strategy.choices], required=False)

@@ -72,7 +72,7 @@ def account_tasks(request: HttpRequest) -> list[AccountTask]:
     profile = reverse("accounts:profile")
     verified = user.emailaddress_set.filter(verified=True).exists()
     return [
-        AccountTask("Confirm your email address", reverse("account_email"), verified),
+        AccountTask("Verify your email address", reverse("account_email"), verified),
         AccountTask("Choose a display name", profile, bool(user.display_name)),
         AccountTask("Add a picture", profile, bool(user.avatar)),
     ]

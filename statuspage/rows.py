@@ -105,7 +105,7 @@ class Row:
 
     @property
     def uptime(self) -> str:
-        """Such as "99.98 % over 90 days": never a percentage without its days."""
+        """Such as "99.98% over 90 days": never a percentage without its days."""
         if not self.past:
             return "no data"
         percent, days = format_percent(self.past["uptime_percent"]), self.days_with_data
@@ -120,5 +120,5 @@ def rows(history: dict[str, Any] | None, current: dict[str, Reading]) -> list[Ro
 
 
 def format_percent(value: float | None) -> str:
-    """Formats a percentage with two decimals, except for "100 %"; "no data" for None."""
-    return "no data" if value is None else "100 %" if value == 100 else f"{value:.2f} %"
+    """Formats a percentage with two decimals, except for "100%"; "no data" for None."""
+    return "no data" if value is None else "100%" if value == 100 else f"{value:.2f}%"

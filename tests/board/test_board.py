@@ -67,7 +67,7 @@ def test_a_card_tells_what_runs_since_when_by_whom_and_how_to_go_back(member: Cl
     deployed("staging", "1.0", at=timezone.now() - 3 * HOUR)
     deployed("staging", "1.1", at=timezone.now() - 2 * HOUR, strategy="blue-green")
     text = text_of(member, "/")
-    for part in (">1.1</a>", "Build 1.1", "1 h ago", "pipeline", "blue-green", "Roll back to", "not monitored"):
+    for part in (">1.1</a>", "Build 1.1", "1 h ago", "pipeline", "blue-green", "Roll back to", "Not monitored"):
         assert part in text
     assert "scripts/rollback.sh 1.0 backstagetest1-staging" in text
     assert text.count("No deployments yet.") == 3
@@ -118,10 +118,10 @@ def test_members_see_the_token_beside_the_actor(member: Client) -> None:
             assert "ann@example.com" in text_of(member, url) and "via ci-token" in text_of(member, url)
             assert "ci-token" not in text_of(Client(), url)
         page, stranger = text_of(member, f"/deployments/{row.pk}/"), text_of(Client(), f"/deployments/{row.pk}/")
-        assert "ci-token" in page and "reported by other-token" in page and "token" not in stranger
+        assert "ci-token" in page and "reported via other-token" in page and "token" not in stranger
         if not row.is_finished:
             row = rules.finish(row.pk, "succeeded", token="rescue-token")
-    assert "finished by rescue-token" in page
+    assert "finished via rescue-token" in page
 
 
 def test_a_running_deployment_shows_its_steps_and_how_far_it_is() -> None:
@@ -154,7 +154,7 @@ def test_what_is_overdue_says_so(member: Client) -> None:
     text = text_of(member, "/")
     assert "Deploying 2.0 to production, <strong>overdue</strong>." in text
     assert "<span>Overdue:</span>" in text and 'class="in-flight overdue"' in text
-    assert "<strong>overdue</strong>" in text_of(member, f"/deployments/{key}/")
+    assert "<strong>Overdue</strong>" in text_of(member, f"/deployments/{key}/")
 
 
 def advice(environment: str = "production") -> tuple[str, str, str]:
@@ -448,7 +448,7 @@ def test_a_deployments_page_tells_all_of_it(member: Client, settings: LazySettin
     old, new = (Release.objects.get(version=version).commit for version in ("1.0", "1.1"))
     for part in (
         "<h1>1.1 to production</h1>",
-        "Succeeded after 2 min 0 s, and live now",
+        "Succeeded after 2 min 0 s; live now",
         "Cannot wait",
         f'href="{run}"',
         f'href="https://example.com/compare/{old}...{new}"',
@@ -456,7 +456,7 @@ def test_a_deployments_page_tells_all_of_it(member: Client, settings: LazySettin
         "scripts/rollback.sh 1.0 backstagetest1-production",
         '<rect x="0.0" width="25.0" height="4"/>',
         '<rect x="25.0" width="75.0" height="4"/>',
-        "Median of the last successful ones",
+        "Median of successful deployments",
         f'title="{began:%Y-%m-%d %H:%M:%S} UTC"',
     ):
         assert part in text, part

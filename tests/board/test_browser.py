@@ -412,8 +412,8 @@ def test_deployments_are_found_paged_and_read(site: Site, staff: Window, window:
     page.get_by_role("link", name="Newer").wait_for(state="detached")
     assert page.locator("tbody tr").count() == first == 25
     page.get_by_label("Status", exact=True).select_option("rolled_back")
-    staff.press("Show")
-    page.get_by_role("link", name="Show all").wait_for()
+    staff.press("Apply")
+    page.get_by_role("link", name="Clear", exact=True).wait_for()
     assert page.locator("tbody tr").count() == 1
     page.locator("tbody tr").get_by_role("link").click()
     staff.at("1.11.0 to production")
@@ -423,8 +423,11 @@ def test_deployments_are_found_paged_and_read(site: Site, staff: Window, window:
     assert page.get_by_label("Status", exact=True).input_value() == "rolled_back", "Back leads to what was asked"
     page.get_by_label("From").fill("2026-02-01")
     page.get_by_label("To", exact=True).fill("2026-01-01")
-    staff.press("Show")
+    staff.press("Apply")
     page.get_by_text("Swap the two").wait_for()
+    thickness = "field => getComputedStyle(field).borderTopWidth"
+    assert page.get_by_label("To", exact=True).evaluate(thickness) == "2px", "the invalid filter is highlighted"
+    assert page.get_by_label("From").evaluate(thickness) == "1px"
     staff.troubles = [trouble for trouble in staff.troubles if "400" not in trouble]  # as it should be
     staff.inspect()
     staff.go("/deployments/?search=nothing", "Deployments")
@@ -603,7 +606,7 @@ def test_no_button_of_the_filters_is_alone_in_a_row(staff: Window, window: Windo
 
 
 def test_the_error_pages_are_sound(window: Window) -> None:
-    window.go("/no/such/page/", "There is no page here")
+    window.go("/no/such/page/", "Page not found")
     for status in (400, 403, 413, 429, 500, 503):
         body = loader.get_template(f"{status}.html").render({"request_id": "0123456789abcdef0123456789abcdef"})
 
@@ -638,7 +641,7 @@ def test_everything_is_done_by_keyboard_alone(window: Window) -> None:
         page.keyboard.press("Tab")
         order.append(focused(page))
     menu = [name for name in order if name != "Status"]
-    start = ["Skip to the content", "backstagetest1", "Board", "Deployments", "Insights", "API", "Sign in", "Sign up"]
+    start = ["Skip to content", "backstagetest1", "Board", "Deployments", "Insights", "API", "Sign in", "Sign up"]
     assert menu[: len(start)] == start
     page.reload()
     page.keyboard.press("Tab")
@@ -673,7 +676,7 @@ def test_everything_works_without_javascript(site: Site) -> None:
         assert testing.get_by_role("link", name="1.18.0", exact=False).first.is_visible()
         window.page.goto("/deployments/")
         window.page.get_by_label("Environment", exact=True).select_option("staging")
-        window.press("Show")
+        window.press("Apply")
         assert set(window.page.locator("tbody tr td:nth-child(2)").all_inner_texts()) == {"staging"}
         sign_in(window)
         window.page.goto("/accounts/profile/")

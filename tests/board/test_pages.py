@@ -180,8 +180,7 @@ def test_home_leads_the_signed_in_to_what_is_left_to_do(member_client: Client, m
     assert ">Add a picture</a>" not in text
     member.emailaddress_set.update(verified=False)
     assert (
-        f'<a href="{reverse("account_email")}">Confirm your email address</a>'
-        in member_client.get("/").content.decode()
+        f'<a href="{reverse("account_email")}">Verify your email address</a>' in member_client.get("/").content.decode()
     )
 
 
@@ -402,12 +401,12 @@ def assert_error_page(response: Any, status: int, heading: str) -> None:
 
 
 def test_400_for_a_host_that_is_not_ours(client: Client) -> None:
-    assert_error_page(client.get("/", HTTP_HOST="evil.example.com"), 400, "The request cannot be understood")
+    assert_error_page(client.get("/", HTTP_HOST="evil.example.com"), 400, "The request is malformed")
 
 
 @pytest.mark.urls(__name__)
 def test_403_for_what_is_not_allowed(client: Client) -> None:
-    assert_error_page(client.get("/denied/"), 403, "This page is not open to you")
+    assert_error_page(client.get("/denied/"), 403, "You cannot access this page")
 
 
 def test_403_for_a_form_without_its_token() -> None:
@@ -416,7 +415,7 @@ def test_403_for_a_form_without_its_token() -> None:
 
 def test_404_for_an_unknown_address_even_with_a_session_and_no_database(client: Client) -> None:
     client.cookies["session"] = "x" * 32
-    assert_error_page(client.get("/no/such/page/"), 404, "There is no page here")
+    assert_error_page(client.get("/no/such/page/"), 404, "Page not found")
 
 
 @pytest.mark.django_db
@@ -424,7 +423,7 @@ def test_429_from_the_rate_limit(client: Client, settings: LazySettings) -> None
     settings.ACCOUNT_RATE_LIMITS = {"login": "1/7s/ip"}
     form = {"login": "nobody@example.com", "password": "wrong"}
     assert client.post("/accounts/login/", form).status_code == 200
-    assert_error_page(client.post("/accounts/login/", form), 429, "Too many tries in a short time")
+    assert_error_page(client.post("/accounts/login/", form), 429, "Too many attempts in a short time")
 
 
 @pytest.mark.urls(__name__)
@@ -432,9 +431,9 @@ def test_429_from_the_rate_limit(client: Client, settings: LazySettings) -> None
     "url, status, heading",
     [
         ("/broken/", 500, "Something went wrong on our side"),
-        ("/away/", 503, "The service is unavailable for the moment"),
-        ("/read-only/", 503, "The service is unavailable for the moment"),
-        ("/not-stored/", 503, "The service is unavailable for the moment"),
+        ("/away/", 503, "The service is temporarily unavailable"),
+        ("/read-only/", 503, "The service is temporarily unavailable"),
+        ("/not-stored/", 503, "The service is temporarily unavailable"),
     ],
 )
 def test_500_and_503_say_what_to_do_and_nothing_else(client: Client, url: str, status: int, heading: str) -> None:

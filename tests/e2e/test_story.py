@@ -54,7 +54,7 @@ def test_the_readmes_story(own: Stack) -> None:
     client = own.client()
     client.sign_up()
     shown = board(client)
-    assert first in shown and "Nothing was deployed" not in shown, shown
+    assert first in shown and "Nothing has been deployed" not in shown, shown
 
     # A dirty tree, with a version of its own, under load
     with (own.folder / "manage.py").open("a") as file:

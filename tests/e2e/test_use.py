@@ -78,7 +78,7 @@ def test_static_files_are_compressed_and_kept_by_browsers_for_ever(stack: Stack)
 def test_what_is_not_there_is_a_page_that_says_so(stack: Stack, path: str) -> None:
     answer = stack.client().get(path)
     assert answer.status == 404
-    assert page(answer.text) == "There is no page here"
+    assert page(answer.text) == "Page not found"
 
 
 def test_kubernetes_is_answered_whatever_host_its_probes_name(stack: Stack) -> None:

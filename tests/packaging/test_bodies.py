@@ -124,7 +124,7 @@ def test_forms_and_pictures_in_chunks_are_read_and_held_to_their_limits(server: 
     response, text = visitor.send_picture(bytes(6_000_000))
     assert "This file is too large (6.0 MB)." in text.decode()
     response, text = visitor.send_picture(bytes(LIMIT + 1))
-    assert response.status == 413 and b"What you sent is too large" in text
+    assert response.status == 413 and b"The upload is too large" in text
     person.refresh_from_db()
     assert person.avatar.name == kept
 

@@ -170,12 +170,12 @@ def test_a_percentage_is_never_shown_without_its_days(client: Client, seen: Seen
         [("testing", minute, True), ("production", minute, True), ("production", minute - timedelta(days=1), False)]
     )
     page = client.get("/status/").content.decode()
-    assert "100 % over 1 day</span>" in page and '<desc id="d-testing">100 % over 1 day.' in page
-    assert "50.00 % over 2 days" in page and page.index("env-production") < page.index("env-testing")
+    assert "100% over 1 day</span>" in page and '<desc id="d-testing">100% over 1 day.' in page
+    assert "50.00% over 2 days" in page and page.index("env-production") < page.index("env-testing")
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, "no data"), (100.0, "100 %"), (99.9, "99.90 %"), (99.99, "99.99 %"), (0.0, "0.00 %")]
+    ("value", "text"), [(None, "no data"), (100.0, "100%"), (99.9, "99.90%"), (99.99, "99.99%"), (0.0, "0.00%")]
 )
 def test_percentages_have_one_format(value: float | None, text: str) -> None:
     assert format_percent(value) == text
