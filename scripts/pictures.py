@@ -138,7 +138,7 @@ def rollback(folder: Path, environment: dict[str, str]) -> int:
                 return 1
     finally:
         shell("docker compose --profile '*' down --volumes --remove-orphans --timeout 5 2>/dev/null")
-        shell("docker image ls --format '{{.Repository}}:{{.Tag}}' backstagetest1-pictures | xargs docker image rm")
+        shell("docker image ls --format '{{.Repository}}:{{.Tag}}' backstagetest1-pictures | xargs -r docker image rm")
     (ROOT / "docs" / "rollback.svg").write_text(recording.svg(TITLE))
     (ROOT / "docs" / "rollback-still.svg").write_text(recording.still().svg(TITLE))
     return 0
