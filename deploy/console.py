@@ -6,12 +6,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from django.core.management.base import OutputWrapper
-from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from ledger.management.base import console
+
 COLOURS = {"succeeded": "green", "failed": "red", "skipped": "dim"}
 SIGNS = {"succeeded": "+", "failed": "x", "skipped": "-"}  # without colour, too
+PIPE_WIDTH = 400  # columns, where there is no terminal whose width a line must fit
 PROGRESS = 10.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -21,14 +23,7 @@ class Output:
     def __init__(self, stream: OutputWrapper, *, as_json: bool, no_color: bool, force_color: bool) -> None:
         self.stream, self.as_json = stream, as_json
         stream.ending = ""  # Django would put a line end after each control sequence of rich's, too
-        self.console = Console(
-            file=stream,  # type: ignore[arg-type]
-            no_color=no_color or None,
-            force_terminal=force_color or None,
-            highlight=False,
-        )
-        if not self.console.is_terminal:
-            self.console.width = 400  # a pipe has no width to fit into
+        self.console = console(stream, no_color=no_color, force_color=force_color, pipe_width=PIPE_WIDTH)
         self.status: Status | None = None
         self.name, self.began, self.told = "", 0.0, 0.0
 

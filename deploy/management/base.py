@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from deploy import rollout
 from deploy.console import Output
@@ -27,6 +27,7 @@ from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from ledger.environments import NAMES, EnvironmentConfig, environment_configs
+from ledger.management.base import DocumentedCommand
 from ledger.models import Deployment
 from settings.text import clean
 
@@ -38,18 +39,11 @@ TEXT = 500  # characters of a reason
 UNRECORDED = Path(settings.BASE_DIR) / "var" / "unrecorded"  # what could not be recorded in the ledger
 
 
-class EnvironmentCommand(BaseCommand):
-    """A command about one environment. `examples` and `exit_codes` end its --help."""
+class EnvironmentCommand(DocumentedCommand):
+    """A command about one environment."""
 
     requires_system_checks = []
-    examples = ""
-    exit_codes = ""
     reason_help = f"why: one line of at most {TEXT} characters, kept in the ledger"
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Ends the --help with the examples and exit codes, as they are."""
-        kwargs |= {"epilog": self.examples + self.exit_codes, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         """The options that all these commands have."""

@@ -3,12 +3,13 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-PIPE = 200  # columns, where the output is not a terminal
+from ledger.management import base
+
+PIPE_WIDTH = 200  # columns, where the output is not a terminal
 
 
 def show(
@@ -20,11 +21,7 @@ def show(
     No cell is cut: on a narrow terminal the columns in `spare` are left out, the first of them first, with a line that
     says so, and what is still too wide wraps. The columns in `right` are aligned to the right.
     """
-    console = Console(
-        file=out, no_color=options["no_color"] or None, force_terminal=options["force_color"] or None, highlight=False
-    )
-    if not console.is_terminal:
-        console.width = PIPE
+    console = base.console(out, no_color=options["no_color"], force_color=options["force_color"], pipe_width=PIPE_WIDTH)
     left_out: list[str] = []
     while True:
         table = Table(box=None, pad_edge=False, header_style="bold")

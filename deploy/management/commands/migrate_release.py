@@ -1,17 +1,18 @@
 """manage.py migrate_release: migrate while the previous release is live. deploy runs it from the new image."""
 
-import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from django.core.management import call_command
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django_migration_linter import MigrationLinter
 from django_migration_linter.constants import DJANGO_APPS_WITH_MIGRATIONS
+
+from ledger.management.base import DocumentedCommand
 
 KEY = 6_004_301_947_113_020_275  # of the advisory lock: any number, but always this one
 WAIT = 300  # seconds for another migration to end
@@ -30,13 +31,9 @@ exit codes:
 """
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
+    examples = EXAMPLES
     help = "Apply the migrations, one process at a time, if the live release can run on the new schema."
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Ends the --help with the examples and exit codes, as they are."""
-        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         """The options of the command."""

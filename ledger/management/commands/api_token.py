@@ -1,19 +1,18 @@
 """manage.py api_token: make, list, rotate and revoke the tokens with which pipelines write to the ledger."""
 
-import argparse
 import sys
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import IntegrityError
 from django.utils import timezone
 from rich.text import Text
 
 from ledger import tokens
 from ledger.management import tables
-from ledger.management.base import readable
+from ledger.management.base import DocumentedCommand, readable
 from ledger.models import ApiToken, Environment
 
 EXAMPLES = """\
@@ -32,12 +31,9 @@ exit codes: 0 done; 1 no such token, or the name is taken; 2 wrong usage.
 """
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
+    examples = EXAMPLES
     help = "Make, list, rotate and revoke API tokens."
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -1,16 +1,15 @@
 """manage.py deployments: the history, for people and for scripts."""
 
-import argparse
 import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 from rich.text import Text
 
 from ledger.humanize import age, took
 from ledger.management import tables
-from ledger.management.base import readable
+from ledger.management.base import DocumentedCommand, readable
 from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment
 
 EXAMPLES = """\
@@ -25,12 +24,9 @@ COLOURS = {"succeeded": "green", "failed": "red", "rolled_back": "yellow", "runn
 SIGNS = {"succeeded": "+", "failed": "x", "rolled_back": "<", "running": ">", "pending": "."}  # without colour, too
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
+    examples = EXAMPLES
     help = "List deployments, the newest first."
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("-e", "--environment", choices=Environment.Name.values, help="of this environment only")

@@ -5,11 +5,11 @@ from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from ledger import queries, rules, steps
-from ledger.management.base import readable
+from ledger.management.base import DocumentedCommand, readable
 from ledger.models import Deployment, Environment, Release
 
 EXAMPLES = """\
@@ -24,12 +24,9 @@ FIRST = "First release here: started together with the environment."
 LATER = "Not started by manage.py deploy; recorded afterwards."
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
+    examples = EXAMPLES
     help = "Record the running release as live in its environment, if the ledger does not have it there."
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--actor", required=True, help="who started it, such as ada@laptop")

@@ -1,13 +1,12 @@
 """manage.py withdraw_release: undo the registration of a release that was never deployed."""
 
-import argparse
 import logging
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from ledger import rules
-from ledger.management.base import readable
+from ledger.management.base import DocumentedCommand, readable
 from ledger.models import Release
 
 EXAMPLES = """\
@@ -20,12 +19,9 @@ exit codes: 0 done; 1 no such release, or it was deployed; 2 wrong usage.
 log = logging.getLogger(__name__)
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
+    examples = EXAMPLES
     help = "Undo the registration of a release that was never deployed."
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("version")
