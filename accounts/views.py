@@ -24,7 +24,7 @@ from accounts.models import User
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER = "120"  # seconds
+MAIL_RETRY_AFTER = "120"  # seconds; a mail server takes longer to return than settings.RETRY_AFTER
 
 
 def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
@@ -38,7 +38,7 @@ def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
         except MailNotSent:
             logger.exception("Cannot send a message")
             response = render(request, "503.html", status=503)
-            response["Retry-After"] = RETRY_AFTER
+            response["Retry-After"] = MAIL_RETRY_AFTER
             return response
 
     return wrapped

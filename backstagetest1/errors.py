@@ -2,6 +2,7 @@
 
 import sys
 
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -10,7 +11,6 @@ from django.views import defaults
 from django.views.decorators.csrf import requires_csrf_token
 
 READ_ONLY = "25006"  # read_only_sql_transaction: https://www.postgresql.org/docs/current/errcodes-appendix.html
-RETRY_AFTER = 30  # seconds
 COOL_DOWN = 60  # seconds; the shortest window of the rate limits on pages
 
 
@@ -51,7 +51,7 @@ def failure_page(request: HttpRequest, unavailable: bool) -> HttpResponse:
         status=status,
     )
     if unavailable:
-        response["Retry-After"] = str(RETRY_AFTER)
+        response["Retry-After"] = str(settings.RETRY_AFTER)
     return response
 
 

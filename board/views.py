@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
 from django.db import Error as DatabaseError
 from django.db.models import prefetch_related_objects
@@ -49,7 +50,7 @@ def home(request: HtmxRequest) -> HttpResponse:
     context = {"report": health, "cards": shown, "tasks": [task for task in tasks if not task.done]}
     response = fragments.respond(request, "board/board.html", context, 503 if shown is None else 200)
     if shown is None:
-        response["Retry-After"] = "30"
+        response["Retry-After"] = str(settings.RETRY_AFTER)
     return response
 
 

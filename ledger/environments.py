@@ -1,4 +1,4 @@
-"""Where each environment is and how it is deployed to: environments.toml, read and checked."""
+"""environments.toml: the URL, target and strategy of each environment, read and validated."""
 
 import re
 import tomllib
@@ -12,9 +12,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from ledger.models import Deployment, Environment
 
-NAMES = tuple(Environment.Name.values)
 CHOICES = {"target": ("compose", "kubernetes"), "strategy": tuple(Deployment.Strategy.values)}
-# Kubernetes namespaces are DNS labels (RFC 1123); a repository is as the OCI distribution specification has it.
+# A Kubernetes namespace is a DNS label (RFC 1123); a repository follows the OCI distribution specification.
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 URL = re.compile(
     r"https?://([A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?(/[A-Za-z0-9._~/-]*)?"
@@ -26,8 +25,8 @@ REPOSITORY = re.compile(r"([A-Za-z0-9.-]+(:[0-9]+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+
 class EnvironmentConfig:
     """One environment's section of the file.
 
-    `url` has no slash at its end. `context` is kubectl's, empty for the current one. `digest` is not of the file: it
-    says which build of a version is meant (sha256:...), where the pipeline knows it.
+    `url` has no trailing slash. `context` is kubectl's; empty means the current one. `digest` (sha256:...) is not in
+    the file: the pipeline passes it to pin the build of a version.
     """
 
     name: str
@@ -40,42 +39,48 @@ class EnvironmentConfig:
     digest: str = ""
 
     def tagged(self, version: str) -> str:
-        """The image of a version: repository:version, or repository:version@sha256:..."""
+        """Returns the image of a version: repository:version, or repository:version@sha256:..."""
         return f"{self.image}:{version}{self.digest and '@'}{self.digest}"
 
 
 def environment_configs() -> dict[str, EnvironmentConfig]:
-    """Every environment of the file settings.ENVIRONMENTS_FILE, by name. One that it does not have has the defaults.
+    """Returns every environment by name, as in settings.ENVIRONMENTS_FILE; one without a section has the defaults.
 
-    Raises ImproperlyConfigured, saying which line of the file is wrong and what was expected.
+    Raises ImproperlyConfigured, which names the invalid key and what was expected.
     """
     return read(Path(settings.ENVIRONMENTS_FILE))
 
 
 @lru_cache(maxsize=4)
 def read(path: Path) -> dict[str, EnvironmentConfig]:
+    """Returns the environments of the file `path`. Raises ImproperlyConfigured."""
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ImproperlyConfigured(f"{path} cannot be read ({error.strerror}): ENVIRONMENTS_FILE names it.") from None
+        raise ImproperlyConfigured(
+            f"{path} cannot be read ({error.strerror}). Check the setting ENVIRONMENTS_FILE."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ImproperlyConfigured(f"{path} is no TOML: {error}.") from None
+        raise ImproperlyConfigured(f"{path} is not valid TOML: {error}.") from None
     for name in sections:
-        if name not in NAMES:
-            raise ImproperlyConfigured(f"{path}: there is no environment {name}. Expected: {', '.join(NAMES)}.")
-    return {name: section(path, name, sections.get(name, {})) for name in NAMES}
+        if name not in Environment.Name.values:
+            raise ImproperlyConfigured(
+                f"{path}: unknown environment {name}; expected one of {', '.join(Environment.Name.values)}."
+            )
+    return {name: section(path, name, sections.get(name, {})) for name in Environment.Name.values}
 
 
 def section(path: Path, name: str, values: Any) -> EnvironmentConfig:
+    """Returns the environment `name` with the `values` of its section. Raises ImproperlyConfigured."""
     known = [field.name for field in fields(EnvironmentConfig) if field.name not in ("name", "digest")]
     if not isinstance(values, dict):
-        raise ImproperlyConfigured(f"{path}: {name} is no section. Write [{name}] and its lines below.")
+        raise ImproperlyConfigured(f"{path}: {name} is not a section. Write [{name}], and its keys below.")
     for key, value in values.items():
         where = f"{path}, [{name}] {key}"
         if key not in known:
-            raise ImproperlyConfigured(f"{where}: no such key. Expected one of {', '.join(known)}.")
+            raise ImproperlyConfigured(f"{where}: unknown key; expected one of {', '.join(known)}.")
         if not isinstance(value, str):
-            raise ImproperlyConfigured(f'{where} = {value!r}: expected a text, as in {key} = "...".')
+            raise ImproperlyConfigured(f'{where} = {value!r}: expected a string, as in {key} = "...".')
         if key in CHOICES and value not in CHOICES[key]:
             raise ImproperlyConfigured(f'{where} = "{value}": expected {" or ".join(CHOICES[key])}.')
         if key == "namespace" and not NAMESPACE.fullmatch(value):
@@ -84,6 +89,6 @@ def section(path: Path, name: str, values: Any) -> EnvironmentConfig:
             raise ImproperlyConfigured(f'{where} = "{value}": expected a repository without tag, as in host/team/app.')
         if key == "url" and value:
             if not URL.fullmatch(value):  # which may hold a password, so it is not repeated
-                raise ImproperlyConfigured(f"{where}: expected an address, as in https://example.com, without user.")
-    place = {**values, "url": values.get("url", "").rstrip("/")}
-    return EnvironmentConfig(name, **cast(dict[str, Any], place))
+                raise ImproperlyConfigured(f"{where}: expected a URL without credentials, such as https://example.com.")
+    config = {**values, "url": values.get("url", "").rstrip("/")}
+    return EnvironmentConfig(name, **cast(dict[str, Any], config))

@@ -225,6 +225,9 @@ METRICS_COLLECTORS = [
     "health.collector.health_check_up",
 ]
 
+# Seconds that a 503 names in Retry-After while the database is unavailable.
+RETRY_AFTER = 30
+
 # The file that lists the environments, and whether this instance checks the health of the others.
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
 WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)

@@ -4,6 +4,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
+from django.conf import settings
 from django.contrib.syndication.views import Feed
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -23,7 +24,7 @@ def feed(request: HttpRequest) -> HttpResponse:
     """Serves the feed; 503 if the incidents are unavailable, because an empty feed would say that there are none."""
     known, _ = history.last_known()
     if known is None:
-        headers = {"Retry-After": "30"}
+        headers = {"Retry-After": str(settings.RETRY_AFTER)}
         return HttpResponse("The incidents are unavailable. Try again later.\n", "text/plain", 503, headers=headers)
     return IncidentFeed()(request, [history.with_datetimes(each) for each in known["incidents"]])
 

@@ -16,7 +16,8 @@ from django.core.cache import cache
 
 from health.client import TimedOut, Unreachable, ask, inconclusive
 from health.runner import Report, report
-from ledger.environments import NAMES, environment_configs
+from ledger.environments import environment_configs
+from ledger.models import Environment
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ DEADLINE = 1.0  # seconds that readings() waits for an environment without a rea
 TIMEOUT = 3.0  # seconds that an environment has to answer
 CERTAIN = 4.0  # seconds of retries before a late answer, or one with late checks, is taken as such
 RETRY = 1.0  # seconds between such retries
-PRODUCTION_FIRST = tuple(reversed(NAMES))
+PRODUCTION_FIRST = tuple(reversed(Environment.Name.values))
 KEY = "watch:1:{}"  # increment it when Reading changes, because two releases can share one cache
 
 
@@ -75,7 +76,7 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
             known[name] = latest.get(name, known[name])
         if sure and thread.is_alive():  # such as one that sends a byte now and then, which no socket timeout ends
             known[name] = Reading(name, "unreachable", at=datetime.now(UTC))
-    found = {name: known.get(name, Reading(name)) for name in NAMES}
+    found = {name: known.get(name, Reading(name)) for name in Environment.Name.values}
     found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
     return found | {settings.ENVIRONMENT: own_reading(sure=sure)}
 

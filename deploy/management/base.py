@@ -26,9 +26,9 @@ from deploy.targets.base import Target
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.rolling import RollingUpdate
-from ledger.environments import NAMES, EnvironmentConfig, environment_configs
+from ledger.environments import EnvironmentConfig, environment_configs
 from ledger.management.base import DocumentedCommand
-from ledger.models import Deployment
+from ledger.models import Deployment, Environment
 from settings.text import clean
 
 STRATEGIES: dict[str, dict[str, Callable[[EnvironmentConfig, str, Path], Target]]] = {
@@ -48,7 +48,11 @@ class EnvironmentCommand(DocumentedCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         """The options that all these commands have."""
         parser.add_argument(
-            "-e", "--environment", required=True, choices=NAMES, help="the environment, as in environments.toml"
+            "-e",
+            "--environment",
+            required=True,
+            choices=Environment.Name.values,
+            help="the environment, as in environments.toml",
         )
         parser.add_argument("--target", choices=STRATEGIES, help="override the target of environments.toml")
         parser.add_argument("--reason", default="", metavar="TEXT", help=self.reason_help)

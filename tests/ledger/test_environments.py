@@ -8,13 +8,13 @@ from pytest_django import Settings
 
 from deploy.errors import InvalidUsage
 from deploy.management.commands.deploy import with_image
-from ledger.environments import NAMES, EnvironmentConfig, environment_configs
-from ledger.models import ENVIRONMENTS
+from ledger.environments import EnvironmentConfig, environment_configs
+from ledger.models import ENVIRONMENTS, Environment
 
 
 def test_the_file_of_the_repository_has_every_environment_of_the_ledger() -> None:
     found = environment_configs()
-    assert list(found) == list(NAMES) == [name for _, name, *_ in ENVIRONMENTS]
+    assert list(found) == Environment.Name.values == [name for _, name, *_ in ENVIRONMENTS]
     assert found["production"].url == "https://backstagetest1.com"
     assert all(place.namespace == f"backstagetest1-{name}" for name, place in found.items() if name != "development")
 
@@ -29,21 +29,21 @@ def test_what_a_section_leaves_out_has_its_default(tmp_path: Path, settings: Set
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[stagin]", "there is no environment stagin. Expected: development, testing, staging, production."),
-        ("staging = 1", "staging is no section"),
-        ("[staging]\nurls = ''", r"\[staging\] urls: no such key. Expected one of url, target"),
-        ("[staging]\nurl = 1", r"\[staging\] url = 1: expected a text"),
-        ("[staging]\nurl = 'staging.example.com'", "expected an address, as in https://"),
-        ("[staging]\nurl = 'file:///etc/passwd'", "expected an address, as in https://"),
-        ("[staging]\nurl = 'https://me:secret@example.com'", "expected an address, as in https://"),
-        ("[staging]\nurl = 'https://example.com:port'", "expected an address, as in https://"),
-        ("[staging]\nurl = 'https://a.example,b.example'", "expected an address, as in https://"),
-        ("[staging]\nurl = 'https://example.com/?a=1'", "expected an address, as in https://"),
+        ("[stagin]", "unknown environment stagin; expected one of development, testing, staging, production."),
+        ("staging = 1", "staging is not a section"),
+        ("[staging]\nurls = ''", r"\[staging\] urls: unknown key; expected one of url, target"),
+        ("[staging]\nurl = 1", r"\[staging\] url = 1: expected a string"),
+        ("[staging]\nurl = 'staging.example.com'", "expected a URL without credentials, such as https://"),
+        ("[staging]\nurl = 'file:///etc/passwd'", "expected a URL without credentials, such as https://"),
+        ("[staging]\nurl = 'https://me:secret@example.com'", "expected a URL without credentials, such as https://"),
+        ("[staging]\nurl = 'https://example.com:port'", "expected a URL without credentials, such as https://"),
+        ("[staging]\nurl = 'https://a.example,b.example'", "expected a URL without credentials, such as https://"),
+        ("[staging]\nurl = 'https://example.com/?a=1'", "expected a URL without credentials, such as https://"),
         ("[staging]\ntarget = 'nomad'", '"nomad": expected compose or kubernetes'),
         ("[staging]\nstrategy = 'canary'", '"canary": expected rolling or blue-green'),
         ("[staging]\nnamespace = 'A;b'", '"A;b": expected lower-case letters'),
         ("[staging]\nimage = 'app:1'", '"app:1": expected a repository without tag'),
-        ("[staging", "is no TOML"),
+        ("[staging", "is not valid TOML"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, settings: Settings, text: str, message: str) -> None:
