@@ -90,7 +90,7 @@ class History:
             self.travel(self.release(f"1.{number}.0", CHANGES[number % len(CHANGES)], at), at, fate)
             if number == 12:
                 self.hotfix("1.12.1", at + timedelta(hours=20))
-        last = self.release(f"1.{count}.0", "Draw the deployments as a time line", self.now - timedelta(minutes=50))
+        last = self.release(f"1.{count}.0", "Draw deployments as a timeline", self.now - timedelta(minutes=50))
         self.deploy(last, "testing", self.now - timedelta(minutes=42))
         self.deploy(last, "staging", self.now - timedelta(minutes=25))
         key, at, names = self.begin(
