@@ -147,6 +147,7 @@ def test_a_restart_of_one_of_two_that_run_fails_no_request(own: Deploying, membe
 
 def test_switches_under_load_fail_no_request(own: Deploying, member: Client, full: bool) -> None:
     """Out with a new release and back, again and again: ten switches in full, four in short."""
+    variant(own.variables["IMAGE"], "2.0.0")
     took, count, requests = [], 10 if full else 4, 10_000 if full else 3_000
     with Load(keep_alive(own, member)) as load:
         for number in range(count):
@@ -164,6 +165,7 @@ def test_switches_under_load_fail_no_request(own: Deploying, member: Client, ful
 
 
 def test_all_requests_go_to_the_new_release_within_seven_seconds(own: Deploying, member: Client) -> None:
+    variant(own.variables["IMAGE"], "2.0.0")
     with Load(keep_alive(own, member), rate=50):
         code, events, said = own.deploy("2.0.0", "--watch", "8")
         assert code == 0, said
