@@ -1,4 +1,4 @@
-"""The ledger in the admin, to look at. Nothing is added, changed or deleted here: what has happened has happened."""
+"""The ledger in the admin, read-only: the rules write it, and its history never changes."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ class DeploymentAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(ApiToken)
 class ApiTokenAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    """manage.py api_token makes and revokes them: only there is a token shown, and only once."""
+    """Tokens, without their secrets. manage.py api_token creates and revokes them, and shows a secret once."""
 
     list_display = ("name", "may_register", "may_take_over", "created", "expires", "revoked", "last_used")
     fields = ("name", "environments", *list_display[1:])

@@ -1,6 +1,6 @@
-"""A made-up history for development: 90 days of a small team's deployments, written by the ledger's own rules.
+"""A mock history for development: 90 days of a small team's deployments, written through ledger.rules.
 
-Nobody in it is real: its people are demo accounts and its pipelines are called so. Dates are relative to today.
+Its people are the demo accounts, and its pipeline is named as a demo. Dates are relative to today.
 """
 
 import hashlib
@@ -33,15 +33,15 @@ CHANGES = (
     "Remove an index that nothing used",
 )
 URGENT = "Fix sign-in after a password reset"
-# What becomes of the releases that do not simply go live, by number: where or how each fails, or is taken back.
+# The releases that do not simply go live, by number: where or how each fails, or that it is rolled back later.
 FATES = {4: "testing", 7: "failed", 11: "rolled_back", 13: "withdrawn", 15: "staging", 16: "failed"}
 REGISTRY = "registry.example.com"
-# How long the steps take that the mock deployment under way has still before it, in seconds.
+# The durations of the steps that simulate() runs, in seconds.
 SECONDS = {steps.SMOKE_TEST: 40, steps.SWITCH: 6, steps.WATCH: 60, steps.MARK_GOOD: 3}
 
 
 def load(profile: str) -> str | None:
-    """Writes the history, if `profile` is mock and the ledger is empty. Returns a line for whoever asked."""
+    """Writes the history if `profile` is mock and the ledger is empty. Returns a message, or None if it did not."""
     if profile != "mock" or Deployment.objects.exists():
         return None
     with transaction.atomic():
@@ -50,10 +50,9 @@ def load(profile: str) -> str | None:
 
 
 def simulate(wait: Callable[[timedelta], bool]) -> int:
-    """Carries the mock deployments that are under way on to their end, in the time that real ones take. Returns how
-    many have ended.
+    """Runs the mock deployments in progress to their end, as slowly as real ones. Returns how many have finished.
 
-    `wait` waits that long, and returns whether to go on. Of one that was left lying the steps have ended in the past.
+    `wait` sleeps for that long, and returns False to stop. Steps that are overdue finish in the past, without a wait.
     """
     mock = Deployment.objects.filter(
         status=Deployment.Status.RUNNING, actor__in=PEOPLE, release__image__startswith=f"{REGISTRY}/"
@@ -76,7 +75,7 @@ def simulate(wait: Callable[[timedelta], bool]) -> int:
 
 
 class History:
-    """Releases on their way, one after the other."""
+    """Writes the releases and their deployments, one after the other."""
 
     def __init__(self, now: datetime, chance: random.Random) -> None:
         self.now = now
@@ -109,7 +108,7 @@ class History:
         return version
 
     def travel(self, version: str, at: datetime, fate: str) -> None:
-        """The guide's way: testing, staging, then production once somebody has said yes."""
+        """Takes a release to testing, to staging and, after approval, to production, as in docs/guide.md."""
         if self.chance.random() < 0.3:
             at = self.deploy(version, "development", at + timedelta(minutes=5), actor=self.chance.choice(PEOPLE))
         at = self.deploy(version, "testing", at + timedelta(minutes=8), "failed" if fate == "testing" else "succeeded")
@@ -153,7 +152,7 @@ class History:
         hotfix: bool = False,
         reason: str = "",
     ) -> tuple[int, datetime, tuple[str, ...]]:
-        """A running deployment with its first step under way; also when that began, and what all its steps are."""
+        """Starts a deployment and its first step. Returns its key, the step's start and all steps' names."""
         row = rules.create(
             environment, version, strategy, actor, kind=kind, hotfix=hotfix, reason=reason, run_url="", at=at
         )
@@ -176,8 +175,10 @@ class History:
         hotfix: bool = False,
         reason: str = "",
     ) -> datetime:
-        """A deployment from its beginning to its end. What failed did so in its smoke test, and what was rolled back
-        while it was watched. Returns when it ended."""
+        """Writes a whole deployment, and returns when it finished.
+
+        `failed` fails in the smoke test, `rolled_back` in the watch.
+        """
         key, at, names = self.begin(
             version, environment, at, strategy=strategy, actor=actor, kind=kind, hotfix=hotfix, reason=reason
         )

@@ -1,7 +1,7 @@
-"""The four DORA measures of each environment: how often, how fast, how many went wrong, how soon that was mended.
+"""The four DORA metrics of each environment: deployment frequency, lead time, change failure rate, time to restore.
 
-https://dora.dev/guides/dora-metrics-four-keys/ has the measures, docs/ledger.md how they are taken from the ledger.
-All is counted by the database, in one statement that PostgreSQL and SQLite both understand.
+https://dora.dev/guides/dora-metrics-four-keys/ defines the metrics, docs/ledger.md how the ledger computes them.
+The database computes them in one statement that PostgreSQL and SQLite both understand.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db import connection
 
-# The periods in days, each with the days that one bar of a chart stands for.
+# The periods in days, each with the days that one bar of a chart covers.
 PERIODS = {7: 1, 30: 1, 90: 5}
 
 SECONDS = {
@@ -20,8 +20,8 @@ SECONDS = {
 }
 WHOLE = {"postgresql": "FLOOR({})::int", "sqlite": "CAST({} AS INTEGER)"}
 
-# The windows run backwards in time: what is "before" a row there came after it. Forwards, PostgreSQL would begin each
-# minimum anew and take the square of the time.
+# The windows run backwards in time, so the rows that precede one are newer. Forwards, PostgreSQL would compute each
+# minimum from scratch, in quadratic time.
 STATEMENT = """
 WITH ended AS (
   SELECT d.id, d.environment_id, d.release_id, d.kind, d.status, d.created, d.started, d.finished,
@@ -68,9 +68,9 @@ UNION ALL SELECT environment_id, bucket, 'failing', SUM(failing) FROM changes GR
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one environment in one stretch of time. Times are medians in seconds, None where there is nothing to take."""
+    """The metrics of one environment in one period. Times are medians in seconds, None without data."""
 
-    changes: int = 0  # that ended, in whatever way
+    changes: int = 0  # that finished, with any result
     live: int = 0
     failing: int = 0
     lead: float | None = None
@@ -78,22 +78,22 @@ class Measures:
 
     @property
     def failure_rate(self) -> float | None:
-        """The part of the changes that failed, from 0 to 1."""
+        """The share of changes that failed, from 0 to 1; None without changes."""
         return self.failing / self.changes if self.changes else None
 
 
 def beginning(days: int, now: datetime) -> datetime:
-    """When a period of so many days begins: at midnight UTC, today being its last day."""
+    """Returns the start of the period of `days` days whose last day is today: a midnight in UTC."""
     return datetime.combine(now.astimezone(UTC).date() - timedelta(days=days - 1), time(), UTC)
 
 
 def by_environment(days: int, now: datetime) -> dict[int, Measures]:
-    """The measures of the whole period, by the environment's key. One query."""
+    """Returns the measures of the whole period, by the environment's primary key. One query."""
     return {environment: found[0] for environment, found in measure(beginning(days, now)).items()}
 
 
 def by_bar(environment: int, days: int, now: datetime) -> list[tuple[datetime, Measures]]:
-    """The measures of each bar's stretch of time, with its beginning, the oldest first. One query."""
+    """Returns the start and the measures of each bar of the chart, oldest first. One query."""
     since, width = beginning(days, now), timedelta(days=PERIODS[days])
     found = measure(since, width, environment).get(environment, {})
     return [(since + number * width, found.get(number, Measures())) for number in range(days // width.days)]
@@ -102,7 +102,10 @@ def by_bar(environment: int, days: int, now: datetime) -> list[tuple[datetime, M
 def measure(
     since: datetime, width: timedelta | None = None, environment: int | None = None
 ) -> dict[int, dict[int, Measures]]:
-    """By the environment's key and the number of the stretch of `width` after `since` (0 for all, without a width)."""
+    """Returns the measures since `since`, by the environment's primary key and the number of the bar, `width` each.
+
+    Without `width` there is one bar, 0. With `environment`, a primary key, they are of that environment only.
+    """
     vendor = connection.vendor
     seconds = SECONDS[vendor].format
     statement = STATEMENT.format(

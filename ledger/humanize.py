@@ -1,10 +1,10 @@
-"""How times and durations read, to people, in pages and commands."""
+"""Times and durations for people, in pages and commands."""
 
 from datetime import datetime, timedelta
 
 
 def took(duration: timedelta | None) -> str:
-    """Such as 42 s, 3 min 5 s or 1 h 4 min."""
+    """Returns a duration such as 42 s, 3 min 5 s or 1 h 4 min; empty for None."""
     if duration is None:
         return ""
     minutes, seconds = divmod(round(duration.total_seconds()), 60)
@@ -15,7 +15,7 @@ def took(duration: timedelta | None) -> str:
 
 
 def age(now: datetime, then: datetime) -> str:
-    """Such as 5 min ago; after a week the date, in UTC."""
+    """Returns the age of `then`, such as 5 min ago; after a week its date and time, in UTC."""
     seconds = (now - then).total_seconds()
     if seconds < 60:
         return "just now"
@@ -26,7 +26,7 @@ def age(now: datetime, then: datetime) -> str:
 
 
 def took_seconds(seconds: float) -> str:
-    """Like took(), and days where there are two or more."""
+    """Returns the duration like took(); two days or more in days, such as 2.5 d."""
     if seconds >= 2 * 86_400:
         return f"{seconds / 86_400:.1f} d"
     return took(timedelta(seconds=seconds))

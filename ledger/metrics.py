@@ -1,4 +1,4 @@
-"""What is counted of deployments, by the instance that took the report of their end. docs/metrics.md describes it."""
+"""Metrics of deployments, counted by the instance that finishes them. docs/metrics.md describes them."""
 
 from prometheus_client import Counter, Histogram
 
@@ -36,7 +36,7 @@ for environment in Environment.Name.values:
 
 
 def count(deployment: Deployment, first: bool) -> None:
-    """Counts one that has just finished; `first` says whether its release is live there for the first time."""
+    """Counts a deployment that has just finished. `first`: its release is live there for the first time."""
     environment = deployment.environment.name
     DEPLOYMENTS.labels(environment, deployment.strategy, deployment.status).inc()
     if deployment.duration is not None:

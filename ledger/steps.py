@@ -1,4 +1,4 @@
-"""The steps of a deployment, by the names that the deployer reports and the pages show."""
+"""The steps of a deployment, as the deployer reports them and the pages show them."""
 
 MIGRATE = "migrate"
 START = "start"
@@ -8,6 +8,6 @@ WATCH = "watch"
 MARK_GOOD = "mark good"
 ROLL_BACK = "roll back"
 
-DEPLOY = (MIGRATE, START, SMOKE_TEST, SWITCH, WATCH, MARK_GOOD)  # of a release that proves good, in this order
-ROLLBACK = (ROLL_BACK,)  # on Kubernetes, where rollback.sh carries it out
+DEPLOY = (MIGRATE, START, SMOKE_TEST, SWITCH, WATCH, MARK_GOOD)  # in the order of a run that succeeds
+ROLLBACK = (ROLL_BACK,)  # on Kubernetes, where rollback.sh does it
 EVERY = (*DEPLOY, ROLL_BACK)

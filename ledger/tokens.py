@@ -1,4 +1,4 @@
-"""Bearer tokens of pipelines: `bst1_` and 256 random bits. Their SHA-256 is kept; no salt, for nobody can guess one."""
+"""Bearer tokens of pipelines: `bst1_` and 256 random bits. Stored as SHA-256, unsalted: nobody can guess them."""
 
 import hashlib
 import secrets
@@ -11,11 +11,12 @@ from django.utils import timezone
 
 from ledger.models import ApiToken, Environment
 
-PREFIX = "bst1_"  # so that scanners for leaked secrets know one when they see it
-NOTED = timedelta(minutes=1)  # last_used is written at most so often
+PREFIX = "bst1_"  # recognizable to scanners for leaked secrets
+LAST_USED_INTERVAL = timedelta(minutes=1)  # between two writes of last_used
 
 
 def digest(token: str) -> str:
+    """Returns the SHA-256 of the token, in hex."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -27,7 +28,7 @@ def make(
     may_register: bool = False,
     may_take_over: bool = False,
 ) -> tuple[ApiToken, str]:
-    """A new token's row, and the token itself, which can never be shown again.
+    """Creates a token. Returns its row, and the token itself, which cannot be shown again.
 
     Raises IntegrityError if the name is taken.
     """
@@ -40,9 +41,10 @@ def make(
 
 
 def rotate(name: str, expires: datetime | None = None) -> tuple[ApiToken, str]:
-    """Gives the token of that name a new secret: it keeps its rights and its deployments, and the old secret ends.
+    """Gives a token a new secret, and invalidates the old one. Its rights and its deployments stay.
 
-    It ends at `expires`; None leaves that as it is. Raises ApiToken.DoesNotExist if no such token is active then.
+    Returns its row and the new secret. `expires` replaces its expiry; None keeps it. Raises ApiToken.DoesNotExist if
+    there is no such token, or if it is revoked or expired even so.
     """
     token = PREFIX + secrets.token_urlsafe(32)
     with transaction.atomic():
@@ -56,20 +58,22 @@ def rotate(name: str, expires: datetime | None = None) -> tuple[ApiToken, str]:
 
 
 def find(token: str) -> ApiToken | None:
-    """The row of a token that is valid now, and notes that it was used; None for any other."""
+    """Returns the row of an active token, and records that it was used; None for any other."""
     if not token.startswith(PREFIX):
         return None
     row = ApiToken.objects.filter(digest=digest(token)).first()
     now = timezone.now()
     if row is None or row.state(now) != "active":
         return None
-    if row.last_used is None or row.last_used <= now - NOTED:
-        ApiToken.objects.filter(Q(last_used=None) | Q(last_used__lte=now - NOTED), pk=row.pk).update(last_used=now)
+    if row.last_used is None or row.last_used <= now - LAST_USED_INTERVAL:
+        ApiToken.objects.filter(Q(last_used=None) | Q(last_used__lte=now - LAST_USED_INTERVAL), pk=row.pk).update(
+            last_used=now
+        )
     return row
 
 
 def revoke(name: str) -> bool:
-    """Whether there was a token of that name to be revoked. Raises ApiToken.DoesNotExist if there is none at all."""
+    """Revokes a token. Returns False if it was already revoked. Raises ApiToken.DoesNotExist."""
     if not ApiToken.objects.filter(name=name).exists():
         raise ApiToken.DoesNotExist(name)
     return bool(ApiToken.objects.filter(name=name, revoked=None).update(revoked=timezone.now()))

@@ -1,12 +1,12 @@
-"""The one rule for versions: an image's tag that names a single build, and fits the ledger.
+"""The rule for versions: a valid image tag that names a single build.
 
 A version is used as it is for the tag of an image, so it follows the OCI distribution specification, which leaves out
 the + of semantic versioning (https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pull): what the
 ledger registers can be deployed, and what is deployed can be registered. The ledger keeps 64 characters. `latest` is
 the tag that moves from build to build, so it is not a version.
 
-The API, the ledger and its database, the commands and both targets ask here. scripts/rollback.sh and ./run cannot, so
-they hold PATTERN once more; a test compares them.
+The API, the ledger and its database, the commands and both targets use it. scripts/rollback.sh and ./run cannot, so
+they repeat PATTERN; a test compares them.
 """
 
 import re

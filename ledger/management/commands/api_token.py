@@ -1,4 +1,4 @@
-"""manage.py api_token: make, list, rotate and revoke the tokens with which pipelines write to the ledger."""
+"""manage.py api_token: create, list, rotate and revoke the tokens that pipelines send to the API."""
 
 import sys
 from datetime import datetime, timedelta
@@ -26,40 +26,40 @@ examples:
   manage.py api_token rotate deploy-staging
   manage.py api_token revoke deploy-staging
 
-The token alone goes to standard output, once; it is kept nowhere, only its SHA-256 is.
+The token alone is printed to standard output, once; only its SHA-256 is stored.
 exit codes: 0 done; 1 no such token, or the name is taken; 2 wrong usage.
 """
 
 
 class Command(DocumentedCommand):
     examples = EXAMPLES
-    help = "Make, list, rotate and revoke API tokens."
+    help = "Create, list, rotate and revoke API tokens."
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-        create = actions.add_parser("create", help="make a token and show it, once")
-        create.add_argument("name", help="which pipeline it is for; deployments without an actor show it")
+        create = actions.add_parser("create", help="create a token and show it, once")
+        create.add_argument("name", help="the pipeline that uses it; the actor of deployments that name none")
         create.add_argument(
             "--environment",
             action="append",
             default=[],
             choices=Environment.Name.values,
-            help="where it may create deployments and continue them; may be given several times",
+            help="where it may create and continue deployments; repeatable",
         )
-        create.add_argument("--register", action="store_true", help="it may register releases")
+        create.add_argument("--register", action="store_true", help="allow it to register releases")
         create.add_argument(
             "--take-over",
             action="store_true",
-            help="in its environments it may also continue and finish deployments that others created",
+            help="allow it to continue and finish deployments in its environments that others created",
         )
-        create.add_argument("--days", type=int, help="for how long it is valid (default: until it is revoked)")
-        actions.add_parser("list", help="show all tokens: their rights, and when they were last used")
-        rotate = actions.add_parser(
-            "rotate", help="replace a token's secret: it keeps its name, its rights and its deployments"
-        )
+        create.add_argument("--days", type=int, help="days until it expires (default: never)")
+        actions.add_parser("list", help="list all tokens with their rights and last use")
+        rotate = actions.add_parser("rotate", help="replace a token's secret; its name, rights and deployments stay")
         rotate.add_argument("name")
-        rotate.add_argument("--days", type=int, help="for how long it is valid from now on (default: as before)")
-        revoke = actions.add_parser("revoke", help="end a token; its name stays taken, so that the history is clear")
+        rotate.add_argument("--days", type=int, help="days from now until it expires (default: unchanged)")
+        revoke = actions.add_parser(
+            "revoke", help="revoke a token; its name stays taken, so that the history is unambiguous"
+        )
         revoke.add_argument("name")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -77,10 +77,10 @@ class Command(DocumentedCommand):
             raise CommandError("A token needs --environment, --register or both.", returncode=2)
         if options["take_over"] and not options["environment"]:
             raise CommandError("--take-over requires --environment: it says where.", returncode=2)
-        places = Environment.objects.filter(name__in=options["environment"])
+        environments = Environment.objects.filter(name__in=options["environment"])
         rights = {"may_register": options["register"], "may_take_over": options["take_over"]}
         try:
-            self.show(*tokens.make(name, places, ends(options["days"]), **rights))
+            self.show(*tokens.make(name, environments, ends(options["days"]), **rights))
         except IntegrityError:
             raise CommandError(f"A token named {name} already exists. Choose another name.") from None
 
@@ -95,7 +95,7 @@ class Command(DocumentedCommand):
             ) from None
 
     def show(self, row: ApiToken, token: str) -> None:
-        """Says what the token may do, and prints it alone on standard output."""
+        """Prints the token's rights to standard error, and the token alone to standard output."""
         until = f"until {row.expires:%Y-%m-%d %H:%M}Z" if row.expires else "until it is revoked"
         self.stderr.write(
             f"Token {row}: {', '.join(rights_of(row))}; valid {until}. It is shown only now:",
@@ -106,7 +106,7 @@ class Command(DocumentedCommand):
     def list(self, options: dict[str, Any]) -> None:
         rows = list(ApiToken.objects.prefetch_related("environments"))
         if not rows:
-            self.stdout.write("No tokens yet. Make one: manage.py api_token create NAME --environment staging")
+            self.stdout.write("No tokens yet. Create one: manage.py api_token create NAME --environment staging")
             return
         now, cells = timezone.now(), []
         for row in rows:
@@ -139,13 +139,13 @@ def moment(at: datetime | None) -> str:
 
 
 def ends(days: int | None) -> datetime | None:
-    """So many days from now; None for None. Raises CommandError."""
+    """Returns the time `days` days from now; None for None. Raises CommandError."""
     if days is not None and not 1 <= days <= 3650:
         raise CommandError("--days is a number from 1 to 3650.", returncode=2)
     return timezone.now() + timedelta(days=days) if days else None
 
 
 def rights_of(row: ApiToken) -> list[str]:
-    """What the token may do, in words."""
-    rights = [place.name for place in row.environments.all()]
+    """Returns what the token may do: environments, register, take over."""
+    rights = [each.name for each in row.environments.all()]
     return rights + ["register"] * row.may_register + ["take over"] * row.may_take_over

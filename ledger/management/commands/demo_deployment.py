@@ -1,4 +1,4 @@
-"""manage.py demo_deployment: carries the mock deployment that `demo_data --profile mock` has begun on to its end."""
+"""manage.py demo_deployment: runs the mock deployment that `demo_data --profile mock` has started to its end."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from ledger import demo
 
 
 class Command(BaseCommand):
-    help = "Simulate the rest of the mock deployment that is under way, in real time. For development; see ./run serve."
+    help = "Simulate the rest of the mock deployment in progress, in real time. For development; see ./run serve."
 
     def handle(self, *args: Any, **options: Any) -> None:
         if settings.ENVIRONMENT not in ("development", "testing"):
@@ -23,7 +23,7 @@ class Command(BaseCommand):
         parent = os.getppid()
 
         def wait(pause: timedelta) -> bool:
-            """False once whoever started this is gone: ./run serve has been stopped."""
+            """Sleeps; returns False once the parent process, ./run serve, has exited."""
             until = time.monotonic() + pause.total_seconds()
             while (left := until - time.monotonic()) > 0 and os.getppid() == parent:
                 time.sleep(min(left, 1))

@@ -1,4 +1,4 @@
-"""manage.py deployments: the history, for people and for scripts."""
+"""manage.py deployments: the history, as a table or as JSON lines."""
 
 import json
 from typing import Any
@@ -16,7 +16,7 @@ EXAMPLES = """\
 examples:
   manage.py deployments                                          the last 20, of all environments
   manage.py deployments --environment production --limit 5
-  manage.py deployments --status failed --json | jq .release     one JSON object a line
+  manage.py deployments --status failed --json | jq .release     one JSON object per line
 
 exit codes: 0 done, also when there is nothing to show; 1 the ledger cannot be read; 2 wrong usage.
 """
@@ -26,13 +26,13 @@ SIGNS = {"succeeded": "+", "failed": "x", "rolled_back": "<", "running": ">", "p
 
 class Command(DocumentedCommand):
     examples = EXAMPLES
-    help = "List deployments, the newest first."
+    help = "List deployments, newest first."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("-e", "--environment", choices=Environment.Name.values, help="of this environment only")
-        parser.add_argument("--status", choices=(*IN_FLIGHT, *FINISHED), help="in this state only")
-        parser.add_argument("--limit", type=int, default=20, help="at most so many (default 20)")
-        parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+        parser.add_argument("-e", "--environment", choices=Environment.Name.values, help="only this environment")
+        parser.add_argument("--status", choices=(*IN_FLIGHT, *FINISHED), help="only this status")
+        parser.add_argument("--limit", type=int, default=20, help="maximum number (default 20)")
+        parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["limit"] < 1:

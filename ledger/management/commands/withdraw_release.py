@@ -13,8 +13,9 @@ EXAMPLES = """\
 examples:
   manage.py withdraw_release 1.4.0     another build was registered as 1.4.0, and the real one gets 409
 
-The version is free again. A release that was deployed stays: give the other build a version of its own.
-exit codes: 0 done; 1 no such release, or it was deployed; 2 wrong usage.
+The version can be registered again. A release that was deployed cannot be withdrawn: give the other build its own
+version.
+exit codes: 0 done; 1 not registered, or deployed; 2 wrong usage.
 """
 log = logging.getLogger(__name__)
 
