@@ -231,6 +231,7 @@ RETRY_AFTER = 30
 # The file that lists the environments, and whether this instance checks the health of the others.
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))
 WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
+SIMULATE_ENVIRONMENTS = False  # in settings.dev alone; see statuspage/simulation.py
 SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", True)
 COMPARE_URL = env.comparison("COMPARE_URL")
 

@@ -5,6 +5,7 @@ from settings.base import *  # noqa: F401,F403
 from settings.base import BASE_DIR, LOG_LEVEL, STORAGES, logging_config
 
 ENVIRONMENT = "development"
+SIMULATE_ENVIRONMENTS = True  # the mock data's other environments answer, and the pages call them simulated
 DEBUG = env.flag("DEBUG", True)
 SECRET_KEY = "development-only: every other environment requires a key of its own"
 # HOST is the address that ./run serve listens on.

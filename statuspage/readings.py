@@ -18,6 +18,7 @@ from health.client import TimedOut, Unreachable, ask, inconclusive
 from health.runner import Report, report
 from ledger.environments import environment_configs
 from ledger.models import Environment
+from statuspage import simulation
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ TIMEOUT = 3.0  # seconds that an environment has to answer
 CERTAIN = 4.0  # seconds of retries before a late answer, or one with late checks, is taken as such
 RETRY = 1.0  # seconds between such retries
 PRODUCTION_FIRST = tuple(reversed(Environment.Name.values))
-KEY = "watch:1:{}"  # increment it when Reading changes, because two releases can share one cache
+KEY = "watch:2:{}"  # increment it when Reading changes, because two releases can share one cache
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Reading:
     """An environment's health at a time (`at`, in UTC). `unknown` means not monitored, or no answer yet.
 
     `checks` maps each check's name to "healthy" or "unhealthy: reason". `latency_ms` is the response time in
-    milliseconds.
+    milliseconds. A `simulated` reading is made up for development, and every page says so.
     """
 
     environment: str
@@ -45,6 +46,7 @@ class Reading:
     checks: dict[str, str] = field(default_factory=dict)
     latency_ms: float | None = None
     at: datetime | None = None
+    simulated: bool = False
 
     @property
     def age(self) -> float:
@@ -60,8 +62,9 @@ lock = threading.Lock()
 def readings(*, sure: bool = False) -> dict[str, Reading]:
     """Returns a reading of every environment by name. Waits for DEADLINE at most.
 
-    With `sure`, for samples that are stored, it waits for CERTAIN and TIMEOUT instead, and an environment that has not
-    answered by then is unreachable. Raises ImproperlyConfigured if environments.toml is invalid, and nothing else.
+    With `sure`, for samples that are stored, it waits for CERTAIN and TIMEOUT instead, and an environment that has
+    not answered by then is unreachable, and nothing is simulated. Raises ImproperlyConfigured if environments.toml
+    is invalid, and nothing else.
     """
     watched = {
         name: config.url for name, config in environment_configs().items() if settings.WATCH_ENVIRONMENTS and config.url
@@ -78,7 +81,18 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
             known[name] = Reading(name, "unreachable", at=datetime.now(UTC))
     found = {name: known.get(name, Reading(name)) for name in Environment.Name.values}
     found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
+    if not sure:
+        found |= {name: each for name, each in simulated_readings().items() if name not in watched}
     return found | {settings.ENVIRONMENT: own_reading(sure=sure)}
+
+
+def simulated_readings() -> dict[str, Reading]:
+    """Returns a healthy reading of each simulated environment by name; none outside development."""
+    now = datetime.now(UTC)
+    return {
+        name: Reading(name, "healthy", version, latency_ms=simulation.LATENCY_MS, at=now, simulated=True)
+        for name, version in simulation.versions().items()
+    }
 
 
 def own_reading(*, sure: bool = False) -> Reading:

@@ -67,7 +67,8 @@ class Row:
     @property
     def label(self) -> str:
         """Its state as people read it."""
-        return STATE_STYLES[verdict.state_of(self.reading)][1] if self.monitored else "not monitored"
+        state = STATE_STYLES[verdict.state_of(self.reading)][1]
+        return f"{state} (simulated)" if self.reading.simulated else state if self.monitored else "not monitored"
 
     @property
     def monitored(self) -> bool:
@@ -113,10 +114,10 @@ class Row:
 
 
 def rows(history: dict[str, Any] | None, current: dict[str, Reading]) -> list[Row]:
-    """Returns production, whatever is known of it, then the others that are monitored or have a past."""
+    """Returns production, whatever is known of it, then the others that are monitored, simulated or have a past."""
     past = {each["environment"]: each for each in history["environments"]} if history else {}
     all_rows = [Row(name, current[name], past.get(name)) for name in PRODUCTION_FIRST]
-    return [row for row in all_rows if row.name == "production" or row.monitored or row.past]
+    return [row for row in all_rows if row.name == "production" or row.monitored or row.reading.simulated or row.past]
 
 
 def format_percent(value: float | None) -> str:

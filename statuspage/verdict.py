@@ -51,10 +51,12 @@ def headline(current: dict[str, Reading], incidents: list[dict[str, Any]] | None
     """Returns the headline for these readings and published incidents (None if they cannot be read).
 
     Production decides, and what is measured outranks what people report. Other environments are noted and never change
-    the state; but "All systems operational" requires that every monitored one is.
+    the state, and so is what is simulated; but "All systems operational" requires that every monitored one is.
     """
     open_incidents = [each for each in incidents or [] if each["status"] != Incident.Status.RESOLVED]
     notes = [note for name in PRODUCTION_FIRST[1:] for note in notes_on(name, state_of(current[name]), open_incidents)]
+    if simulated := [name for name in current if current[name].simulated]:
+        notes.append(f"Simulated: {', '.join(simulated)}")
     if incidents is None:
         notes.append("Incidents are unavailable")
     impacts = {each["impact"] for each in open_incidents if each["environment"] == "production"}

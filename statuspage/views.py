@@ -32,7 +32,7 @@ def page(request: fragments.HtmxRequest) -> HttpResponse:
     context = {
         "headline": headline,
         "tone": STATE_STYLES[headline.state][0],
-        "checked": current["production"].at,
+        "checked": None if current["production"].simulated else current["production"].at,
         "rows": shown,
         "others": [name for name in PRODUCTION_FIRST if name not in {row.name for row in shown}],
         "open": [each for each in listed if not each["resolved"]],
@@ -63,10 +63,11 @@ def as_json(request: HttpRequest) -> JsonResponse:
                     "state": each.state,
                     "version": each.version,
                     "checks": each.checks,
+                    "simulated": each.simulated,
                     "at": each.at.isoformat() if each.at else None,
                 }
                 for each in current.values()
-                if each.environment == "production" or verdict.is_monitored(each.environment)
+                if each.environment == "production" or each.simulated or verdict.is_monitored(each.environment)
             ],
             "environments": known["environments"] if known else None,
             "incidents": known["incidents"] if known else None,

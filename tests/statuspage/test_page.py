@@ -139,7 +139,7 @@ def test_status_json_has_the_documented_shape_with_production_first(client: Clie
     }
     assert datetime.fromisoformat(said["timestamp"]).tzinfo
     assert [each["environment"] for each in said["now"]] == ["production", "staging", "testing"]
-    assert set(said["now"][0]) == {"environment", "state", "version", "checks", "at"}
+    assert set(said["now"][0]) == {"environment", "state", "version", "checks", "simulated", "at"}
     past = {each["environment"]: each for each in said["environments"]}
     assert list(past) == ["production", "staging", "testing"]
     figures = {name: (each["uptime_percent"], each["days_with_data"], len(each["days"])) for name, each in past.items()}
