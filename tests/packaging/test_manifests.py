@@ -607,10 +607,13 @@ def test_the_migrate_job_waits_for_a_database_that_comes_up_later() -> None:
             [sys.executable, *container["command"][1:]],
             cwd=ROOT, env=os.environ | given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         ) as job:  # fmt: skip
-            assert job.stderr and "waiting for it" in job.stderr.readline()
-            assert job.poll() is None
-            database.start()
-            said, _ = job.communicate(timeout=PATIENCE)
+            try:
+                assert job.stderr and "Waiting up to 600 s for the database" in job.stderr.readline()
+                assert job.poll() is None
+                database.start()
+                said, _ = job.communicate(timeout=PATIENCE)
+            finally:
+                job.kill()  # or leaving this block waits for it
             assert job.returncode == 0 and "migrations applied" in said
     finally:
         database.close()

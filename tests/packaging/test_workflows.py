@@ -217,7 +217,14 @@ def test_a_hotfix_by_a_tag_has_its_commit_s_first_line_as_its_reason(tmp_path: P
 def copy_run(folder: Path) -> None:
     """Copies ./run and what it needs to build an image into `folder`."""
     (folder / "scripts").mkdir()
-    for name in ("run", "scripts/image.sh", "scripts/stack.sh", "pyproject.toml"):
+    for name in (
+        "run",
+        "scripts/image.sh",
+        "scripts/stack.sh",
+        "scripts/venv.sh",
+        "scripts/version.sh",
+        "pyproject.toml",
+    ):
         shutil.copy(ROOT / name, folder / name)
 
 
