@@ -205,7 +205,7 @@ class FailOpenRedisCache(DjangoRedisCache):  # type: ignore[misc]
         return self.attempt(False, super().touch, *args, **kwargs)
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None, **kwargs: Any) -> int:
-        """Counts from 0 while Redis is unavailable. Raises ValueError if there is no such key, as Django does."""
+        """Counts from 0 while Redis is unavailable. Raises ValueError for a missing key, as Django does."""
         if not is_rate_limit(key):
             return self.write([key], version, delta, super().incr, key, delta, **kwargs)
         try:
@@ -215,7 +215,7 @@ class FailOpenRedisCache(DjangoRedisCache):  # type: ignore[misc]
             return int(self.local.incr(key, delta, version))
 
     def decr(self, key: Any, delta: int = 1, version: int | None = None) -> int:
-        """Counts from 0 while Redis is unavailable. Raises ValueError if there is no such key, as Django does."""
+        """Counts from 0 while Redis is unavailable. Raises ValueError for a missing key, as Django does."""
         return self.write([key], version, -delta, super().decr, key, delta)
 
     def incr_version(self, key: Any, delta: int = 1, version: int | None = None) -> int:

@@ -58,7 +58,7 @@ def bar_chart(
     values: Sequence[tuple[date, float | None]],
     format_value: Callable[[float], str],
 ) -> Chart:
-    """Returns a chart with one bar for each of `values`, of which None is no bar at all."""
+    """Returns a chart with one bar per value; None draws no bar."""
     highest = max((each for _, each in values if each is not None), default=0)
     pitch = WIDTH / len(values)
     bars = []

@@ -38,7 +38,7 @@ def image(config: EnvironmentConfig, version: str, folder: Path) -> tuple[str, s
     there = call(("docker", "image", "inspect", "--format", REVISION, name), timeout=30)
     if not there.returncode:
         built_from = there.stdout.strip()
-        if known and (built_from != commit or dirty(tree, folder)):
+        if known and (built_from != commit or dirty(folder)):
             raise DeployRefused(
                 f"Image {name} exists and was built from {built_from[:7] or 'an unknown commit'}, not from the working "
                 f"tree. Choose another version, or ship that image: manage.py deploy {version} -e {config.name}"
@@ -48,7 +48,7 @@ def image(config: EnvironmentConfig, version: str, folder: Path) -> tuple[str, s
     return version, known, name
 
 
-def dirty(tree: dict[str, str], folder: Path) -> bool:
+def dirty(folder: Path) -> bool:
     """Whether the working tree has changes that are not committed."""
     return bool(call(("git", "status", "--porcelain", "--untracked-files=no"), timeout=30, cwd=folder).stdout.strip())
 

@@ -13,8 +13,8 @@ from ledger.management.base import console
 
 COLOURS = {"succeeded": "green", "failed": "red", "skipped": "dim"}
 SIGNS = {"succeeded": "+", "failed": "x", "skipped": "-"}  # without colour, too
-PIPE_WIDTH = 400  # columns, where there is no terminal whose width a line must fit
-PROGRESS = 10.0  # seconds between two lines of progress where there is no terminal
+PIPE_WIDTH = 400  # columns, when the output is not a terminal
+PROGRESS = 10.0  # seconds between progress lines when the output is not a terminal
 
 
 class Output:

@@ -103,7 +103,7 @@ def answers(quick: bool) -> list[tuple[str, int, str, str]]:
         return found
 
 
-@pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl is not here")
+@pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl not found")
 def test_the_quick_kubectl_answers_as_the_real_one() -> None:
     for quick, real in zip(answers(True), answers(False), strict=True):
         assert quick == real

@@ -46,7 +46,7 @@ DIGEST = "sha256:" + "ab" * 32
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.django_db,
-    pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl is not here"),
+    pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl not found"),
 ]
 
 

@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not shutil.which("kubectl") and not os.environ.get("CI"),
-        reason="kubectl is not here: apt install kubernetes-client",
+        reason="kubectl not found: apt install kubernetes-client",
     ),
 ]
 
@@ -557,7 +557,7 @@ def test_a_bad_colour_does_not_keep_the_traffic(colours: Cluster, does: str) -> 
     assert colours.serving() == {f"{REPO}:2"}
 
 
-@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl is not here")
+@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl not found")
 @pytest.mark.django_db(transaction=True)
 def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: LiveServer) -> None:
     for version in ("2", "3"):
@@ -572,7 +572,7 @@ def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: 
     assert done.returncode == 0 and "This rollback is not in the ledger: curl: (7)" in done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl is not here")
+@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl not found")
 @pytest.mark.django_db(transaction=True)
 def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
     colours: Cluster, live_server: LiveServer
@@ -588,7 +588,7 @@ def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
     assert "The reason was trimmed to one line of at most 500 characters: 500s" in done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl is not here")
+@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl not found")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("env", "said"),

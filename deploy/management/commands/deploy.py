@@ -72,7 +72,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         for flag in ("build", "onto_web"):
             if options[flag] and config.target != "compose":
                 raise InvalidUsage(
-                    f"--{flag.replace('_', '-')} requires the compose target; {config.name} is a cluster."
+                    f"--{flag.replace('_', '-')} requires the compose target; {config.name} runs on a cluster."
                 )
         if not version and not options["build"]:
             raise InvalidUsage("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")

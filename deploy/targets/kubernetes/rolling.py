@@ -52,8 +52,8 @@ class RollingUpdate(Kubernetes):
     def start(self, timeout: float, tell: Progress) -> str:
         """Starts one pod without traffic and waits until it is ready, `timeout` seconds at most.
 
-        Where nobody is live there is no traffic to protect, and where the Deployment has the image an interrupted run
-        has done the trial: the rollout follows at once. Returns a note. Raises StepFailed.
+        If no release is live, there is no traffic to protect. If the Deployment already has the image, an interrupted
+        run has done the trial. In both cases the rollout follows at once. Returns a note. Raises StepFailed.
         """
         snapshot = self.snapshot()
         if snapshot.live_pods() and image_of(template(snapshot.deployment(APP))) != self.image:
