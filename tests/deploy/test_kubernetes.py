@@ -324,11 +324,13 @@ def test_no_text_of_the_history_is_taken_for_the_rollback_target(rolling: Apps) 
     assert code == 0 and "Rolling back to version: 1" in said, said
 
 
-def test_a_job_has_a_name_that_the_cluster_takes() -> None:
-    for version in ("1.4.0", "A_b.-c", "1..2", "_x", "x-." * 21, "1.4.0-rc.1", "a" * 64):
-        name = objects.migrate_job_name(version)
-        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", name), name
-    assert objects.migrate_job_name("1.4.0-rc.1") == f"{APP}-migrate-1.4.0-rc.1"
+def test_each_version_has_a_job_of_its_own_by_a_dns_label() -> None:
+    versions = ["1.4.0", "1-4-0", "1.4-0", "A_b.-c", "a-b-c", "1..2", "_x", "X", "x", "x-." * 21, "a" * 63, "a" * 64]
+    names = {objects.migrate_job_name(version) for version in versions}
+    assert len(names) == len(versions)
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name), name
+    assert objects.migrate_job_name("1.4.0") == f"{APP}-migrate-1-4-0"
 
 
 def test_the_very_image_is_taken_by_its_digest(rolling: Apps) -> None:

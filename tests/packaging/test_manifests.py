@@ -19,7 +19,7 @@ import yaml
 from django.core.management import get_commands, load_command_class
 from django.urls import resolve, reverse
 
-from deploy.targets.kubernetes.objects import migrate_job
+from deploy.targets.kubernetes.objects import migrate_job, migrate_job_name
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from health.middleware import PROBES
 from ledger.environments import environment_configs
@@ -439,7 +439,7 @@ def test_images_and_the_migrate_job_carry_the_tag_of_the_overlay(overlay: str) -
     objects = render(overlay)
     assert {each["image"] for _, _, each in containers(objects)} == {f"{APP}:{version}"}
     job = only(objects, "Job")
-    assert job["metadata"]["name"] == f"{APP}-migrate-{version}"
+    assert job["metadata"]["name"] == migrate_job_name(version)
     # A Job's template cannot be changed, so nothing may come into it that changes without a new version.
     assert "envFrom" not in job["spec"]["template"]["spec"]["containers"][0]
 

@@ -3,6 +3,7 @@
 docs/kubernetes.md lists their names. Nothing here talks to the cluster.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from copy import deepcopy
@@ -24,6 +25,7 @@ MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' own
 MIGRATION_TIMEOUT = 1800  # seconds that a migrate Job may run
 MIGRATION_KEPT = 7 * 86_400  # seconds that a finished one stays, with its log
 TRIAL_KEPT = 300  # seconds that a finished trial stays
+NAME_LENGTH = 63  # characters of a DNS label (RFC 1123)
 GONE = "unable to retrieve container logs"  # printed instead of the log once the kubelet has removed the container
 
 # The reasons for which a waiting container will not start by itself; scripts/rollback.sh has the same list.
@@ -192,13 +194,16 @@ def other(colour: str) -> str:
 
 
 def migrate_job_name(version: str) -> str:
-    """The name of the version's migrate Job, at most 63 characters, as RFC 1123 allows: dots only between letters or
-    digits.
+    """The name of the version's migrate Job: a DNS label, as it becomes part of its pod's host name.
 
-    https://kubernetes.io/docs/concepts/overview/working-with-objects/names/
+    1.4.0 becomes ...-1-4-0. The name of any other version, where 1-4-0 or a case could lead to the same, ends in a hash.
+    https://kubernetes.io/docs/concepts/workloads/controllers/job/#writing-a-job-spec
     """
-    part = re.sub(r"[^a-z0-9]*[^a-z0-9.][^a-z0-9]*|\.\.+", "-", version.lower())
-    return f"{APP}-migrate-{part}"[:63].strip("-.")
+    name = f"{APP}-migrate-{re.sub('[^a-z0-9]+', '-', version.lower()).strip('-')}"
+    if re.fullmatch(r"[a-z0-9]+(\.[a-z0-9]+)*", version) and len(name) <= NAME_LENGTH:
+        return name
+    digest = hashlib.sha256(version.encode()).hexdigest()[:8]
+    return f"{name[: NAME_LENGTH - 9].rstrip('-')}-{digest}"
 
 
 def migrate_job(deployment: Object, version: str, image: str, unsafe: bool) -> Object:
