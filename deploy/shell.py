@@ -9,6 +9,7 @@ from pathlib import Path
 from deploy.errors import StepFailed
 
 SHOWN, READ = 20, 400  # lines of a release's log: what people see, of what is read
+PROBES = "/health/"  # their paths: a log is full of them, and only says that a pod is not ready
 
 
 def call(
@@ -42,19 +43,21 @@ def call(
 
 
 def telling_lines(log: str) -> str:
-    """The last 20 lines of a release's log, without requests that it answered with less than 500.
+    """The last 20 lines of a release's log, without probes and without requests that it answered with less than 500.
 
     A release that serves logs little else, so its errors would be out of sight.
     """
-    return "\n".join([line for line in log.splitlines() if not answered(line)][-SHOWN:]).strip()
+    return "\n".join([line for line in log.splitlines() if not tells_nothing(line)][-SHOWN:]).strip()
 
 
-def answered(line: str) -> bool:
-    """Whether this line of the app's JSON log is a request without a server error."""
+def tells_nothing(line: str) -> bool:
+    """Whether this line of the app's JSON log is of a probe, or of a request without a server error."""
     try:
         entry = json.loads(line)
-        return bool(entry["logger"] == "gunicorn.access" and entry["status"] < 500)
-    except (ValueError, TypeError, KeyError):
+        if entry["logger"] == "gunicorn.access":
+            return bool(entry["status"] < 500 or entry["path"].startswith(PROBES))
+        return bool(entry["logger"] == "django.request" and f": {PROBES}" in entry["message"])
+    except (ValueError, TypeError, KeyError, AttributeError):
         return False
 
 

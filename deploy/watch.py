@@ -140,7 +140,10 @@ def watch(
         left = began + seconds - time.monotonic()
         if left <= 0 and not strikes:
             count = found.since(looks[0][1]).requests if looks else 0
-            return f"{count:.0f} responses in the last {WINDOW:.0f} s, p95 latency never above {slowest:.2f} s"
+            if not count:
+                return f"no responses in the last {WINDOW:.0f} s"
+            latency = f", p95 latency never above {1000 * slowest:.0f} ms" if slowest else ""
+            return f"{count:.0f} responses in the last {WINDOW:.0f} s{latency}"
         if not held():
             raise LockLost("Somebody broke the lock, so this run stopped. The release is live and no longer watched.")
         tell(f"{max(0.0, left):.0f} s left")

@@ -667,15 +667,20 @@ explain() { # explain DEPLOYMENT IMAGE: shows which of its pods are not ready, w
 last_log() { # last_log POD: tries twice, as in a crash loop one container's log goes while the next one's comes
   local previous text
   for previous in true false true false; do
-    text=$(kube logs "$1" -c $APP --previous=$previous --tail=20 2>/dev/null) || continue
+    text=$(kube logs "$1" -c $APP --previous=$previous --tail=400 2>/dev/null) || continue
     if [[ $text == "$LOST_LOG"* ]]; then
       sleep $POLL_SECONDS
     elif [[ $text ]]; then
-      printf '%s\n' "$text"
+      printf '%s\n' "$text" | telling_lines
       return 0
     fi
   done
   kube logs "$1" -c $APP --tail=20 2>&1 || true # or why there is none
+}
+telling_lines() { # Prints the last 20 lines that are not of probes or of requests without a server error.
+  sed -e '/"logger": *"django\.request"/{' -e '/"message": *"[A-Za-z ]*: \/health\//d' -e '}' \
+    -e '/"logger": *"gunicorn\.access"/{' -e '/"status": *5[0-9][0-9]/!d' -e '/"path": *"\/health\//d' -e '}' |
+    tail -n 20
 }
 
 # Settle

@@ -212,6 +212,8 @@ class Cluster:
             pod["status"]["containerStatuses"][0]["state"] = {"waiting": waiting}
             return
         first, last, why = ("FailureTarget", "Failed", "BackoffLimitExceeded")
+        ended = {"exitCode": 0 if does == "good" else 1, "reason": "Completed" if does == "good" else "Error"}
+        pod["status"]["containerStatuses"][0]["state"] = {"terminated": ended}
         if does == "good":
             first, last, why = "SuccessCriteriaMet", "Complete", "CompletionsReached"
         conditions = [{"type": each, "status": "True", "reason": why} for each in (first, last)]

@@ -227,12 +227,13 @@ class Kubernetes(ABC):
         """Returns once the Job has completed. Raises StepFailed if it fails, never will complete, or takes too long."""
         deadline = time.monotonic() + MIGRATION_TIMEOUT
         while not condition(found := self.get("job", name), "Complete"):
-            why = condition(found, "Failed") or failure_reason(self.snapshot().pods({"job-name": name}))
+            failed = condition(found, "Failed")  # only says that the Job gave up, so its pod comes first
+            why = failure_reason(self.snapshot().pods({"job-name": name}), one_shot=bool(failed)) or failed
             if why or time.monotonic() > deadline:
                 logs = self.try_kubectl("logs", f"job/{name}", "--tail", "20").stdout.strip()
-                raise StepFailed(
-                    f"The migrations failed: {why or f'not done after {MIGRATION_TIMEOUT} s'} (job/{name}).", logs
-                )
+                said = f"{last_line(logs).removesuffix('.')}. " if logs and failed else ""
+                why = why or f"not done after {MIGRATION_TIMEOUT} s"
+                raise StepFailed(f"The migrations failed: {said}job/{name}: {why}.", logs)
             tell(f"job/{name}")
             time.sleep(self.poll_interval)
 
