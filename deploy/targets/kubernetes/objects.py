@@ -196,7 +196,7 @@ def other(colour: str) -> str:
 def migrate_job_name(version: str) -> str:
     """The name of the version's migrate Job: a DNS label, as it becomes part of its pod's host name.
 
-    1.4.0 becomes ...-1-4-0. The name of any other version, where 1-4-0 or a case could lead to the same, ends in a hash.
+    1.4.0 becomes ...-1-4-0. The name for any other form, as 1-4-0 could lead to the same, ends in a hash.
     https://kubernetes.io/docs/concepts/workloads/controllers/job/#writing-a-job-spec
     """
     name = f"{APP}-migrate-{re.sub('[^a-z0-9]+', '-', version.lower()).strip('-')}"
