@@ -42,5 +42,13 @@ class StepFailed(Exception):
         self.details = details
 
 
+class TimedOut(StepFailed):
+    """A program ran for longer than it may."""
+
+
+class NoAnswer(StepFailed):
+    """What the release runs on has not answered for as long as reads are repeated. Nothing is known of the release."""
+
+
 class LockLost(Exception):
     """Somebody has broken this run's lock. Another deployment may be at work, so nothing more is touched."""

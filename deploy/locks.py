@@ -8,16 +8,15 @@ import getpass
 import json
 import os
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from deploy.errors import LockHeld, StepFailed
+from deploy.kubectl import Done, Kubectl, unanswered
 from deploy.shell import last_line
 
 SECONDS = 60  # after which a Lease that is not renewed can be taken over
@@ -181,10 +180,14 @@ class LeaseLock:
     """A lock in the cluster: a Lease that a thread renews. https://kubernetes.io/docs/concepts/architecture/leases/
 
     A Lease that was not renewed for SECONDS is taken over, by a write that only one run can win. Clocks may differ by
-    less than that. `kubectl` runs it in the right namespace; `environment` is named in messages.
+    less than that. `environment` is named in messages.
+
+    While the API server does not answer, nothing can be renewed, and whoever reaches it again first may take the Lease
+    over. So a run that could not renew it for SECONDS holds it only if a renewal succeeds now, before anything else is
+    changed: it succeeds only if nobody else has held the Lease meanwhile.
     """
 
-    def __init__(self, name: str, kubectl: Callable[..., "subprocess.CompletedProcess[str]"], environment: str) -> None:
+    def __init__(self, name: str, kubectl: Kubectl, environment: str) -> None:
         self.name, self.kubectl, self.environment = name, kubectl, environment
         self.identity = f"{holder()} manage.py {os.getpid()}"
         self.renewed = 0.0  # by the monotonic clock; 0 if this run does not hold it
@@ -242,9 +245,11 @@ class LeaseLock:
             "renewTime": now,
         }
         lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
-        done = self.kubectl(
+        done = self.kubectl.run(
             "replace" if found else "create", "--validate=false", "--filename", "-", given=json.dumps(lease)
         )
+        if unanswered(done) and self.read().get("spec", {}).get("acquireTime") == now:
+            done.returncode = 0  # it had arrived
         if done.returncode:
             if any(word in done.stderr for word in CONFLICTS):
                 raise LockHeld("Someone else has just taken the lock. Wait for it (--wait).")
@@ -255,10 +260,7 @@ class LeaseLock:
 
     def read(self) -> dict[str, Any]:
         """The Lease; empty if there is none. Raises StepFailed."""
-        done = self.kubectl("get", "lease", self.name, "--output", "json", "--ignore-not-found")
-        if done.returncode:
-            raise StepFailed(f"Cannot read the lock: {last_line(done.stderr)}")
-        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+        return self.kubectl.get("lease", self.name)
 
     def holding(self, found: dict[str, Any]) -> Holding:
         """What a Lease says."""
@@ -283,15 +285,18 @@ class LeaseLock:
         """Renews the Lease every RENEWED seconds until release(); held() tells if that fails for too long."""
         while not self.ending.wait(RENEWED):
             try:
-                done = self.patch("/spec/renewTime", timestamp())
+                self.judge(self.patch("/spec/renewTime", timestamp()))
             except StepFailed:
                 continue  # the cluster may be unreachable for a moment
-            if not done.returncode:
-                self.renewed = time.monotonic()
-            elif "request" in done.stderr or "NotFound" in done.stderr or "not found" in done.stderr:
-                self.renewed = 0.0  # another run has it, or it was released by force
 
-    def patch(self, path: str, value: str) -> "subprocess.CompletedProcess[str]":
+    def judge(self, done: Done) -> None:
+        """Draws the conclusion from a renewal that ended so."""
+        if not done.returncode:
+            self.renewed = time.monotonic()
+        elif not unanswered(done) and ("request" in done.stderr or "not found" in done.stderr.lower()):
+            self.renewed = 0.0  # another run has it, or it was released by force
+
+    def patch(self, path: str, value: str) -> Done:
         """Changes one field of the Lease, only if this run holds it: the "test" of RFC 6902 makes that one step.
 
         Returns how kubectl ended. Raises StepFailed if it is not found or times out.
@@ -300,10 +305,16 @@ class LeaseLock:
             {"op": "test", "path": "/spec/holderIdentity", "value": self.identity},
             {"op": "replace", "path": path, "value": value},
         ]
-        return self.kubectl("patch", "lease", self.name, "--type", "json", "--patch", json.dumps(operations))
+        return self.kubectl.run("patch", "lease", self.name, "--type", "json", "--patch", json.dumps(operations))
 
     def held(self) -> bool:
-        """Whether this run still holds it, as far as the last renewal tells."""
+        """Whether this run still holds it, by the last renewal, or by another one if that is too long ago.
+
+        Raises StepFailed, and NoAnswer if the API server does not answer that one.
+        """
+        if not self.renewed or time.monotonic() - self.renewed < SECONDS:
+            return bool(self.renewed)
+        self.judge(self.kubectl.patience.read(lambda: self.patch("/spec/renewTime", timestamp())))
         return bool(self.renewed) and time.monotonic() - self.renewed < SECONDS
 
     def release(self) -> None:
@@ -331,7 +342,7 @@ class LeaseLock:
         found = self.read()
         if not found or not found["spec"].get("holderIdentity"):
             return None
-        done = self.kubectl("delete", "lease", self.name, "--ignore-not-found")
+        done = self.kubectl.run("delete", "lease", self.name, "--ignore-not-found")
         if done.returncode:
             raise StepFailed(f"Cannot release the lock: {last_line(done.stderr)}")
         return self.holding(found)

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from deploy import smoke, watch
 from deploy.console import Output
-from deploy.errors import DeployRefused, ExitCode, LockHeld, LockLost, StepFailed
+from deploy.errors import DeployRefused, ExitCode, LockHeld, LockLost, NoAnswer, StepFailed
 from deploy.probe_traffic import Traffic
 from deploy.recorder import Recorder
 from deploy.shell import last_line
@@ -92,6 +92,13 @@ class Run(ABC):
             return self.settle()
         except LockLost as error:
             return self.end("failed", ExitCode.NEEDS_OPERATOR, str(error))
+        except NoAnswer as error:  # no evidence against the release, and nothing could be rolled back either
+            return self.end(
+                "failed",
+                ExitCode.NEEDS_OPERATOR,
+                f"Stopped during: {self.at}. {error} Nothing was rolled back. Run the same command to resume, or "
+                "manage.py rollback to roll back.",
+            )
         except StepFailed as error:
             self.output.details(error.details)
             return self.roll_back(str(error))
@@ -110,6 +117,7 @@ class Run(ABC):
         if problem := self.traffic.start():
             self.output.note(f"No probe traffic: {problem}.")
         self.touched = True
+        self.target.be_patient(self.look_around)
         self.counters = self.read_counters()
 
     def ship(self) -> None:
@@ -234,6 +242,13 @@ class Run(ABC):
         """Shows the text. Raises StepFailed once visitors notice a release that gets the traffic bit by bit."""
         self.output.tell(text)
         if against := watch.verdict(watch.Counters(), self.baseline, *self.traffic.lately(watch.WINDOW)):
+            raise StepFailed(f"{against}.", self.target.logs())
+
+    def look_around(self, text: str) -> None:
+        """Shows why the release cannot be seen for the moment. Raises StepFailed if visitors notice it meanwhile."""
+        self.output.tell(text)
+        failed, tried, _ = self.traffic.lately(watch.WINDOW)
+        if self.at in (steps.SWITCH, steps.WATCH) and (against := watch.failures(failed, tried)):
             raise StepFailed(f"{against}.", self.target.logs())
 
     def watch(self) -> str:

@@ -3,13 +3,16 @@
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from deploy.errors import StepFailed
+from deploy.errors import NoAnswer, StepFailed, TimedOut
 
 SHOWN, READ = 20, 400  # lines of a release's log: what people see, of what is read
 PROBES = "/health/"  # their paths: a log is full of them, and only says that a pod is not ready
+PATIENCE = 60.0  # seconds for which reads of a server that does not answer are repeated
+PAUSE = 1.0  # seconds between two of them
 
 
 def call(
@@ -22,7 +25,7 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a program with `given` as its input, for at most `timeout` seconds, and returns how it ended.
 
-    `env` is added to this process's environment. Raises StepFailed if the program is not found or times out; its exit
+    `env` is added to this process's environment. Raises StepFailed if the program is not found, and TimedOut; its exit
     code is the caller's to judge.
     """
     try:
@@ -39,7 +42,45 @@ def call(
     except FileNotFoundError:
         raise StepFailed(f"{words[0]} not found; install it.") from None
     except subprocess.TimeoutExpired:
-        raise StepFailed(f"{' '.join(words[:4])} ... timed out after {timeout:g} s.") from None
+        raise TimedOut(f"{' '.join(words[:4])} ... timed out after {timeout:g} s.") from None
+
+
+class Patience:
+    """Repeats reads of a server that does not answer: what cannot be seen is no evidence against a release.
+
+    `server` is its name in messages, and `unanswered` says why a read got no answer; empty if it got one. `seconds` is
+    how long a read is repeated; at first not at all. `tell` shows why, and what it raises ends the wait.
+    """
+
+    def __init__(self, server: str, unanswered: Callable[[subprocess.CompletedProcess[str]], str]) -> None:
+        self.server, self.unanswered = server, unanswered
+        self.seconds = 0.0
+        self.tell: Callable[[str], None] = lambda text: None
+        self.lost = 0.0  # seconds without answers so far
+
+    def read(self, attempt: Callable[[], subprocess.CompletedProcess[str]]) -> subprocess.CompletedProcess[str]:
+        """How `attempt` ended once it was answered. Raises NoAnswer, and what `attempt` and `tell` raise."""
+        began = looked = time.monotonic()
+        while why := self.unanswered(done := attempt()):
+            left = began + self.seconds - time.monotonic()
+            if left <= 0:
+                lasted = f"has not answered for {self.seconds:.0f} s" if self.seconds else "does not answer"
+                raise NoAnswer(f"{self.server} {lasted}: {why}")
+            self.tell(
+                f"{self.server[0].lower()}{self.server[1:]} does not answer: {why}; trying again, {left:.0f} s left"
+            )
+            time.sleep(min(PAUSE, left))
+            self.lost += time.monotonic() - looked
+            looked = time.monotonic()
+        return done
+
+    def pause(self) -> None:
+        """Waits before another attempt."""
+        time.sleep(PAUSE)
+
+    def clock(self) -> float:
+        """Seconds that went by with answers, for deadlines of what cannot go on, or be seen, without."""
+        return time.monotonic() - self.lost
 
 
 def telling_lines(log: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from deploy.errors import LockLost, StepFailed
+from deploy.errors import LockLost, NoAnswer, StepFailed
 from deploy.probe_traffic import Traffic
 from deploy.targets.base import Progress, Target
 from deploy.targets.probe import PAGES, late, problem
@@ -86,14 +86,23 @@ def verdict(recent: Counters, baseline: float, failed: int = 0, tried: int = 0, 
     window = f"in the last {WINDOW:.0f} s"
     if recent.errors >= FEWEST_ERRORS and recent.errors >= ERROR_SHARE * recent.requests:
         return f"{recent.errors:.0f} of {recent.requests:.0f} responses {window} were 5xx errors"
-    if failed >= FEWEST_ERRORS and failed >= ERROR_SHARE * tried:
-        return f"{failed} of {tried} probe requests {window} failed"
+    if against := failures(failed, tried):
+        return against
     limit = max(SLOW, 0.0 if math.isnan(baseline) else SLOWER * baseline)
     p95 = recent.quantile(0.95)
     if recent.responses >= ENOUGH and p95 > limit:
         return f"p95 latency {p95:.1f} s, limit {limit:.1f} s ({window})"
     if tried >= FEWEST_ERRORS and median > limit:
         return f"median latency of the probe requests {median:.1f} s, limit {limit:.1f} s ({window})"
+    return ""
+
+
+def failures(failed: int, tried: int) -> str:
+    """What is wrong with what visitors see, as a clause, if `failed` of `tried` probe requests in the window failed;
+    empty if that is nothing to speak of.
+    """
+    if failed >= FEWEST_ERRORS and failed >= ERROR_SHARE * tried:
+        return f"{failed} of {tried} probe requests in the last {WINDOW:.0f} s failed"
     return ""
 
 
@@ -162,6 +171,8 @@ def look(target: Target) -> tuple[Counters, str, bool]:
                     wrong, only_late = reason, only_late and late(answer)
                 elif answer.path == "/metrics":
                     found.add(answer.body)
+        except NoAnswer:
+            raise
         except StepFailed as error:
             wrong, only_late = str(error), False
     return found, wrong, only_late

@@ -50,6 +50,11 @@ class Target(Protocol):
     def lock(self) -> Lock:
         """The environment's lock."""
 
+    def be_patient(self, tell: Progress) -> None:
+        """From now on, repeats reads for a minute while what the release runs on does not answer, and raises NoAnswer
+        only then: that says nothing about the release. `tell` shows why; what it raises ends the wait.
+        """
+
     def validate(self) -> None:
         """Raises DeployRefused or InvalidUsage if the release cannot be brought there. Changes nothing."""
 

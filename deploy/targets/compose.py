@@ -16,7 +16,7 @@ from typing import Any
 
 from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.locks import FileLock
-from deploy.shell import READ, call, last_line, telling_lines
+from deploy.shell import PATIENCE, READ, Patience, call, last_line, telling_lines
 from deploy.targets.base import Progress
 from deploy.targets.probe import PROGRAM, Answer, answers
 from ledger import steps, versions
@@ -24,6 +24,8 @@ from ledger.environments import EnvironmentConfig
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
 REMEMBERED = 50  # verified versions
+# What docker says if the engine did not answer, or went away meanwhile.
+UNANSWERED = re.compile(r"Cannot connect to the Docker daemon|failed to connect to the docker API|error during connect")
 
 
 def service(colour: str) -> str:
@@ -47,6 +49,11 @@ class Compose:
         var = folder / "var"
         self.lock = FileLock(var / "deploy.lock", config.name)
         self.verified_file = var / "verified.json"
+        self.patience = Patience("Docker", unanswered)
+
+    def be_patient(self, tell: Progress) -> None:
+        """As Target.be_patient(): the engine may be restarted, under containers that go on (live-restore)."""
+        self.patience.seconds, self.patience.tell = PATIENCE, tell
 
     # What is there
 
@@ -127,14 +134,14 @@ class Compose:
         """Of the service's container; empty if there is none. With --all also of one that does not run."""
         labels = (f"project={self.project}", f"service={name}", "oneoff=False")
         filters = [word for each in labels for word in ("--filter", f"label=com.docker.compose.{each}")]
-        done = call(("docker", "ps", "--quiet", "--no-trunc", *words, *filters), timeout=30)
+        done = self.docker("ps", "--quiet", "--no-trunc", *words, *filters)
         if done.returncode:
             raise StepFailed(f"docker ps failed: {last_line(done.stderr)}")
         return (done.stdout.split() or [""])[0]
 
     def inspect(self, key: str) -> dict[str, Any]:
         """`docker inspect` of a container or image; empty if there is none."""
-        done = call(("docker", "inspect", key), timeout=30)
+        done = self.docker("inspect", key)
         found: list[dict[str, Any]] = json.loads(done.stdout or "[]")
         return found[0] if found else {}
 
@@ -346,7 +353,7 @@ class Compose:
     def exec(self, name: str, *words: str, timeout: float, given: str = "") -> subprocess.CompletedProcess[str]:
         """Runs a program in the service's container, for `timeout` seconds at most. Raises StepFailed."""
         key = self.running_id(name) or name  # whose absence docker then says
-        return call(("docker", "exec", "--interactive", key, *words), timeout=timeout, given=given)
+        return self.docker("exec", "--interactive", key, *words, timeout=timeout, given=given)
 
     def execute(self, *words: str, timeout: float, given: str = "") -> subprocess.CompletedProcess[str]:
         """Runs a program in the container of the live app, with `given` as its input. Raises StepFailed."""
@@ -356,6 +363,10 @@ class Compose:
             if "No such container" not in done.stderr and "is not running" not in done.stderr:
                 break
         return done
+
+    def docker(self, *words: str, timeout: float = 30, given: str = "") -> subprocess.CompletedProcess[str]:
+        """How docker ended, once the engine answered; it must be harmless to run it twice. Raises StepFailed."""
+        return self.patience.read(lambda: call(("docker", *words), timeout=timeout, given=given))
 
     def compose(self, *words: str, why: str, timeout: float = 180, **variables: str) -> str:
         """What `docker compose` prints; `variables` are for its file. Raises StepFailed, which begins with `why`."""
@@ -370,3 +381,8 @@ class Compose:
         env = {"BLUE_IMAGE": self.image, "GREEN_IMAGE": self.image, **variables}
         command = ("docker", "compose", "--progress", "quiet", "--profile", "colours", *words)
         return call(command, timeout=timeout, cwd=self.folder, env=env)
+
+
+def unanswered(done: subprocess.CompletedProcess[str]) -> str:
+    """Why the engine gave no answer; empty if it did."""
+    return last_line(done.stderr) if done.returncode and UNANSWERED.search(done.stderr) else ""

@@ -40,21 +40,24 @@ FREE = json.dumps(
 GREEN = json.dumps({"spec": {"selector": {"colour": "green"}}})
 NOTES = json.dumps({"metadata": {"annotations": {"gone": None, "note": "a"}}})
 IMAGE = json.dumps({"spec": {"template": {"spec": {"containers": [{"name": APP, "image": f"{REPO}:4"}]}}}})
+READ = "--output json --ignore-not-found --request-timeout=10s"
 CREATE, REPLACE = "create --validate=false --filename -", "replace --validate=false --filename -"
 WARNINGS = "get events --field-selector involvedObject.name={pod},type=Warning --output"
 # What is said, a last word that holds spaces, and what is given.
 SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     ("get deployments --output name", "", None),
     ("get deployments,services,pods --output json", "", None),
-    (f"get {MIGRATE} --output json --ignore-not-found", "", None),
+    (f"get deployments,services,pods {READ}", "", None),
+    (f"get jobs {READ}", "", None),
+    (f"get {MIGRATE} {READ}", "", None),
     (f"get {MIGRATE} --output json", "", None),
     (CREATE, "", job()),
     (CREATE, "", job()),
-    (f"get {MIGRATE} --output json --ignore-not-found", "", None),
+    (f"get {MIGRATE} {READ}", "", None),
     (f"logs {MIGRATE.replace(' ', '/')} --tail 1", "", None),
     (f"logs job/{APP}-none --tail 1", "", None),
     (CREATE, "", lease("me")),
-    (f"get {LEASE} --output json --ignore-not-found", "", None),
+    (f"get {LEASE} {READ}", "", None),
     (REPLACE, "", lease("me")),
     (REPLACE, "", lease("you", resourceVersion="1")),
     (f"patch {LEASE} --type json --patch", FREE, None),
@@ -70,9 +73,8 @@ SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     (WARNINGS, EVENTS, None),
     (f"scale deployment/{APP} --replicas=0", "", None),
     (f"patch deployment {APP} --type strategic --patch", IMAGE, None),
-    (f"get deployment {APP} --output json --ignore-not-found", "", None),
-    (f"delete {MIGRATE} --cascade=foreground --wait=true", "", None),
-    (f"delete {MIGRATE} --wait=true", "", None),
+    (f"get deployment {APP} {READ}", "", None),
+    (f"delete {MIGRATE} --cascade=foreground --wait=true --ignore-not-found", "", None),
     (f"delete {MIGRATE} --ignore-not-found --wait=false", "", None),
     (f"delete {LEASE} --ignore-not-found", "", None),
 ]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +23,7 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from deploy import locks, probe_traffic, watch
+from deploy import locks, probe_traffic, shell, watch
 from deploy.management import base
 from deploy.targets.kubernetes import objects
 from deploy.targets.kubernetes.blue_green import BlueGreen
@@ -462,6 +463,103 @@ def test_a_rollback_that_fails_needs_a_person(rolling: Apps) -> None:
     assert code == 6, said
     assert "The rollback failed as well" in events[-1]["why"] and row().status == "failed"
     assert lease(cluster)["spec"]["holderIdentity"] == ""
+
+
+# What is given up
+
+
+def test_a_migration_that_is_given_up_does_not_run_later(rolling: Apps) -> None:
+    """The kubelet pulls again until it can, so a Job that nobody waits for would migrate without lock or deployment."""
+    cluster = rolling.cluster
+    cluster.becomes[f"migrate {REPO}:3"] = "pull"
+    code, events, said = deploy("3")
+    assert code == 5 and "ImagePullBackOff" in events[-1]["why"], said
+    assert jobs(cluster) == {} and {image_of(pod) for pod in cluster.all("pods")} == {f"{REPO}:2"}
+    cluster.becomes[f"migrate {REPO}:3"] = "good"  # it has been pushed
+    assert deploy("3")[0] == 0
+
+
+@pytest.mark.parametrize("version", ["3", "4"])
+def test_a_migration_that_a_killed_run_left_is_not_judged_by_its_old_pod(
+    rolling: Apps, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    cluster = rolling.cluster
+    cluster.becomes[f"migrate {REPO}:3"] = "pull"
+    with monkeypatch.context() as patch:
+        patch.setattr(Kubernetes, "give_up", lambda *_: None)
+        assert deploy("3")[0] == 5
+    assert jobs(cluster) == {objects.migrate_job_name("3"): f"{REPO}:3"}
+    cluster.becomes[f"migrate {REPO}:3"] = "good"
+    cluster.seconds = 600  # until the kubelet tries again
+    when(cluster, "DELETE", f"/jobs/{objects.migrate_job_name('3')}", lambda: setattr(cluster, "seconds", 0.2))
+    code, _, said = deploy(version)
+    assert code == 0, said
+    assert jobs(cluster) == {objects.migrate_job_name(version): f"{REPO}:{version}"}
+
+
+# An API server that does not answer
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "PAUSE", 0.05)
+
+
+def away(cluster: Cluster, seconds: float) -> Callable[[], None]:
+    """Its API server goes away for so long."""
+    return lambda: setattr(cluster, "back", time.monotonic() + seconds)
+
+
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/jobs"),
+        ("PATCH", f"/deployments/{APP}"),
+        ("DELETE", f"/jobs/{TRIAL}"),
+    ],
+)
+def test_a_good_release_is_not_condemned_while_the_api_server_does_not_answer(
+    rolling: Apps, method: str, path: str
+) -> None:
+    cluster = rolling.cluster
+    when(cluster, method, path, away(cluster, 1))
+    code, events, said = deploy("3")
+    assert code == 0, said
+    assert cluster.serving() == {f"{REPO}:3"} and rolling.lost == 0
+    assert sum(method == "POST" and "/jobs" in path for method, path, _ in cluster.writes) == 2, "nothing is done twice"
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_what_visitors_see_counts_while_the_api_server_does_not_answer(rolling: Apps) -> None:
+    cluster = rolling.cluster
+
+    def gone() -> None:
+        rolling.does["3"] = "broken"
+        away(cluster, 4)()
+
+    when(cluster, "PATCH", f"/deployments/{APP}", gone)
+    code, events, said = deploy("3")
+    assert code == 5 and "probe requests in the last" in events[-1]["why"], said
+    assert cluster.serving() == {f"{REPO}:2"}
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_an_api_server_that_stays_away_is_no_reason_to_roll_back(
+    rolling: Apps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = rolling.cluster
+    when(cluster, "PATCH", f"/deployments/{APP}", away(cluster, 2))
+    with monkeypatch.context() as patch:
+        patch.setattr("deploy.targets.kubernetes.cluster.PATIENCE", 0.5)
+        code, events, said = deploy("3")
+    assert code == 6 and "has not answered for" in events[-1]["why"], said
+    assert "Nothing was rolled back. Run the same command to resume" in events[-1]["why"]
+    cluster.back = 0.0
+    assert cluster.image() == f"{REPO}:3" and "roll back" not in steps(events)
+    held(cluster, "ann@laptop", age=locks.SECONDS + 1)
+    code, events, said = deploy("3")
+    assert code == 0, said
 
 
 # The lock

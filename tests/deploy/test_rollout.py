@@ -63,6 +63,9 @@ class Recording:
     def plan(self) -> list[tuple[str, str]]:
         return [("migrate", "would migrate"), ("start", "would start")]
 
+    def be_patient(self, tell: Any) -> None:
+        pass
+
     def validate(self) -> None:
         pass
 

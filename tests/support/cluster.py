@@ -71,6 +71,7 @@ class Cluster:
         self.closed = False
         self.lag = 0
         self.forbidden: set[str] = set()
+        self.back = 0.0  # when its API server answers again, by the monotonic clock
         self.writes: list[tuple[str, str, str]] = []
         self.hooks: list[Callable[[str, str], None]] = []
         self.lock = threading.RLock()
@@ -93,6 +94,10 @@ class Cluster:
         self.thread.join()
         self.server.server_close()
         self.folder.cleanup()
+
+    def down(self) -> bool:
+        """Whether the API server is away. The pods are not, and the controllers rest."""
+        return time.monotonic() < self.back
 
     def config(self) -> Object:
         return {
@@ -494,6 +499,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        if self.cluster.down():
+            self.close_connection = True
+            return
         try:
             code, found = self.cluster.answer(
                 self.command, unquote(parts.path), query, self.headers.get("Content-Type", ""), body

@@ -14,12 +14,21 @@ from typing import Any
 from tests.support.cluster import APP, KINDS, Cluster, Refusal, owner
 
 FLAGS = {"--ignore-not-found", "--overwrite", "--stdin"}  # options without a value
-NO_MATTER = {"--context", "--validate", "--wait", "--cascade", "--container", "--tail"}  # what they ask for is so here
+NO_MATTER = {
+    "--context",
+    "--validate",
+    "--wait",
+    "--cascade",
+    "--container",
+    "--tail",
+    "--request-timeout",
+}  # what they ask for is so here
 PATCHES = {
     "json": "application/json-patch+json",
     "merge": "application/merge-patch+json",
     "strategic": "application/strategic-merge-patch+json",
 }
+UNREACHABLE = "The connection to the server 127.0.0.1:1 was refused - did you specify the right host or port?"
 EVENTS = "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}"
 
 
@@ -39,6 +48,8 @@ class Kubectl:
             return done
         call = Call(self, words[1:], options.get("input", ""))
         try:
+            if self.cluster.down():
+                raise Refusal(0, "", UNREACHABLE)
             return subprocess.CompletedProcess(words, 0, call.said(), "")
         except Refusal as refusal:
             return subprocess.CompletedProcess(words, 1, "", call.error(refusal))
@@ -75,6 +86,8 @@ class Call:
         return said
 
     def error(self, refusal: Refusal) -> str:
+        if not refusal.code:
+            return f"{refusal}\n"
         if refusal.code == 422:
             return f"The request is invalid: {refusal}\n"
         if "job/" in (self.names or [""])[0]:
@@ -110,6 +123,8 @@ class Call:
         if form == "name":
             return "".join(f"{self.kind(each['kind'].lower())}/{each['metadata']['name']}\n" for each in items)
         assert form == "json"
+        if not items and "--ignore-not-found" in self.options:
+            return ""
         return json.dumps({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items})
 
     def sent(self) -> tuple[str, str]:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
-from deploy.errors import DeployRefused, InvalidUsage, StepFailed
+from deploy.errors import DeployRefused, InvalidUsage, NoAnswer, StepFailed
+from deploy.kubectl import Done, Kubectl, error_of
 from deploy.locks import LeaseLock
-from deploy.shell import READ, call, last_line, telling_lines
+from deploy.shell import PATIENCE, READ, call, last_line, telling_lines
 from deploy.targets.base import Progress
 from deploy.targets.kubernetes.objects import (
     APP,
@@ -28,6 +29,7 @@ from deploy.targets.kubernetes.objects import (
     CAUSE,
     GONE,
     LIVE,
+    MIGRATE_CAUSE,
     MIGRATION_TIMEOUT,
     VERIFIED,
     Object,
@@ -40,6 +42,7 @@ from deploy.targets.kubernetes.objects import (
     migrate_job,
     migrate_job_name,
     ready,
+    running,
     tag,
     template,
     untagged,
@@ -59,7 +62,8 @@ class Kubernetes(ABC):
 
     def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
         self.config, self.version, self.folder = config, version, folder
-        self.lock = LeaseLock(f"{APP}-deploy", self.try_kubectl, config.name)
+        self.kube = Kubectl(config.context, config.namespace)
+        self.lock = LeaseLock(f"{APP}-deploy", self.kube, config.name)
 
     # What differs by strategy
 
@@ -162,21 +166,19 @@ class Kubernetes(ABC):
             (steps.SWITCH, switch),
         )
 
+    def be_patient(self, tell: Progress) -> None:
+        """As Target.be_patient()."""
+        self.kube.patience.seconds, self.kube.patience.tell = PATIENCE, tell
+
     def get(self, kind: str, name: str) -> Object:
-        """The object; empty if there is none. Raises StepFailed if the cluster cannot be asked."""
-        done = self.try_kubectl("get", kind, name, "--output", "json", "--ignore-not-found")
-        if done.returncode:
-            raise StepFailed(f"Cannot read {kind} {name}: {error_of(done)}")
-        return dict(json.loads(done.stdout)) if done.stdout.strip() else {}
+        """The object; empty if there is none. Raises StepFailed if the cluster refuses, and NoAnswer."""
+        return self.kube.get(kind, name)
 
     def snapshot(self) -> Snapshot:
         """All that a step looks at, in one call, as kubectl takes 0.1 s to start. Raises StepFailed if the cluster
-        cannot be asked.
+        refuses, and NoAnswer.
         """
-        done = self.try_kubectl("get", "deployments,services,pods", "--output", "json")
-        if done.returncode:
-            raise StepFailed(f"The cluster does not answer: {error_of(done)}")
-        return Snapshot(self.config.namespace, json.loads(done.stdout)["items"])
+        return Snapshot(self.config.namespace, self.kube.get("deployments,services,pods").get("items", []))
 
     def new_pods(self, snapshot: Snapshot) -> list[Object]:
         """The release's own pods."""
@@ -202,40 +204,85 @@ class Kubernetes(ABC):
     def migrate(self, unsafe: bool, tell: Progress) -> str:
         """Runs `manage.py migrate_release` in a Job of the release's image, once per version and image.
 
-        A Job that an interrupted run has left is waited for, or counts if it has completed; a failed one is replaced.
-        `unsafe` skips the check of the unapplied migrations and leaves a mark that rollback.sh heeds. Returns the last
-        line of the Job's log. Raises StepFailed if the Job fails or takes longer than MIGRATION_TIMEOUT seconds.
+        A Job of this version that an interrupted run has left is waited for, or counts if it has completed. One that
+        failed, or whose pod cannot start, is replaced: what its pod says may be out of date. Unfinished ones of other
+        versions are removed, as nobody waits for them any more. `unsafe` skips the check of the unapplied migrations
+        and leaves a mark that rollback.sh heeds. Returns the last line of the Job's log. Raises StepFailed if the Job
+        fails or takes longer than MIGRATION_TIMEOUT seconds, and whatever `tell` raises; the Job is removed then.
         https://kubernetes.io/docs/concepts/workloads/controllers/job/
         """
         name = migrate_job_name(self.version)
+        self.remove_abandoned(name)
         found = self.get("job", name)
-        if found and (condition(found, "Failed") or image_of(template(found)) != self.image):
-            self.kubectl("delete", "job", name, "--wait=true", timeout=90)
+        if found and (
+            condition(found, "Failed") or image_of(template(found)) != self.image or self.why_not_started(found)
+        ):
+            self.remove_job(name)
             found = {}
         if found and condition(found, "Complete"):
             return f"job/{name} has completed already"
         if not found:
             snapshot = self.snapshot()
             self.create(migrate_job(snapshot.deployment(self.active(snapshot)), self.version, self.image, unsafe))
-        self.wait_for_migration(name, tell)
+        try:
+            self.wait_for_migration(name, tell)
+        except NoAnswer:
+            raise
+        except StepFailed:
+            self.give_up(name)
+            raise
+        except KeyboardInterrupt:
+            if not any(map(running, self.pods_of(name))):  # one that runs is left to end, and to be resumed
+                self.give_up(name)
+            raise
         if unsafe:
             active = self.active(self.snapshot())
             self.kubectl("annotate", f"deployment/{active}", "--overwrite", f"{BREAK}={self.version}")
         return last_line(self.try_kubectl("logs", f"job/{name}", "--tail", "1").stdout)
 
     def wait_for_migration(self, name: str, tell: Progress) -> None:
-        """Returns once the Job has completed. Raises StepFailed if it fails, never will complete, or takes too long."""
-        deadline = time.monotonic() + MIGRATION_TIMEOUT
+        """Returns once the Job has completed. Raises StepFailed if it fails, never will complete, or takes too long,
+        and whatever `tell` raises.
+        """
+        deadline = self.kube.patience.clock() + MIGRATION_TIMEOUT
         while not condition(found := self.get("job", name), "Complete"):
             failed = condition(found, "Failed")  # only says that the Job gave up, so its pod comes first
-            why = failure_reason(self.snapshot().pods({"job-name": name}), one_shot=bool(failed)) or failed
-            if why or time.monotonic() > deadline:
+            why = failure_reason(self.pods_of(name), one_shot=bool(failed)) or failed
+            if why or self.kube.patience.clock() > deadline:
                 logs = self.try_kubectl("logs", f"job/{name}", "--tail", "20").stdout.strip()
                 said = f"{last_line(logs).removesuffix('.')}. " if logs and failed else ""
                 why = why or f"not done after {MIGRATION_TIMEOUT} s"
                 raise StepFailed(f"The migrations failed: {said}job/{name}: {why}.", logs)
             tell(f"job/{name}")
             time.sleep(self.poll_interval)
+
+    def why_not_started(self, found: Object) -> str:
+        """Why the pod of a Job will not start; empty if it may, or has. Raises StepFailed and NoAnswer."""
+        return (
+            "" if found.get("status", {}).get("conditions") else failure_reason(self.pods_of(found["metadata"]["name"]))
+        )
+
+    def pods_of(self, name: str) -> list[Object]:
+        """The pods of the Job of that name. Raises StepFailed and NoAnswer."""
+        return self.snapshot().pods({"job-name": name})
+
+    def remove_abandoned(self, but: str) -> None:
+        """Removes the deployer's unfinished migrate Jobs, except that of the name `but`. Raises StepFailed."""
+        for found in self.kube.get("jobs").get("items", []):
+            name, made_here = found["metadata"]["name"], annotations(found).get(CAUSE, "").startswith(MIGRATE_CAUSE)
+            if made_here and name != but and not found.get("status", {}).get("conditions"):
+                self.remove_job(name)
+
+    def give_up(self, name: str) -> None:
+        """Removes a Job that this run no longer waits for, unless it has ended: its pod would go on by itself, without
+        the lock, once its image can be pulled. Raises StepFailed if it may still be there, and NoAnswer.
+        """
+        if (found := self.get("job", name)) and not found.get("status", {}).get("conditions"):
+            self.remove_job(name)
+
+    def remove_job(self, name: str) -> None:
+        """Deletes a Job and waits until it and its pods are gone. Raises StepFailed and NoAnswer."""
+        self.kubectl("delete", "job", name, "--cascade=foreground", "--wait=true", "--ignore-not-found", timeout=90)
 
     def roll_out(
         self, name: str, timeout: float, tell: Progress, *, replicas: int | None = None, live_since: str | None = None
@@ -266,10 +313,11 @@ class Kubernetes(ABC):
         """Returns a note once the rollout has ended. Raises StepFailed if a pod will never be ready, or no further pod
         became ready for `timeout` seconds.
         """
-        began = moved = time.monotonic()
+        clock = self.kube.patience.clock  # without the API server no pod becomes ready, by nobody's fault
+        began = moved = clock()
         most = 0
         while True:
-            snapshot, at = self.snapshot(), time.monotonic()
+            snapshot, at = self.snapshot(), clock()
             found, pods = snapshot.deployment(name), self.new_pods(snapshot)
             waited, count = at - began, sum(map(ready, pods))
             if why := failure_reason(pods):
@@ -297,7 +345,7 @@ class Kubernetes(ABC):
         """Sends a GET for each path from inside the pod. Raises StepFailed if that itself is not possible."""
         host = urlsplit(self.config.url).hostname or "localhost"
         words = ("exec", "--stdin", instance, "--container", APP, "--", "python", "-", "8000", host, *paths)
-        return answers(self.try_kubectl(*words, given=PROGRAM, timeout=5 * len(paths) + 30))
+        return answers(self.kube.read(*words, given=PROGRAM, timeout=5 * len(paths) + 30))
 
     def failure_reason(self) -> str:
         """Why the release's pods are not, or no longer, well; empty if they are. Raises StepFailed."""
@@ -310,9 +358,13 @@ class Kubernetes(ABC):
     def logs(self) -> str:
         """The last 20 telling lines of the log of one of the release's pods, and the warnings about it.
 
-        Takes a pod that is not ready if there is one. Empty if no pod was made.
+        Takes a pod that is not ready if there is one. Empty if no pod was made, or if the cluster cannot be asked at
+        once: whoever wants to see them has a failure to tell of.
         """
-        pods = sorted(self.new_pods(self.snapshot()), key=ready)
+        done = self.try_kubectl("get", "deployments,services,pods", "--output", "json")
+        if done.returncode:
+            return ""
+        pods = sorted(self.new_pods(Snapshot(self.config.namespace, json.loads(done.stdout)["items"])), key=ready)
         return self.logs_of(pods[0]["metadata"]["name"]) if pods else ""
 
     def logs_of(self, name: str) -> str:
@@ -395,18 +447,11 @@ class Kubernetes(ABC):
         self.kubectl("create", "--validate=false", "--filename", "-", given=json.dumps(found))
 
     def kubectl(self, *words: str, given: str = "", timeout: float = 30) -> str:
-        """What kubectl prints, with `given` as its input. Raises StepFailed if it fails or takes over `timeout` s."""
-        done = self.try_kubectl(*words, given=given, timeout=timeout)
-        if done.returncode:
-            raise StepFailed(f"kubectl {' '.join(words[:3])}: {error_of(done)}")
-        return done.stdout
+        """What kubectl prints, with `given` as its input, about something that it changes, once it is known to have
+        arrived. Raises StepFailed if it fails or takes over `timeout` s, NoAnswer and LockLost.
+        """
+        return self.kube.write(*words, held=self.lock.held, given=given, timeout=timeout)
 
-    def try_kubectl(self, *words: str, given: str = "", timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def try_kubectl(self, *words: str, given: str = "", timeout: float = 30) -> Done:
         """How kubectl ended, which is the caller's to judge. Raises StepFailed if it is not found or times out."""
-        context = ("--context", self.config.context) if self.config.context else ()
-        return call(("kubectl", *context, "--namespace", self.config.namespace, *words), timeout=timeout, given=given)
-
-
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """Why a program failed: the last line that it printed."""
-    return last_line(done.stderr or done.stdout)
+        return self.kube.run(*words, given=given, timeout=timeout)

@@ -22,6 +22,7 @@ LIVE = f"{APP}/live-since"  # when the revision last became live: RFC 3339, UTC
 CAUSE = "kubernetes.io/change-cause"
 
 MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' owner
+MIGRATE_CAUSE = "migrate for "  # how the cause of a migrate Job that the deployer made begins
 MIGRATION_TIMEOUT = 1800  # seconds that a migrate Job may run
 MIGRATION_KEPT = 7 * 86_400  # seconds that a finished one stays, with its log
 TRIAL_KEPT = 300  # seconds that a finished trial stays
@@ -129,6 +130,14 @@ def ready(pod: Object) -> bool:
     return bool(condition(pod, "Ready"))
 
 
+def running(pod: Object) -> bool:
+    """Whether the pod's own container has started, and not ended."""
+    return any(
+        each["name"] == APP and "running" in each.get("state", {})
+        for each in pod.get("status", {}).get("containerStatuses", [])
+    )
+
+
 def complete(deployment: Object) -> bool:
     """Whether a rollout has ended, by the same test as `kubectl rollout status`.
 
@@ -226,7 +235,9 @@ def migrate_job(deployment: Object, version: str, image: str, unsafe: bool) -> O
     pod["volumes"] = [each for each in pod.get("volumes", []) if each["name"] not in claims]
     container["volumeMounts"] = [each for each in container.get("volumeMounts", []) if each["name"] not in claims]
     pod.pop("affinity", None)
-    return job(migrate_job_name(version), "migrate", f"migrate for {version}", MIGRATION_TIMEOUT, MIGRATION_KEPT, pod)
+    return job(
+        migrate_job_name(version), "migrate", f"{MIGRATE_CAUSE}{version}", MIGRATION_TIMEOUT, MIGRATION_KEPT, pod
+    )
 
 
 def trial_job(deployment: Object, version: str, image: str, timeout: float) -> Object:

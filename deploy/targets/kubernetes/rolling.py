@@ -63,14 +63,16 @@ class RollingUpdate(Kubernetes):
     def try_out(self, timeout: float, tell: Progress) -> str:
         """Starts the trial, or finds the one of an interrupted run. Returns a note. Raises StepFailed."""
         found = self.get("job", TRIAL)
-        if found and (found.get("status", {}).get("conditions") or image_of(template(found)) != self.image):
-            self.kubectl("delete", "job", TRIAL, "--cascade=foreground", "--wait=true", timeout=90)
+        ended = bool(found.get("status", {}).get("conditions"))
+        if found and (ended or image_of(template(found)) != self.image or self.why_not_started(found)):
+            self.remove_job(TRIAL)
             found = {}
         if not found:
             self.create(trial_job(self.snapshot().deployment(APP), self.version, self.image, timeout))
-        self.trial, began = True, time.monotonic()
+        self.trial, clock = True, self.kube.patience.clock
+        began = clock()
         while True:
-            pods, waited = self.new_pods(self.snapshot()), time.monotonic() - began
+            pods, waited = self.new_pods(self.snapshot()), clock() - began
             if why := failure_reason(pods, one_shot=True):
                 raise StepFailed(
                     f"{self.version} did not become ready: {why} ({waited:.1f} s after its start).", self.logs()
@@ -88,7 +90,8 @@ class RollingUpdate(Kubernetes):
         """
         if not self.trial:
             return ""
-        self.end_trial()
+        self.try_kubectl("delete", "job", TRIAL, "--ignore-not-found", "--wait=false")  # its pod has done its part
+        self.trial = False
         return self.roll_out(APP, timeout, tell, live_since=now())
 
     def logs(self) -> str:
@@ -96,11 +99,9 @@ class RollingUpdate(Kubernetes):
         return super().logs() or (self.logs_of(TRIAL) if self.trial else "")
 
     def cleanup(self) -> None:
-        """Ends the trial. The Deployment's pods are rollback.sh's to replace."""
-        self.end_trial()
-
-    def end_trial(self) -> None:
-        """Deletes the trial's Job, if this run has one."""
+        """Removes the trial, if this run has one, and waits until its pod is gone. The Deployment's pods are
+        rollback.sh's to replace. Raises StepFailed and NoAnswer.
+        """
         if self.trial:
-            self.try_kubectl("delete", "job", TRIAL, "--ignore-not-found", "--wait=false")
+            self.remove_job(TRIAL)
             self.trial = False
