@@ -20,6 +20,7 @@ readonly TIME='^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$'
 readonly LEASE=backstagetest1-deploy LEASE_SECONDS=60
 readonly GOOD=backstagetest1/verified-good BAD=backstagetest1/withdrawn BEFORE=backstagetest1/before
 readonly SCHEMA_BREAK=backstagetest1/schema-break LIVE_SINCE=backstagetest1/live-since
+readonly PACE=backstagetest1/pace # minReadySeconds, maxSurge and maxUnavailable as they are to be again
 readonly BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
 readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
 readonly LOST_LOG='unable to retrieve container logs' # printed like a log once the kubelet has removed the container
@@ -45,7 +46,8 @@ readonly US=$'\037'
 # Every template starts with these variables. Functions put others in front: $image, $deployment and $current.
 readonly VARIABLES='{{$us := "\x1f"}}{{$app := "'$APP'"}}
 {{- $good := "'$GOOD'"}}{{$bad := "'$BAD'"}}{{$schema_break := "'$SCHEMA_BREAK'"}}{{$live_since := "'$LIVE_SINCE'"}}
-{{- $by_hand := "'$BY_HAND'"}}{{$purpose := "'$PURPOSE'"}}{{$cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}'
+{{- $by_hand := "'$BY_HAND'"}}{{$purpose := "'$PURPOSE'"}}{{$pace := "'$PACE'"}}
+{{- $cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}'
 
 readonly SERVICE='
 {{- with .spec.selector.colour}}{{.}}{{end}}{{$us}}
@@ -85,6 +87,11 @@ readonly ROLLOUT='
 {{- with .status.availableReplicas}}{{.}}{{else}}0{{end}}{{$us}}
 {{- with .spec.paused}}paused{{end}}'
 readonly PROGRESS='{{range .status.conditions}}{{if eq .type "Progressing"}}{{.reason}}{{end}}{{end}}'
+readonly SPEED='
+{{- with index (or .metadata.annotations .metadata) $pace}}{{printf "%q" .}}{{end}}{{$us}}
+{{- with .spec.minReadySeconds}}{{.}}{{else}}0{{end}}
+{{- with .spec.strategy}}{{with .rollingUpdate}} {{.maxSurge}} {{.maxUnavailable}}{{end}}{{end}}'
+readonly FULL_SPEED='0 100% 0' PACE_FORMAT='^([0-9]+) ([0-9]+%?) ([0-9]+%?)$'
 readonly REPLICA_FAILURE='{{range .status.conditions}}{{if eq .type "ReplicaFailure"}}
   {{- "  "}}{{.reason}}: {{.message}}{{"\n"}}
 {{- end}}{{end}}'
@@ -156,7 +163,7 @@ EOF
 }
 
 main() {
-  phase=checks locked='' shown=''
+  phase=checks locked='' shown='' hurried=''
   choose_colours
   parse "$@"
   trap finish EXIT
@@ -458,9 +465,10 @@ roll_back() {
     replace_pods
   fi
 }
-replace_pods() { # Rolling: pods of the target replace the others one by one.
+replace_pods() { # Rolling: pods of the target replace the others.
   phase=moving
   set_image "$deployment" "$target_image" "rollback to $target${reason:+: $reason}" "${verified:+$target}" || rejected
+  hurry "$deployment"
   if [[ ! $dry ]] && ! wait_until_ready "$deployment" "$target_image"; then restore_image; fi
 }
 start_idle_colour() { # Blue-green: the target becomes ready without traffic.
@@ -474,6 +482,7 @@ start_idle_colour() { # Blue-green: the target becomes ready without traffic.
     say "Starting $target as deployment/$moving alongside $running"
     set_image "$moving" "$target_image" "rollback to $target${reason:+: $reason}" "${verified:+$target}" "$replicas" ||
       rejected
+    hurry "$moving"
   fi
   if [[ ! $dry ]] && ! wait_until_ready "$moving" "$target_image"; then stop_idle_colour; fi
 }
@@ -490,6 +499,36 @@ set_image() { # set_image DEPLOYMENT IMAGE CAUSE VERIFIED [REPLICAS]: one write,
   change patch deployment "$1" --type=strategic -p \
     "{\"metadata\":{\"annotations\":{$notes}},\"spec\":{${5:+\"replicas\":$5,}\"template\":{\"spec\":$pod}}}"
 }
+hurry() { # hurry DEPLOYMENT: has all its pods start at once, as visitors meet bad ones meanwhile
+  # Each pod that is ready replaces another at once: none is taken away before. Where a quota or the nodes have no room
+  # for all, the Deployment's controller goes on as the others end. An earlier run that was killed left the annotation.
+  local saved pace
+  IFS=$US read -r saved pace <<<"$(fields "$SPEED" deployment "$1" || true)"
+  saved=$(unquoted "$saved")
+  if [[ $pace == "$FULL_SPEED" && $saved =~ $PACE_FORMAT ]]; then pace=$saved; fi
+  [[ $pace =~ $PACE_FORMAT ]] || return 0 # as with the strategy Recreate
+  if set_pace "$1" "$FULL_SPEED" "$(json "$pace")"; then
+    hurried=$1 usual_pace=$pace
+  else
+    warn 'Could not start all pods at once; they are replaced one by one'
+  fi
+}
+slow_down() { # Restores what hurry() changed.
+  local name=$hurried
+  [[ $hurried && ! $dry ]] || return 0
+  hurried=''
+  set_pace "$name" "$usual_pace" null ||
+    warn "Could not restore the pace of deployment/$name; the next rollback or deployment does"
+}
+set_pace() { # set_pace DEPLOYMENT PACE JSON: the last is the annotation that says how to restore it, or null
+  local ready surge unavailable limits
+  read -r ready surge unavailable <<<"$2"
+  limits="{\"maxSurge\":$(int_or_percent "$surge"),\"maxUnavailable\":$(int_or_percent "$unavailable")}"
+  change patch deployment "$1" --type=merge -p "{\"metadata\":{\"annotations\":{\"$PACE\":$3}},$(
+    printf '"spec":{"minReadySeconds":%s,"strategy":{"rollingUpdate":%s}}}' "$ready" "$limits"
+  )"
+}
+int_or_percent() { if [[ $1 == *% ]]; then json "$1"; else printf '%s' "$1"; fi; }
 switch_traffic() { # switch_traffic COLOUR: also records since when that colour is live
   change annotate deployment "$APP-$1" --overwrite "$LIVE_SINCE=$(now)" ||
     warn "Could not mark deployment/$APP-$1 as live"
@@ -499,7 +538,7 @@ select_colour() { # select_colour SERVICE COLOUR
   change patch service "$1" --type=merge -p "{\"spec\":{\"selector\":{\"colour\":$(json "$2")}}}"
 }
 wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot or does not become ready, and sets why
-  local start=$SECONDS
+  local start=$SECONDS held_up=''
   why=''
   while true; do
     renew_lock
@@ -507,6 +546,10 @@ wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot o
       progress "$updated of $wanted replicas updated, $available available ($((SECONDS - start)) s)"
       end_progress
       return 0
+    fi
+    if ((SECONDS - start >= 3 && ${updated:-0} < ${wanted:-0})) && [[ ! $held_up ]]; then
+      held_up=$(fields "$REPLICA_FAILURE" deployment "$1" 2>/dev/null || true)
+      [[ ! $held_up ]] || warn "Not all pods can start at once; the others follow as room becomes free:"$'\n'"$held_up"
     fi
     progress "${updated:-?} of ${wanted:-?} replicas updated, ${available:-?} available" \
       "($((SECONDS - start)) of $timeout s)"
@@ -691,6 +734,7 @@ settle() { # Marks what was left, shows the pods, records the rollback. The lock
     unmark_good "$deployment"
   fi
   if [[ $running_image != "$target_image" ]]; then mark_bad "$running_image" "${reason:-by $owner}"; fi
+  set_cronjobs
   trap '' INT TERM HUP
   kube get pods -l "app=$APP${colour:+,colour=$idle_colour}" || true
   record succeeded
@@ -703,6 +747,11 @@ settle() { # Marks what was left, shows the pods, records the rollback. The lock
 show_in_preview() { # show_in_preview COLOUR: the one without traffic, if there is a preview
   [[ $(kube get service "$APP-preview" --ignore-not-found -o name || true) ]] || return 0
   select_colour "$APP-preview" "$1" || warn "Could not point service/$APP-preview to $1"
+}
+set_cronjobs() { # The scheduled tasks run the version that is live.
+  local words=(set image cronjobs -l "app=$APP-tasks" "$APP=$target_image")
+  change "${words[@]}" ||
+    warn "The CronJobs keep their version. To set it: $(kubectl_here) $(shell_quoted "${words[@]}")"
 }
 mark_bad() { # mark_bad IMAGE WHY: --previous never rolls back to what was left or what failed
   local found name its_image
@@ -723,6 +772,7 @@ finish() { # Releases the lock, and says what state an unexpected failure leaves
   local code=$?
   trap - EXIT INT TERM HUP
   end_progress
+  slow_down
   release_lock
   case $code in
     [02-6] | 130) exit "$code" ;; # any other is of a command that was not expected to fail, and has said why

@@ -2,6 +2,7 @@
 they meet (tests/support/cluster.py) and pods that answer as the app does.
 """
 
+import copy
 import io
 import json
 import os
@@ -708,9 +709,16 @@ def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monke
         patch.setattr(RollingUpdate, "switch", interrupted)
         assert deploy("3")[0] == 6
     assert jobs(rolling.cluster)[TRIAL] == f"{REPO}:3"
+    found = rolling.cluster.objects["deployments", APP]
+    usual = copy.deepcopy(found["spec"])
+    found["spec"] |= {"minReadySeconds": 0, "strategy": {"rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 0}}}
+    found["metadata"]["annotations"][objects.PACE] = "5 1 0"  # as by a rollback.sh that was killed
     code, _, said = deploy("4")
     assert code == 0 and "version 4" in said, said
     assert rolling.cluster.serving() == {f"{REPO}:4"} and TRIAL not in jobs(rolling.cluster)
+    assert found["spec"]["minReadySeconds"] == usual["minReadySeconds"]
+    assert found["spec"]["strategy"]["rollingUpdate"] == usual["strategy"]["rollingUpdate"]
+    assert objects.PACE not in found["metadata"]["annotations"]
 
 
 # What is refused, and what is marked

@@ -1,5 +1,6 @@
 """scripts/rollback.sh, run by the real bash and kubectl against the double of a cluster in tests/support/cluster.py."""
 
+import copy
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pytest_django.live_server_helper import LiveServer
@@ -25,7 +27,8 @@ from tests.support.servers import PATIENCE, ROOT, eventually
 
 SCRIPT = ROOT / "scripts" / "rollback.sh"
 REPO = "registry.example/team/app"
-GOOD, GONE, LIVE = f"{APP}/verified-good", f"{APP}/withdrawn", f"{APP}/live-since"
+GOOD, GONE, LIVE, PACE = f"{APP}/verified-good", f"{APP}/withdrawn", f"{APP}/live-since", f"{APP}/pace"
+FULL_SPEED = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 0}}
 
 pytestmark = [
     pytest.mark.slow,
@@ -100,14 +103,36 @@ def lease(cluster: Cluster, who: str, age: float = 0, **notes: str) -> None:
     found["spec"] = {"holderIdentity": who, "leaseDurationSeconds": 60, "acquireTime": at, "renewTime": at}
 
 
+def speed(cluster: Cluster) -> Any:
+    spec = cluster.objects["deployments", APP]["spec"]
+    return spec["minReadySeconds"], spec["strategy"]["rollingUpdate"]
+
+
+def left_at_full_speed(cluster: Cluster) -> None:
+    """As by a rollback that was killed."""
+    found = cluster.objects["deployments", APP]
+    found["spec"] |= {"minReadySeconds": 0, "strategy": FULL_SPEED}
+    found["metadata"]["annotations"][PACE] = "5 1 0"
+
+
 def held(cluster: Cluster) -> str:
     found = cluster.objects.get(("leases", "backstagetest1-deploy"), {"spec": {}})
     return str(found["spec"].get("holderIdentity", ""))
 
 
 def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> None:
+    task = cluster.add("cronjobs", f"{APP}-clearsessions")
+    task["metadata"]["labels"] = {"app": f"{APP}-tasks"}
+    pod = {"containers": [{"name": APP, "image": f"{REPO}:3"}]}
+    task["spec"] = {"jobTemplate": {"spec": {"template": {"spec": pod}}}}
+    before = copy.deepcopy(speed(cluster))
     done = rollback(cluster, "2", "--reason", 'it\'s "bad",\n"image":"x"')
     assert done.returncode == 0, done.stdout
+    hurried = [json.loads(body)["spec"] for _, _, body in cluster.writes if PACE in body]
+    assert [each["minReadySeconds"] for each in hurried] == [0, 5], "all pods start at once"
+    assert [each["strategy"]["rollingUpdate"]["maxSurge"] for each in hurried] == ["100%", 1]
+    assert speed(cluster) == before and PACE not in cluster.objects["deployments", APP]["metadata"]["annotations"]
+    assert pod["containers"][0]["image"] == f"{REPO}:2", "the scheduled tasks follow"
     lines = done.stdout.splitlines()
     assert lines[0] == "Rolling back to version: 2" and lines[-1] == "Rollback completed successfully"
     assert "context test" in lines[1] and "now 3" in lines[1]
@@ -246,9 +271,11 @@ def test_a_stuck_rollout_is_what_it_is_for(cluster: Cluster) -> None:
     cluster.objects["deployments", APP]["spec"]["template"]["spec"]["containers"][0]["image"] = f"{REPO}:4"
     cluster.objects["deployments", APP]["metadata"]["generation"] += 1
     assert eventually(lambda: "CrashLoop" in str(cluster.answer("GET", "/api/v1/namespaces/default/pods", {}, "", b"")))
+    left_at_full_speed(cluster)
     done = rollback(cluster, "3")
     assert done.returncode == 0, done.stdout
     assert cluster.serving() == {f"{REPO}:3"}
+    assert speed(cluster) == (5, {"maxSurge": 1, "maxUnavailable": 0}), "what the killed one did not restore"
 
 
 def test_migrations_that_the_target_cannot_live_with_bar_the_way(cluster: Cluster) -> None:

@@ -35,6 +35,7 @@ def test_both_languages_give_up_on_the_same_waiting_reasons() -> None:
         ("SCHEMA_BREAK", objects.BREAK),
         ("LIVE_SINCE", objects.LIVE),
         ("CAUSE", objects.CAUSE),
+        ("PACE", objects.PACE),
         ("LOST_LOG", objects.GONE),
         ("LEASE", f"{objects.APP}-deploy"),
         ("LEASE_SECONDS", str(locks.SECONDS)),

@@ -7,8 +7,8 @@ and pods, Services, Leases, Jobs, events, logs and the way to a Service through 
         subprocess.run(["kubectl", ...], env=os.environ | {"KUBECONFIG": cluster.kubeconfig})
 
 Its controllers do what the real ones are documented to do, in less time: a rollout takes one pod after the other
-(maxSurge 1, maxUnavailable 0), a revision that comes again is the old ReplicaSet with a new number, and a Deployment's
-annotations are copied onto its current ReplicaSet.
+(maxSurge 1, maxUnavailable 0) or all at once (maxSurge 100%), a revision that comes again is the old ReplicaSet with a
+new number, and a Deployment's annotations are copied onto its current ReplicaSet.
 https://kubernetes.io/docs/concepts/workloads/controllers/deployment/
 """
 
@@ -125,6 +125,8 @@ class Cluster:
                 found["metadata"] |= {"generation": 1, "annotations": {}, "labels": labels}
                 found["spec"] = {
                     "selector": {"matchLabels": labels},
+                    "minReadySeconds": 5,
+                    "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
                     "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": APP, "image": ""}]}},
                 }
             found["spec"]["replicas"] = replicas
@@ -270,8 +272,10 @@ class Cluster:
         while len(ready) > wanted:
             del self.objects["pods", ready.pop()["metadata"]["name"]]
         short = self.becomes.get(image_of(current)) == "quota"
-        if len(new) < wanted and len(ready) == len(new) and not short:
-            self.pod(current, at, len(new))
+        together = found["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == "100%"
+        for number in range(len(new), wanted if together else min(wanted, len(ready) + 1)):
+            if not short:
+                self.pod(current, at, number)
         for pod in sorted(old, key=is_ready)[: max(0, len(old) + len(ready) - wanted)]:
             del self.objects["pods", pod["metadata"]["name"]]
             old.remove(pod)

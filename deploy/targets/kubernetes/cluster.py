@@ -31,6 +31,7 @@ from deploy.targets.kubernetes.objects import (
     LIVE,
     MIGRATE_CAUSE,
     MIGRATION_TIMEOUT,
+    PACE,
     VERIFIED,
     Object,
     Snapshot,
@@ -46,6 +47,7 @@ from deploy.targets.kubernetes.objects import (
     tag,
     template,
     untagged,
+    usual_pace,
 )
 from deploy.targets.probe import PROGRAM, Answer, answers
 from ledger import steps, versions
@@ -294,6 +296,9 @@ class Kubernetes(ABC):
         """
         snapshot = self.snapshot()
         found = snapshot.deployment(name)
+        if pace := usual_pace(found):
+            patch = json.dumps({"metadata": {"annotations": {PACE: None}}, "spec": pace})
+            self.kubectl("patch", "deployment", name, "--type", "merge", "--patch", patch)
         if image_of(template(found)) != self.image or not found["spec"].get("replicas", 1):
             # In one write: the Deployment's controller copies its annotations to the ReplicaSet of the image.
             notes = {

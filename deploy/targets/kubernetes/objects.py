@@ -19,6 +19,7 @@ COLOURS = ("blue", "green")
 # Annotations of a Deployment; scripts/rollback.sh reads and writes the same.
 VERIFIED, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
 LIVE = f"{APP}/live-since"  # when the revision last became live: RFC 3339, UTC
+PACE = f"{APP}/pace"  # minReadySeconds, maxSurge and maxUnavailable, which rollback.sh restores once it is done
 CAUSE = "kubernetes.io/change-cause"
 
 MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' owner
@@ -150,6 +151,17 @@ def complete(deployment: Object) -> bool:
         and status.get("replicas", 0) <= status.get("updatedReplicas", 0)
         and status.get("availableReplicas", 0) >= status.get("updatedReplicas", 0)
     )
+
+
+def usual_pace(deployment: Object) -> Object:
+    """What rollback.sh would have restored of a Deployment's spec, had it not been killed; empty if it was not."""
+    found = re.fullmatch(r"(\d+) (\d+%?) (\d+%?)", annotations(deployment).get(PACE, ""))
+    rolling = deployment["spec"].get("strategy", {}).get("rollingUpdate", {})
+    if not found or deployment["spec"].get("minReadySeconds") or rolling.get("maxSurge") != "100%":
+        return {}
+    surge, unavailable = (each if each.endswith("%") else int(each) for each in found.groups()[1:])
+    limits = {"maxSurge": surge, "maxUnavailable": unavailable}
+    return {"minReadySeconds": int(found[1]), "strategy": {"rollingUpdate": limits}}
 
 
 def interrupted(deployment: Object) -> bool:
