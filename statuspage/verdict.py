@@ -51,7 +51,8 @@ def headline(current: dict[str, Reading], incidents: list[dict[str, Any]] | None
     """Returns the headline for these readings and published incidents (None if they cannot be read).
 
     Production decides, and what is measured outranks what people report. Other environments are noted and never change
-    the state, and so is what is simulated; but "All systems operational" requires that every monitored one is.
+    the state, and so is what is simulated; but "All systems operational" requires that every monitored one is. A
+    headline about a simulated production says so itself.
     """
     open_incidents = [each for each in incidents or [] if each["status"] != Incident.Status.RESOLVED]
     notes = [note for name in PRODUCTION_FIRST[1:] for note in notes_on(name, state_of(current[name]), open_incidents)]
@@ -59,14 +60,19 @@ def headline(current: dict[str, Reading], incidents: list[dict[str, Any]] | None
         notes.append(f"Simulated: {', '.join(simulated)}")
     if incidents is None:
         notes.append("Incidents are unavailable")
+    state, said = verdict_on_production(current["production"], open_incidents)
+    if state == "up" and not notes:
+        said = "All systems operational"
+    return Headline(state, f"{said} (simulated)" if current["production"].simulated else said, tuple(notes))
+
+
+def verdict_on_production(reading: Reading, open_incidents: list[dict[str, Any]]) -> tuple[State, str]:
+    """Returns the state of production and a sentence that says it."""
     impacts = {each["impact"] for each in open_incidents if each["environment"] == "production"}
-    measured = state_of(current["production"])
+    measured = state_of(reading)
     if impacts and measured != "down":
-        reported: State = "down" if Incident.Impact.CRITICAL in impacts else "degraded"
-        return Headline(reported, "Incident in production", tuple(notes))
-    if measured == "up":
-        return Headline(measured, "Production is operational" if notes else "All systems operational", tuple(notes))
-    return Headline(measured, sentence("production", measured), tuple(notes))
+        return "down" if Incident.Impact.CRITICAL in impacts else "degraded", "Incident in production"
+    return measured, "Production is operational" if measured == "up" else sentence("production", measured)
 
 
 def notes_on(name: str, state: State, open_incidents: list[dict[str, Any]]) -> list[str]:

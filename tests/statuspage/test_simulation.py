@@ -12,7 +12,9 @@ from pytest_django import Settings
 from accounts.models import User
 from health.runner import Report, Result
 from ledger import demo, queries, rules
-from statuspage import history, readings, uptime
+from ledger.models import Environment
+from statuspage import history, incidents, readings, uptime
+from statuspage.models import Incident
 from tests.packaging.test_settings import GOOD, load
 from tests.support.ledgers import START, deployed
 
@@ -100,14 +102,18 @@ def test_without_the_database_nothing_is_simulated(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("mock_releases")
 def test_the_pages_say_what_is_simulated(client: Client) -> None:
     page = client.get("/status/").content.decode()
+    assert "<h1>Production is operational (simulated)</h1>" in page
     assert page.count("Operational (simulated)") == 2 and "Simulated: production, staging." in page
     assert "Not monitored: testing." in page and "Checked at" not in page
     said = client.get("/status/status.json").json()
-    assert said["description"] == "Production is operational. Simulated: production, staging."
+    assert said["description"] == "Production is operational (simulated). Simulated: production, staging."
     assert {each["environment"]: each["simulated"] for each in said["now"]} == {
         "production": True,
         "staging": True,
         "development": False,
     }
+    reported = Incident(environment=Environment.objects.get(name="production"), title="Slow", impact="minor")
+    incidents.report(reported, "We look into it.", "Ada")
+    assert "<h1>Incident in production (simulated)</h1>" in client.get("/status/").content.decode()
     client.force_login(User.objects.create(email="ada@example.com"))
     assert client.get("/").content.decode().count("Healthy (simulated)") == 2
