@@ -28,7 +28,7 @@ def main() -> int:
         description="Measure health and metrics beside their peers, in turns, in one run. "
         "Prints a Markdown table to standard output and progress to standard error.",
         epilog="Examples:\n  ./run bench > table.md\n  ./run bench health frozen\n  ./run bench frozen --patience 60\n"
-        "\nExit codes: 0 everything was measured, whether or not a goal was met; 1 a part failed; 2 wrong usage;\n"
+        "\nExit codes: 0 everything was measured, whether or not a goal was met; 1 a part failed; 2 usage error;\n"
         "130 interrupted.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

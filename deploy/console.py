@@ -9,11 +9,10 @@ from django.core.management.base import OutputWrapper
 from rich.status import Status
 from rich.text import Text
 
-from ledger.management.base import console
+from health.management.base import console
 
 COLOURS = {"succeeded": "green", "failed": "red", "skipped": "dim"}
 SIGNS = {"succeeded": "+", "failed": "x", "skipped": "-"}  # without colour, too
-PIPE_WIDTH = 400  # columns, when the output is not a terminal
 PROGRESS = 10.0  # seconds between progress lines when the output is not a terminal
 
 
@@ -23,7 +22,7 @@ class Output:
     def __init__(self, stream: OutputWrapper, *, as_json: bool, no_color: bool, force_color: bool) -> None:
         self.stream, self.as_json = stream, as_json
         stream.ending = ""  # Django would put a line end after each control sequence of rich's, too
-        self.console = console(stream, no_color=no_color, force_color=force_color, pipe_width=PIPE_WIDTH)
+        self.console = console(stream, no_color=no_color, force_color=force_color)
         self.status: Status | None = None
         self.name, self.began, self.told = "", 0.0, 0.0
 

@@ -1,4 +1,4 @@
-"""Pages of rows by cursor: a page costs the same wherever it is, and new rows neither repeat nor hide any.
+"""Pagination by cursor: every page costs the same, and new rows neither repeat nor hide any.
 
 https://use-the-index-luke.com/no-offset explains why an offset cannot do that.
 """
@@ -24,7 +24,7 @@ Row = TypeVar("Row", bound=Any)
 class Page(Generic[Row]):
     """Some rows, newest first, and the cursors of the pages after (older) and before (newer).
 
-    A cursor is None where there is no such page; `previous` also on the first page, which is asked for without one.
+    A cursor is None if there is no such page; `previous` is None also on the first page, which needs no cursor.
     """
 
     rows: list[Row]
@@ -35,8 +35,8 @@ class Page(Generic[Row]):
 def paginate(found: QuerySet[Row], limit: int, cursor: str | None = None, *, newer: bool = False) -> Page[Row]:
     """Returns the newest `limit` rows, or those that follow `cursor` (with `newer`, those before it).
 
-    The model has the fields `created` and `pk`. A cursor names a row, not a count. Raises ValueError if `cursor` is
-    none that paginate() has given.
+    The model has the fields `created` and `pk`. A cursor identifies a row, not an offset. Raises ValueError if `cursor`
+    does not come from paginate().
     """
     if cursor and newer:
         created, key = read_cursor(cursor)
@@ -56,7 +56,7 @@ def paginate(found: QuerySet[Row], limit: int, cursor: str | None = None, *, new
 
 
 def write_cursor(row: Dated) -> str:
-    """Returns the cursor of the rows after `row`: its time in microseconds and its key, in URL-safe base64."""
+    """Returns the cursor of `row`: its time in microseconds and its key, in URL-safe base64."""
     words = f"{int(row.created.timestamp() * 1_000_000)}.{row.pk}"
     return base64.urlsafe_b64encode(words.encode()).decode().rstrip("=")
 

@@ -151,7 +151,7 @@ examples:
 
 exit codes:
   0    success
-  2    wrong usage
+  2    usage error
   3    someone else holds the lock
   4    refused; nothing was changed
   5    the version failed; the one before it is still serving

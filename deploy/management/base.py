@@ -26,8 +26,8 @@ from deploy.targets.base import Target
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.rolling import RollingUpdate
+from health.management.base import DocumentedCommand
 from ledger.environments import EnvironmentConfig, environment_configs
-from ledger.management.base import DocumentedCommand
 from ledger.models import Deployment, Environment
 from settings.text import clean
 
@@ -114,7 +114,7 @@ class Operation(EnvironmentCommand):
     exit_codes = """\
 exit codes:
   0  the version is live and verified
-  2  wrong usage
+  2  usage error
   3  somebody else holds the lock
   4  refused; nothing was changed
   5  failed; the previous release is live again

@@ -1,7 +1,7 @@
 """The API's requests and responses as types, which validate, serialize and make the OpenAPI schema."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from django.core.exceptions import ValidationError as DjangoError
 from ninja import Header, Schema
@@ -26,6 +26,13 @@ def one_line(value: str) -> str:
         text.one_line(value)
     except DjangoError as error:
         raise ValueError(error.messages[0]) from None
+    return value
+
+
+def final(value: str) -> str:
+    """Returns `value`. Raises ValueError unless it is the status of a finished deployment."""
+    if value not in models.FINISHED:
+        raise ValueError(f"expected one of {', '.join(models.FINISHED)}")
     return value
 
 
@@ -109,8 +116,12 @@ class StepReport(Strict):
 
 class Ending(Strict):
     result: Annotated[
-        Literal["succeeded", "failed", "rolled_back"],
-        Field(description="rolled_back: it failed, and the previous release was restored."),
+        str,
+        AfterValidator(final),
+        Field(
+            description="rolled_back: it failed, and the previous release was restored.",
+            json_schema_extra={"enum": list(models.FINISHED)},
+        ),
     ]
     failed_requests: Annotated[
         int | None,

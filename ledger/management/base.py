@@ -1,33 +1,10 @@
-"""What the commands of the ledger and of the deployer have in common."""
+"""What the commands that read the ledger's database have in common."""
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError
 from django.db import Error
-from rich.console import Console
-
-
-class DocumentedCommand(BaseCommand):
-    """A command whose --help ends with `examples` and `exit_codes`, line by line as they are written."""
-
-    examples = ""
-    exit_codes = ""
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Returns Django's parser, which would wrap the lines, with a formatter that keeps them."""
-        kwargs |= {"epilog": self.examples + self.exit_codes, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
-
-
-def console(out: Any, *, no_color: bool, force_color: bool, pipe_width: int) -> Console:
-    """Returns rich's console on `out`, in colour as Django's options say, `pipe_width` columns wide off a terminal."""
-    found = Console(file=out, no_color=no_color or None, force_terminal=force_color or None, highlight=False)
-    if not found.is_terminal:
-        found.width = pipe_width
-    return found
 
 
 @contextmanager

@@ -7,9 +7,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from ledger.management import base
-
-PIPE_WIDTH = 200  # columns, where the output is not a terminal
+from health.management import base
 
 
 def show(
@@ -21,7 +19,7 @@ def show(
     No cell is cut: on a narrow terminal the columns in `spare` are left out, the first of them first, with a line that
     says so, and what is still too wide wraps. The columns in `right` are aligned to the right.
     """
-    console = base.console(out, no_color=options["no_color"], force_color=options["force_color"], pipe_width=PIPE_WIDTH)
+    console = base.console(out, no_color=options["no_color"], force_color=options["force_color"])
     left_out: list[str] = []
     while True:
         table = Table(box=None, pad_edge=False, header_style="bold")

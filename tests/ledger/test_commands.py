@@ -92,7 +92,7 @@ def test_the_history_as_json_is_one_object_a_line() -> None:
 def test_an_empty_history_says_what_to_do() -> None:
     assert "api_token create" in run("deployments")[0] and "demo_data" in run("deployments")[0]
     deployed("testing", "1.0")
-    assert "Leave --environment" in run("deployments", "--environment", "staging")[0]
+    assert "Leave out --environment" in run("deployments", "--environment", "staging")[0]
 
 
 @pytest.mark.parametrize("words", [("deployments",), ("api_token", "list")])
@@ -198,7 +198,7 @@ def test_a_rotated_token_keeps_its_rights_and_the_old_secret_ends() -> None:
         run("api_token", "rotate", "ci")
     run("api_token", "rotate", "ci", "--days", "1")
     run("api_token", "revoke", "ci")
-    with pytest.raises(CommandError, match="no active token"):
+    with pytest.raises(CommandError, match="No active token"):
         run("api_token", "rotate", "ci", "--days", "1")
 
 

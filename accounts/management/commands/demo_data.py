@@ -1,18 +1,19 @@
 """`manage.py demo_data`: loads demo data into any environment but production."""
 
 import argparse
+import sys
 import time
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser, DjangoHelpFormatter
+from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils.module_loading import import_string
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from accounts import demo
 from accounts.models import User
+from health.management.base import DocumentedCommand, console
 
 # The environments that accept each profile. The passwords of the first two are public: they are in the source.
 ALLOWED = {
@@ -22,7 +23,7 @@ ALLOWED = {
 }
 INTERVAL = 2  # seconds between progress lines when there is no terminal
 
-HELP = f"""\
+EXAMPLES = f"""\
 profiles:
   mock             a few demo accounts for development. Existing accounts are kept unchanged.
                    Sign in as demo@example.com, or as demo-admin@example.com for the admin.
@@ -41,15 +42,9 @@ exit codes: 0 success, 1 failure, 2 usage error, 4 not allowed in this environme
 """
 
 
-class Help(DjangoHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of HELP."""
-
-
-class Command(BaseCommand):
-    help = "Loads demo users. Not available in production."
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        return super().create_parser(prog_name, subcommand, formatter_class=Help, epilog=HELP, **kwargs)
+class Command(DocumentedCommand):
+    examples = EXAMPLES
+    help = "Load demo users. Not available in production."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--profile", required=True, choices=ALLOWED, help="the data to load; see below")
@@ -88,16 +83,16 @@ class Command(BaseCommand):
 
     def grow(self, total: int, seed: int) -> None:
         """Loads `total` production-like users and shows the progress."""
-        console = Console(stderr=True)
+        out = console(sys.stderr)
         columns = (TextColumn("Users"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         started = told = time.monotonic()
         done = new = 0
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress, transaction.atomic():
+        with Progress(*columns, console=out, disable=not out.is_terminal) as progress, transaction.atomic():
             task = progress.add_task("", total=total)
             for seen, made in demo.grow(total, seed):
                 done, new = done + seen, new + made
                 progress.advance(task, seen)
-                if not console.is_terminal and time.monotonic() - told > INTERVAL:
+                if not out.is_terminal and time.monotonic() - told > INTERVAL:
                     told = time.monotonic()
                     self.stderr.write(f"{done:,} of {total:,} users", str)  # not red, as it is not an error
         took = time.monotonic() - started

@@ -32,7 +32,7 @@ examples:
     exit_codes = """\
 exit codes:
   0  acquired, or released; the lock is free (status)
-  2  wrong usage
+  2  usage error
   3  somebody holds the lock (acquire, status), or the process that holds it
      is alive (release on the compose target)
   4  refused or not possible; nothing was changed

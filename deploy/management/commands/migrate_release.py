@@ -11,8 +11,7 @@ from django.db import OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django_migration_linter import MigrationLinter
 from django_migration_linter.constants import DJANGO_APPS_WITH_MIGRATIONS
-
-from ledger.management.base import DocumentedCommand
+from health.management.base import DocumentedCommand
 
 KEY = 6_004_301_947_113_020_275  # of the advisory lock: any number, but always this one
 WAIT = 300  # seconds for another migration to end
@@ -27,7 +26,7 @@ examples:
 exit codes:
   0  migrated, or nothing to migrate
   1  failed
-  2  wrong usage
+  2  usage error
 """
 
 

@@ -1,12 +1,12 @@
 """manage.py drain: takes this instance out of the load balancer without stopping it."""
 
-import argparse
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from health.draining import drain, undo
+from health.management.base import DocumentedCommand
 
 EXAMPLES = """\
 examples:
@@ -18,13 +18,10 @@ exit codes: 0 done, or nothing to do; 1 the flag cannot be written or removed; 2
 """
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
+    examples = EXAMPLES
     help = "Take this instance out of the load balancer: /health/ready/ returns 503 in every worker."
     requires_system_checks = []
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--undo", action="store_true", help="remove the flag")

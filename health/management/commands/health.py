@@ -1,16 +1,15 @@
 """manage.py health: the health checks, for people and scripts."""
 
-import argparse
 import json
 import sys
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
-from rich.console import Console
+from django.core.management.base import CommandError, CommandParser
 from rich.table import Table
 from rich.text import Text
 
 from health.client import Unreachable, ask
+from health.management.base import DocumentedCommand, console
 from health.runner import report
 
 EXAMPLES = """\
@@ -25,13 +24,10 @@ For a container's health check use `python -m health --url URL`, which does the 
 """
 
 
-class Command(BaseCommand):
+class Command(DocumentedCommand):
+    examples = EXAMPLES
     help = "Check the health of this installation or of a running instance."
     requires_system_checks = []
-
-    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        kwargs |= {"epilog": EXAMPLES, "formatter_class": argparse.RawDescriptionHelpFormatter}
-        return super().create_parser(prog_name, subcommand, **kwargs)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -54,21 +50,16 @@ class Command(BaseCommand):
 
     def show(self, found: dict[str, Any], options: dict[str, Any]) -> None:
         """Prints a table of the checks; in colour on a terminal, or as --no-color and --force-color say."""
-        console = Console(
-            file=self.stdout,  # type: ignore[arg-type]
-            no_color=options["no_color"] or None,
-            force_terminal=options["force_color"] or None,
-            highlight=False,
-        )
+        out = console(self.stdout, no_color=options["no_color"], force_color=options["force_color"])
         durations = found.get("durations_ms", {})
         table = Table("Check", "State", "Milliseconds", box=None, pad_edge=False, header_style="bold")
         table.columns[2].justify = "right"
         for name, state in found["checks"].items():
             table.add_row(Text(name), Text(state, colour(state)), Text(str(durations.get(name, ""))))
         if table.rows:
-            console.print(table)
+            out.print(table)
         status = found["status"]
-        console.print(Text(status, f"bold {colour(status)}"), Text(f"(version {found.get('version', 'unknown')})"))
+        out.print(Text(status, f"bold {colour(status)}"), Text(f"(version {found.get('version', 'unknown')})"))
 
 
 def colour(state: str) -> str:

@@ -10,9 +10,10 @@ from django.db import IntegrityError
 from django.utils import timezone
 from rich.text import Text
 
+from health.management.base import DocumentedCommand
 from ledger import tokens
 from ledger.management import tables
-from ledger.management.base import DocumentedCommand, readable
+from ledger.management.base import readable
 from ledger.models import ApiToken, Environment
 
 EXAMPLES = """\
@@ -27,7 +28,7 @@ examples:
   manage.py api_token revoke deploy-staging
 
 The token alone is printed to standard output, once; only its SHA-256 is stored.
-exit codes: 0 done; 1 no such token, or the name is taken; 2 wrong usage.
+exit codes: 0 done; 1 token not found, or the name is taken; 2 usage error.
 """
 
 
@@ -74,9 +75,11 @@ class Command(DocumentedCommand):
             detail = f"The name {name!r} is not valid. {error.messages[0]} Expected a name such as deploy-staging."
             raise CommandError(detail, returncode=2) from None
         if not options["environment"] and not options["register"]:
-            raise CommandError("A token needs --environment, --register or both.", returncode=2)
+            raise CommandError(
+                "A token without rights is useless. Add --environment, --register or both.", returncode=2
+            )
         if options["take_over"] and not options["environment"]:
-            raise CommandError("--take-over requires --environment: it says where.", returncode=2)
+            raise CommandError("--take-over requires --environment.", returncode=2)
         environments = Environment.objects.filter(name__in=options["environment"])
         rights = {"may_register": options["register"], "may_take_over": options["take_over"]}
         try:
@@ -90,8 +93,7 @@ class Command(DocumentedCommand):
             self.show(*tokens.rotate(name, ends(options["days"])))
         except ApiToken.DoesNotExist:
             raise CommandError(
-                f"There is no active token {name}. manage.py api_token list shows those that there are; an expired one "
-                "is renewed with --days."
+                f"No active token {name}. List the tokens with manage.py api_token list; --days renews an expired one."
             ) from None
 
     def show(self, row: ApiToken, token: str) -> None:
@@ -129,9 +131,9 @@ class Command(DocumentedCommand):
             ended = tokens.revoke(options["name"])
         except ApiToken.DoesNotExist:
             raise CommandError(
-                f"There is no token {options['name']}. manage.py api_token list shows those that are."
+                f"Token {options['name']} not found. List the tokens with manage.py api_token list."
             ) from None
-        self.stdout.write(f"Token {options['name']} {'is revoked' if ended else 'was revoked already'}.")
+        self.stdout.write(f"Token {options['name']} {'is revoked' if ended else 'was already revoked'}.")
 
 
 def moment(at: datetime | None) -> str:
@@ -141,7 +143,7 @@ def moment(at: datetime | None) -> str:
 def ends(days: int | None) -> datetime | None:
     """Returns the time `days` days from now; None for None. Raises CommandError."""
     if days is not None and not 1 <= days <= 3650:
-        raise CommandError("--days is a number from 1 to 3650.", returncode=2)
+        raise CommandError(f"--days {days} is not valid; expected 1 to 3650.", returncode=2)
     return timezone.now() + timedelta(days=days) if days else None
 
 

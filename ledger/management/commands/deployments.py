@@ -7,10 +7,11 @@ from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 from rich.text import Text
 
+from health.management.base import DocumentedCommand
 from ledger.humanize import age, took
 from ledger.management import tables
-from ledger.management.base import DocumentedCommand, readable
-from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment
+from ledger.management.base import readable
+from ledger.models import Deployment, Environment
 
 EXAMPLES = """\
 examples:
@@ -18,7 +19,7 @@ examples:
   manage.py deployments --environment production --limit 5
   manage.py deployments --status failed --json | jq .release     one JSON object per line
 
-exit codes: 0 done, also when there is nothing to show; 1 the ledger cannot be read; 2 wrong usage.
+exit codes: 0 done, also when there is nothing to show; 1 the ledger cannot be read; 2 usage error.
 """
 COLOURS = {"succeeded": "green", "failed": "red", "rolled_back": "yellow", "running": "cyan", "pending": "dim"}
 SIGNS = {"succeeded": "+", "failed": "x", "rolled_back": "<", "running": ">", "pending": "."}  # without colour, too
@@ -30,13 +31,13 @@ class Command(DocumentedCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("-e", "--environment", choices=Environment.Name.values, help="only this environment")
-        parser.add_argument("--status", choices=(*IN_FLIGHT, *FINISHED), help="only this status")
+        parser.add_argument("--status", choices=Deployment.Status.values, help="only this status")
         parser.add_argument("--limit", type=int, default=20, help="maximum number (default 20)")
         parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["limit"] < 1:
-            raise CommandError("--limit is 1 or more.", returncode=2)
+            raise CommandError(f"--limit {options['limit']} is not valid; expected 1 or more.", returncode=2)
         found = Deployment.objects.select_related("environment", "release", "previous__release").newest_first()
         with readable():
             rows = list(
@@ -48,12 +49,12 @@ class Command(DocumentedCommand):
         elif rows:
             self.show(rows, options)
         elif options["environment"] or options["status"]:
-            self.stdout.write("No deployment fits. Leave --environment or --status out to see all.")
+            self.stdout.write("No matching deployments. Leave out --environment or --status to see more.")
         else:
             self.stdout.write(
-                "No deployments yet. A pipeline reports them to /api/ (docs/api.md): make it a token with\n"
+                "No deployments yet. A pipeline reports them to /api/ (docs/api.md); create its token with\n"
                 "  manage.py api_token create NAME --environment staging\n"
-                "or load made-up ones for development with\n"
+                "or load mock data for development with\n"
                 "  manage.py demo_data --profile mock"
             )
 

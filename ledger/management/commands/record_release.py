@@ -8,8 +8,9 @@ from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
+from health.management.base import DocumentedCommand
 from ledger import queries, rules, steps
-from ledger.management.base import DocumentedCommand, readable
+from ledger.management.base import readable
 from ledger.models import Deployment, Environment, Release
 
 EXAMPLES = """\
@@ -18,7 +19,7 @@ examples:
   kubectl exec deployment/backstagetest1 -- python manage.py record_release --actor "$USER"
 
 The release is the one that runs this command: APP_VERSION and APP_COMMIT of its image, in its own environment.
-exit codes: 0 recorded, or live already; 1 the ledger refuses it, or its database does not answer; 2 wrong usage.
+exit codes: 0 recorded, or live already; 1 the ledger refuses it, or its database does not answer; 2 usage error.
 """
 FIRST = "First release here: started together with the environment."
 LATER = "Not started by manage.py deploy; recorded afterwards."

@@ -5,8 +5,9 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
+from health.management.base import DocumentedCommand
 from ledger import rules
-from ledger.management.base import DocumentedCommand, readable
+from ledger.management.base import readable
 from ledger.models import Release
 
 EXAMPLES = """\
@@ -15,7 +16,7 @@ examples:
 
 The version can be registered again. A release that was deployed cannot be withdrawn: give the other build its own
 version.
-exit codes: 0 done; 1 not registered, or deployed; 2 wrong usage.
+exit codes: 0 done; 1 not registered, or deployed; 2 usage error.
 """
 log = logging.getLogger(__name__)
 
