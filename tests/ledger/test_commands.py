@@ -155,7 +155,7 @@ def test_a_revoked_token_is_worth_nothing_and_its_name_stays_taken() -> None:
     assert tokens.find(token) is None and "revoked" in run("api_token", "list")[0]
     with pytest.raises(CommandError, match="already"):
         run("api_token", "create", "ci", "--environment", "testing")
-    with pytest.raises(CommandError, match="no token"):
+    with pytest.raises(CommandError, match="not found"):
         run("api_token", "revoke", "another")
 
 
