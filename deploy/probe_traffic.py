@@ -18,14 +18,15 @@ RATE = 5  # requests a second on each connection
 TIMEOUT = 10.0  # seconds for an answer
 READ, SEND, FORM = "/", "/accounts/logout/", "/accounts/login/"  # signing out nobody: changes nothing, is not limited
 GOOD = (200, 302)
+SLOW = 2.0  # seconds after which a visitor notices
 
 
 class Traffic:
-    """Runs from start() to stop(). `total` and `failed` count requests; `first` describes the first failure."""
+    """Runs from start() to stop(). `total`, `failed` and `slow` count requests, those of the last kind were answered; `first` describes the first failure."""
 
     def __init__(self, url: str) -> None:
         self.parts = urlsplit(url)
-        self.total = self.failed = 0
+        self.total = self.failed = self.slow = 0
         self.first = ""
         self.recent: deque[tuple[float, bool, float]] = deque(maxlen=1000)  # when, whether it failed, seconds
         self.counting = threading.Lock()
@@ -117,6 +118,7 @@ class Traffic:
             with self.counting:
                 self.total += 1
                 self.recent.append((time.monotonic(), bool(said), time.monotonic() - began))
+                self.slow += not said and self.recent[-1][2] > SLOW
                 if said:
                     self.failed += 1
                     self.first = self.first or f"{method} {path} {said}"

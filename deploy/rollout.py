@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from deploy import smoke, watch
+from deploy import probe_traffic, smoke, watch
 from deploy.console import Output
 from deploy.errors import DeployRefused, ExitCode, LockHeld, LockLost, NoAnswer, StepFailed
 from deploy.probe_traffic import Traffic
@@ -333,9 +333,32 @@ class Deploy(Run):
 
     def ship(self) -> None:
         """Migrates the database with the release's own image, then ships it. Raises StepFailed and LockLost."""
-        unsafe = self.options.unsafe_migrations
-        self.step(steps.MIGRATE, lambda: self.target.migrate(unsafe, self.output.tell))
+        self.step(steps.MIGRATE, self.migrate)
         super().ship()
+
+    def migrate(self) -> str:
+        """Migrates. Returns a note, with what visitors noticed of it. Raises StepFailed, also if too many of them did:
+        then the migrations are stopped, which rolls their transaction back. A hotfix is for a site that may be failing
+        anyway, so nothing stops its migrations.
+        """
+        traffic = self.traffic
+        tried, failed, slow = traffic.total, traffic.failed, traffic.slow
+        tell = self.output.tell if self.recorder.request.hotfix else self.look_at_visitors
+        note = self.target.migrate(self.options.unsafe_migrations, tell)
+        tried, failed, slow = traffic.total - tried, traffic.failed - failed, traffic.slow - slow
+        if failed or slow:
+            note += (
+                f"; {failed + slow} of {tried} probe requests failed or took over {probe_traffic.SLOW:g} s during the "
+                "migrations"
+            )
+        return note
+
+    def look_at_visitors(self, text: str) -> None:
+        """Shows the text. Raises StepFailed once visitors notice the migrations."""
+        self.output.tell(text)
+        failed, tried, _ = self.traffic.lately(watch.WINDOW)
+        if against := watch.failures(failed, tried):
+            raise StepFailed(f"{against} during the migrations, so these were stopped.")
 
 
 class Rollback(Run):

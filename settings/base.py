@@ -234,6 +234,7 @@ WATCH_ENVIRONMENTS = env.flag("WATCH_ENVIRONMENTS", False)
 SIMULATE_ENVIRONMENTS = False  # in settings.dev alone; see statuspage/simulation.py
 SAMPLE_UPTIME = env.flag("SAMPLE_UPTIME", True)
 COMPARE_URL = env.comparison("COMPARE_URL")
+MIGRATION_BLOCK_LIMIT = env.number("MIGRATION_BLOCK_LIMIT", 5, minimum=0.1)  # seconds; deploy/blocking.py
 
 # The ledger that manage.py deploy and rollback record in: another instance's API, or the database of these settings.
 LEDGER_URL = env.private_site("LEDGER_URL")

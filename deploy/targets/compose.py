@@ -10,6 +10,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ledger import steps, versions
 from ledger.environments import EnvironmentConfig
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
+MIGRATION_TIMEOUT = 900  # seconds
 REMEMBERED = 50  # verified versions
 # What docker says if the engine did not answer, or went away meanwhile.
 UNANSWERED = re.compile(r"Cannot connect to the Docker daemon|failed to connect to the docker API|error during connect")
@@ -190,18 +192,45 @@ class Compose:
     # What is done
 
     def migrate(self, unsafe: bool, tell: Progress) -> str:
-        """Collects the static files and runs `manage.py migrate_release` in the release's own image, for 900 s at most.
+        """Collects the static files and runs `manage.py migrate_release` in the release's own image, for
+        MIGRATION_TIMEOUT seconds at most. What an interrupted run has left of that is removed first.
 
-        Returns the last line that it printed. Raises StepFailed.
+        Returns the last line that it printed. Raises StepFailed, and whatever `tell` raises; the containers are removed
+        then.
         """
-        tell("static files")
-        self.compose("run", "--rm", "--no-deps", "-T", "prepare", IMAGE=self.image, why="Collecting static files")
-        tell("migrate")
+        self.remove_one_offs()
         words = ("python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else []))
-        said = self.compose(
-            "run", "--rm", "--no-deps", "-T", "migrate", *words, IMAGE=self.image, why="Migrating", timeout=900
-        )
-        return last_line(said)
+        try:
+            self.run_once("prepare", "Collecting static files", 180, tell)
+            return last_line(self.run_once("migrate", "Migrating", MIGRATION_TIMEOUT, tell, *words))
+        except BaseException:
+            self.remove_one_offs()
+            raise
+
+    def run_once(self, name: str, why: str, timeout: int, tell: Progress, *words: str) -> str:
+        """What the service's program prints, or another one in its container: for `timeout` seconds at most, also if
+        this process is killed. Raises StepFailed, which begins with `why`, and whatever `tell` raises.
+        """
+        bounded = ("timeout", "--kill-after=10", str(timeout), *words) if words else ()
+        run = ("run", "--rm", "--no-deps", "-T", name, *bounded)
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(self.compose, *run, IMAGE=self.image, why=why, timeout=timeout + 30)
+            try:
+                while not wait([done], self.poll_interval).done:
+                    tell(name)
+            except BaseException:
+                self.remove_one_offs()  # or the pool would wait for it
+                raise
+            return done.result()
+
+    def remove_one_offs(self) -> None:
+        """Removes the containers of `docker compose run` for the migrations, running or not. Raises StepFailed."""
+        for name in ("prepare", "migrate"):
+            labels = (f"project={self.project}", f"service={name}", "oneoff=True")
+            filters = [word for each in labels for word in ("--filter", f"label=com.docker.compose.{each}")]
+            found = self.docker("ps", "--quiet", "--no-trunc", "--all", *filters).stdout.split()
+            if found:
+                self.docker("rm", "--force", *found, timeout=60)
 
     def start(self, timeout: float, tell: Progress) -> str:
         """Starts the release in the idle colour and waits until its health check passes, `timeout` seconds at most.

@@ -6,6 +6,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -13,7 +14,8 @@ import psycopg2
 import pytest
 import yaml
 
-from tests.support.servers import PATIENCE, ROOT, Postgres
+from deploy.blocking import WAITING
+from tests.support.servers import PATIENCE, ROOT, Postgres, eventually
 
 OWNER, APP = "backstagetest1_owner", "backstagetest1"
 
@@ -163,6 +165,29 @@ def test_a_migration_by_the_app_changes_nothing_and_says_why(roles: Roles) -> No
     said = roles.manage(APP, "migrate", "ledger", "0002", ends=1)
     assert "must be owner" in said or "permission denied" in said
     assert "Nothing to migrate" in roles.manage(OWNER, "migrate_release")
+
+
+def test_the_owner_of_the_tables_sees_who_waits_for_a_migration(roles: Roles) -> None:
+    with (
+        closing(roles.connect(OWNER)) as migration,
+        closing(roles.connect(OWNER)) as watcher,
+        closing(roles.connect(APP)) as app,
+        ThreadPoolExecutor() as pool,
+        migration.cursor() as locks,
+        watcher.cursor() as looks,
+        app.cursor() as reads,
+    ):
+        locks.execute("BEGIN; LOCK TABLE ledger_release")
+
+        def waiting() -> list[int]:
+            looks.execute(WAITING, [migration.info.backend_pid])
+            return [pid for (pid,) in looks.fetchall()]
+
+        assert waiting() == []
+        read = pool.submit(reads.execute, "SELECT count(*) FROM ledger_release")
+        assert eventually(waiting) == [app.info.backend_pid]
+        looks.execute("SELECT pg_terminate_backend(%s)", [migration.info.backend_pid])
+        read.result(PATIENCE)
 
 
 def test_each_service_of_the_stack_is_given_its_own_secrets_and_no_other() -> None:

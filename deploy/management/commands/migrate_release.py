@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import CommandError, CommandParser
-from django.db import OperationalError, connection
+from django.db import Error, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django_migration_linter import MigrationLinter
 from django_migration_linter.constants import DJANGO_APPS_WITH_MIGRATIONS
+
+from deploy.blocking import BlockLimit
 from health.management.base import DocumentedCommand
 
 KEY = 6_004_301_947_113_020_275  # of the advisory lock: any number, but always this one
@@ -42,7 +45,7 @@ class Command(DocumentedCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Migrates. Raises CommandError if the live release could not run on the new schema."""
+        """Migrates. Raises CommandError if the live release could not run on the new schema, or waited too long."""
         self.reach(options["wait"])
         with alone():
             executor = MigrationExecutor(connection)
@@ -52,8 +55,35 @@ class Command(DocumentedCommand):
                 return
             if executor.loader.applied_migrations and not options["unsafe"]:  # nobody runs on an empty database
                 self.lint(plan)
-            call_command("migrate", interactive=False, verbosity=1, stdout=self.stdout, stderr=self.stderr)
+            self.migrate(plan)
         self.stdout.write(f"{len(plan)} migration{'s' if len(plan) > 1 else ''} applied.")
+
+    def migrate(self, plan: list[Any]) -> None:
+        """Applies the migrations of `plan`, and none that makes others wait for longer than MIGRATION_BLOCK_LIMIT.
+
+        Raises CommandError if one did, and what it raises by itself.
+        """
+        if connection.vendor != "postgresql":
+            self.apply()
+            return
+        with BlockLimit(settings.MIGRATION_BLOCK_LIMIT) as limit:
+            try:
+                self.apply()
+            except Error as error:
+                if not limit.why:
+                    raise
+                connection.close()  # its session may have been ended
+                applied = MigrationExecutor(connection).loader.applied_migrations
+                guilty = next((one for one in plan if (one.app_label, one.name) not in applied), plan[-1])
+                raise CommandError(
+                    f"Migration {guilty} was cancelled: {limit.why} Its transaction was rolled back; what was applied "
+                    "before it stays. Let it hold its locks for less time, in smaller steps, or raise the limit for a "
+                    "deployment during which visitors may wait."
+                ) from error
+
+    def apply(self) -> None:
+        """Applies all migrations that are not applied yet."""
+        call_command("migrate", interactive=False, verbosity=1, stdout=self.stdout, stderr=self.stderr)
 
     def reach(self, seconds: float) -> None:
         """Waits up to `seconds` for the database. If it stays down, whoever uses it next raises its own error."""
@@ -102,4 +132,5 @@ def alone() -> Iterator[None]:
         try:
             yield
         finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [KEY])
+            with suppress(Error):  # the session may be gone, and the lock with it
+                cursor.execute("SELECT pg_advisory_unlock(%s)", [KEY])
