@@ -22,7 +22,9 @@ SLOW = 2.0  # seconds after which a visitor notices
 
 
 class Traffic:
-    """Runs from start() to stop(). `total`, `failed` and `slow` count requests, those of the last kind were answered; `first` describes the first failure."""
+    """Runs from start() to stop(). `total` counts requests, `failed` those that failed and `slow` those that took over
+    SLOW seconds and did not; `first` describes the first failure.
+    """
 
     def __init__(self, url: str) -> None:
         self.parts = urlsplit(url)

@@ -1,6 +1,8 @@
 """The order of a run's steps, on a target that has no way of its own to roll back, and what each end calls for."""
 
 import io
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,35 @@ def test_a_rollback_that_fails_needs_a_person(tmp_path: Path) -> None:
     target.roll_back = lambda *_: target.act("start", "")  # type: ignore[method-assign]
     assert run.run() == ExitCode.NEEDS_OPERATOR
     assert "The rollback failed as well: start failed." in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("hotfix", "failed", "told"),
+    [
+        (False, 3, ""),
+        (False, 30, "30 of 40 probe requests in the last 10 s failed during the migrations, so these were stopped."),
+        (True, 30, ""),
+    ],
+)
+def test_what_visitors_notice_of_the_migrations_is_said_and_stops_them(
+    tmp_path: Path, hotfix: bool, failed: int, told: str
+) -> None:
+    run, target, printed = prepared(tmp_path, Deploy)
+    run.recorder.request = replace(run.recorder.request, hotfix=hotfix, reason="Down")
+    traffic: Any = run.traffic
+
+    def migrate(unsafe: bool, tell: Any) -> str:
+        traffic.total, traffic.failed, traffic.slow = 140, 1 + failed, 2
+        traffic.recent.extend((time.monotonic(), each < failed, 0.1) for each in range(40))
+        tell("migrating")
+        return "2 migrations applied"
+
+    traffic.total, traffic.failed = 100, 1
+    target.migrate = migrate  # type: ignore[method-assign]
+    if told:
+        assert run.run() == ExitCode.ROLLED_BACK and told in printed.getvalue()
+        assert "start" not in target.done
+    else:
+        assert run.run() == ExitCode.DONE
+        said = f"2 migrations applied; {failed + 2} of 40 probe requests failed or took over 2 s during the migrations"
+        assert said in printed.getvalue()
