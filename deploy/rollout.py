@@ -72,6 +72,7 @@ class Run(ABC):
                 self.output.line(f"{self.options.version} is already live and verified; nothing to do.")
                 self.output.event("result", result="unchanged", version=self.options.version, exit_code=ExitCode.DONE)
                 return ExitCode.DONE
+            self.preflight()
             return self.deploy()
         except KeyboardInterrupt:
             self.interrupted()
@@ -79,6 +80,9 @@ class Run(ABC):
         finally:
             self.traffic.stop()
             self.target.lock.release()
+
+    def preflight(self) -> None:
+        """Raises DeployRefused if the environment is in no state for such a run. By default there is nothing to check."""
 
     def deploy(self) -> int:
         """Prepares, ships and settles the release, or rolls it back if a step fails.
@@ -152,6 +156,7 @@ class Run(ABC):
         if self.target.already_live():
             self.output.note(f"{self.options.version} is already live and verified; nothing to do.")
             return ExitCode.DONE
+        self.preflight()
         for name, what in self.plan_of_steps():
             self.planned(name, what)
         if self.options.watch:
@@ -330,6 +335,10 @@ class Deploy(Run):
     """A new release: the database is migrated first."""
 
     kind = "deploy"
+
+    def preflight(self) -> None:
+        """Raises DeployRefused if the environment is in no state for a release. rollback.sh looks for itself."""
+        self.target.preflight()
 
     def ship(self) -> None:
         """Migrates the database with the release's own image, then ships it. Raises StepFailed and LockLost."""

@@ -39,6 +39,14 @@ readonly FATAL_WAITING_REASONS='
   RunContainerError
 '
 
+# The checks before anything is changed, each a function check_NAME: those that tell where to look, and the others. A
+# test compares their names, and the rights (verb and resource), with deploy/targets/kubernetes/preflight.py.
+readonly FIRST_CHECKS='deployment container service'
+readonly CHECKS='several paused replicas rollout autoscaler quota rights references'
+readonly RIGHTS='patch deployments.apps' BLUE_GREEN_RIGHTS='patch services'
+readonly MARKING_RIGHTS='patch replicasets.apps
+patch cronjobs.batch' # without which it only warns
+
 # What is read from the cluster: one record a line, its fields separated by US. Free text is printed as a quoted Go
 # string, which contains no control character, so no text can shift the fields or end the record.
 readonly US=$'\037'
@@ -51,7 +59,8 @@ readonly VARIABLES='{{$us := "\x1f"}}{{$app := "'$APP'"}}
 
 readonly SERVICE='
 {{- with .spec.selector.colour}}{{.}}{{end}}{{$us}}
-{{- with .spec.ports}}{{(index . 0).port}}{{end}}'
+{{- with .spec.ports}}{{(index . 0).port}}{{end}}{{$us}}
+{{- if .spec.selector}}selector{{end}}'
 readonly NAMES='{{range .items}}{{.metadata.name}} {{end}}'
 readonly REPLICAS='{{.spec.replicas}}'
 readonly CONTAINER_IMAGE='{{range .spec.template.spec.containers}}{{if eq .name $app}}{{.image}}{{end}}{{end}}'
@@ -78,14 +87,63 @@ readonly REVISIONS='
 {{- end}}{{end}}
 {{- end}}'
 
+# All that the checks look at, by its first field. $moving is the Deployment that gets the version.
+readonly FACTS='{{define "names"}}
+  {{- with .configMap}}{{if not .optional}}name configmap/{{.name}}{{"\n"}}{{end}}{{end}}
+  {{- with .secret}}{{if not .optional}}name secret/{{or .secretName .name}}{{"\n"}}{{end}}{{end}}
+  {{- with .configMapRef}}{{if not .optional}}name configmap/{{.name}}{{"\n"}}{{end}}{{end}}
+  {{- with .secretRef}}{{if not .optional}}name secret/{{.name}}{{"\n"}}{{end}}{{end}}
+  {{- with .configMapKeyRef}}{{if not .optional}}name configmap/{{.name}}{{"\n"}}{{end}}{{end}}
+  {{- with .secretKeyRef}}{{if not .optional}}name secret/{{.name}}{{"\n"}}{{end}}{{end}}
+{{- end}}{{define "container"}}
+  {{- range .envFrom}}{{template "names" .}}{{end}}
+  {{- range .env}}{{with .valueFrom}}{{template "names" .}}{{end}}{{end}}
+{{- end}}
+{{- range .items}}{{$name := .metadata.name}}
+  {{- if and (eq .kind "Service") (eq $name $app)}}
+    {{- range $key, $value := .spec.selector}}selector {{$key}}={{$value}}{{"\n"}}{{end}}
+  {{- else if eq .kind "HorizontalPodAutoscaler"}}
+    {{- if eq .spec.scaleTargetRef.name $moving}}autoscaler {{$name}} {{.spec.maxReplicas}}{{"\n"}}{{end}}
+  {{- else if eq .kind "ResourceQuota"}}
+    {{- if not (or .spec.scopes .spec.scopeSelector)}}{{with .status}}{{$used := .used}}
+      {{- range $what, $hard := .hard}}quota {{$name}} {{$what}} {{$hard}} {{index $used $what}}{{"\n"}}{{end}}
+    {{- end}}{{end}}
+  {{- else if eq .kind "Deployment"}}
+    {{- "deployment "}}{{$name}} {{.spec.replicas}} ,
+    {{- range $key, $value := .spec.template.metadata.labels}}{{$key}}={{$value}},{{end}}{{"\n"}}
+    {{- if eq $name $moving}}
+      {{- with .spec.paused}}paused{{"\n"}}{{end}}
+      {{- with .spec.template.spec}}
+        {{- with .serviceAccountName}}name serviceaccount/{{.}}{{"\n"}}{{end}}
+        {{- range .volumes}}{{template "names" .}}
+          {{- with .projected}}{{range .sources}}{{template "names" .}}{{end}}{{end}}
+          {{- with .persistentVolumeClaim}}name persistentvolumeclaim/{{.claimName}}{{"\n"}}{{end}}
+        {{- end}}
+        {{- range .initContainers}}{{template "container" .}}{{end}}
+        {{- range .containers}}{{template "container" .}}
+          {{- with .resources}}
+            {{- range $what, $much := .requests}}need requests.{{$what}} {{$much}}{{"\n"}}{{end}}
+            {{- range $what, $much := .limits}}need limits.{{$what}} {{$much}}{{"\n"}}{{end}}
+          {{- end}}
+        {{- end}}
+      {{- end}}
+    {{- end}}
+  {{- end}}
+{{- end}}'
+readonly RULES='{{with .status}}{{if .incomplete}}incomplete{{else}}
+  {{- range .resourceRules}}
+    {{- range .verbs}}{{.}} {{end}}{{$us}}
+    {{- range .apiGroups}}{{or . "core"}} {{end}}{{$us}}
+    {{- range .resources}}{{.}} {{end}}{{"\n"}}
+  {{- end}}
+{{- end}}{{end}}'
 readonly ROLLOUT='
 {{- .metadata.generation}}{{$us}}
 {{- with .status.observedGeneration}}{{.}}{{else}}0{{end}}{{$us}}
 {{- .spec.replicas}}{{$us}}
 {{- with .status.replicas}}{{.}}{{else}}0{{end}}{{$us}}
 {{- with .status.updatedReplicas}}{{.}}{{else}}0{{end}}{{$us}}
-{{- with .status.availableReplicas}}{{.}}{{else}}0{{end}}{{$us}}
-{{- with .spec.paused}}paused{{end}}'
+{{- with .status.availableReplicas}}{{.}}{{else}}0{{end}}'
 readonly PROGRESS='{{range .status.conditions}}{{if eq .type "Progressing"}}{{.reason}}{{end}}{{end}}'
 readonly SPEED='
 {{- with index (or .metadata.annotations .metadata) $pace}}{{printf "%q" .}}{{end}}{{$us}}
@@ -276,17 +334,11 @@ unreachable() { # unreachable [ERROR]
 inspect() { # Sets colour, port, deployment (the one with the traffic), running_image, running, history and suggested.
   local found
   found=$(fields "$SERVICE" service $APP --ignore-not-found) || unreachable
-  IFS=$US read -r colour port <<<"$found"
+  IFS=$US read -r colour port selector <<<"$found"
   deployment=$APP${colour:+-$colour}
   found=$(fields "$DEPLOYMENT" deployment "$deployment" --ignore-not-found) || unreachable
-  if [[ ! $found ]]; then
-    found=$(fields "$NAMES" deployments 2>/dev/null || true)
-    found=${found:-none }
-    refuse "Deployment $deployment not found in namespace $namespace (context $shown_context)," \
-      "which has: ${found% }. Pass the right namespace: rollback.sh VERSION NAMESPACE [--context NAME]."
-  fi
   running_image=${found#*"$US"}
-  [[ $running_image ]] || refuse "deployment/$deployment has no container named $APP."
+  run_checks "$FIRST_CHECKS"
   running=$(tag_of "$running_image")
   idle_colour=''
   if [[ $colour ]]; then idle_colour=$(other_colour); fi
@@ -383,7 +435,8 @@ check() { # Refuses what cannot work. Sets target_image, moving (the Deployment 
     [[ $(fields "$CONTAINER_IMAGE" deployment "$moving" || true) ]] ||
       refuse "No other colour to roll back to: deployment/$moving does not exist or has no container $APP."
   fi
-  check_rollout "$complete"
+  # manage.py deploy has looked at all before it began, and its way back must not take long.
+  if [[ ${DEPLOY_CHECKED:-} ]]; then run_checks 'paused replicas'; else run_checks "$CHECKS"; fi
   [[ $verified ]] || warn "$target has not been verified good in $namespace"
   say '  The database is left as it is; a rollback does not undo migrations.'
 }
@@ -430,20 +483,135 @@ schema_floor() { # Prints a version whose migrations the target cannot run on, i
   done
   printf '%s' "$floor"
 }
-check_rollout() { # check_rollout COMPLETE
-  if [[ ${wanted:-} == 0 && ! $colour ]]; then
-    refuse "deployment/$deployment is scaled to 0, so $target could not be verified." \
-      "Scale it up first: $(kubectl_here) scale deployment/$deployment --replicas=3."
+run_checks() { # run_checks NAMES: each refuses, and says what was expected and what to do
+  local name facts=''
+  if [[ $1 != "$FIRST_CHECKS" ]]; then # what may not be read is not checked
+    facts=$(fields "{{\$moving := \"$moving\"}}$FACTS" \
+      deployments,services,horizontalpodautoscalers,resourcequotas 2>/dev/null || true)
   fi
-  if [[ ${paused:-} ]]; then
-    refuse "deployment/$deployment is paused." \
-      "Resume it first: $(kubectl_here) rollout resume deployment/$deployment."
+  for name in $1; do "check_$name"; done
+}
+facts() { printf '%s\n' "$facts" | sed -n "s/^$1 //p"; } # facts KIND: prints them without their first field
+check_deployment() {
+  local names
+  if [[ $found ]]; then return 0; fi
+  names=$(fields "$NAMES" deployments 2>/dev/null || true)
+  names=${names:-none }
+  refuse "Deployment $deployment not found in namespace $namespace (context $shown_context)," \
+    "which has: ${names% }. Pass the right namespace: rollback.sh VERSION NAMESPACE [--context NAME]."
+}
+check_container() {
+  [[ $running_image ]] || refuse "deployment/$deployment has no container named $APP. Apply the manifests first."
+}
+check_service() {
+  [[ $selector ]] ||
+    refuse "Service $APP with a selector not found in namespace $namespace. Apply the manifests first."
+}
+check_several() {
+  local name replicas labels pair others=''
+  while read -r name replicas labels; do
+    if [[ ! $name || $name == "$deployment" || $replicas == 0 ]]; then continue; fi
+    for pair in $(facts selector); do
+      if [[ $labels != *",$pair,"* ]]; then continue 2; fi
+    done
+    others="$others and deployment/$name"
+  done <<<"$(facts deployment)"
+  [[ ! $others ]] || refuse "service/$APP selects the pods of ${others# and } as well;" \
+    "expected those of deployment/$deployment alone. Delete the other, or scale it to 0."
+}
+check_paused() {
+  [[ $'\n'$facts$'\n' != *$'\n'paused$'\n'* ]] || refuse "deployment/$moving is paused." \
+    "Resume it first: $(kubectl_here) rollout resume deployment/$moving."
+}
+check_replicas() {
+  [[ ${wanted:-} != 0 || $colour ]] || refuse "deployment/$deployment is scaled to 0, so $target could not be verified." \
+    "Scale it up first: $(kubectl_here) scale deployment/$deployment --replicas=3."
+}
+check_rollout() { # A rollout that is stuck is what this script is for; pods that are not ready are no rollout.
+  if [[ $complete || $force || ${DEPLOY_LOCK_HOLDER:-} ]]; then return 0; fi
+  if ((observed >= generation && all <= updated)) || [[ $(fields "$REPLICA_FAILURE" deployment "$deployment") ]] ||
+    [[ $(failure_reason "$deployment" "$running_image") ]] || ! is_progressing "$deployment"; then
+    return 0
   fi
-  if [[ $1 || $force || ${DEPLOY_LOCK_HOLDER:-} ]]; then return 0; fi
-  if [[ ! $(failure_reason "$deployment" "$running_image") ]] && is_progressing "$deployment"; then
-    refuse "A rollout to $running is in progress in deployment/$deployment" \
-      "($updated of $wanted updated, $available available). Wait for it to finish, or override it with --force."
-  fi
+  refuse "A rollout to $running is in progress in deployment/$deployment" \
+    "($updated of $wanted updated, $available available). Wait for it to finish, or override it with --force."
+}
+check_autoscaler() {
+  local name most
+  while read -r name most; do
+    [[ ! $name ]] || ((most >= wanted)) || refuse "horizontalpodautoscaler/$name allows deployment/$moving at most" \
+      "$most pods; expected $wanted. Raise its maxReplicas first."
+  done <<<"$(facts autoscaler)"
+}
+check_quota() { # One more pod at a time is enough; without any, a rollout that is under way makes room by itself.
+  local name what hard used need most now
+  if [[ ! $complete || $force ]]; then return 0; fi
+  while read -r name what hard used; do
+    [[ $name ]] || continue
+    need=$(pod_needs "$what") most=$(thousandths "$hard") now=$(thousandths "$used")
+    if [[ $most && $now ]] && ((need > 0 && now + need > most)); then
+      refuse "resourcequota/$name has no room for 1 more pod: $what is used up to $used of $hard." \
+        "Raise it, or make room, first; or override it with --force."
+    fi
+  done <<<"$(facts quota)"
+}
+pod_needs() { # pod_needs RESOURCE: prints how much of it, in thousandths, a quota counts for one pod
+  local what much sum=0
+  case $1 in pods | count/pods) printf 1000 && return ;; esac
+  while read -r what much; do
+    if [[ $what == "$1" || $what == "requests.$1" ]]; then sum=$((sum + $(thousandths "$much" || echo 0))); fi
+  done <<<"$(facts need)"
+  printf '%s' "$sum"
+}
+thousandths() { # thousandths QUANTITY: such as 2, 100m or 256Mi; nothing for the forms that the API server seldom uses
+  local number=${1%%[!0-9]*} suffix
+  suffix=${1#"$number"}
+  case ${number:+$suffix} in
+    m) printf '%s' "$number" ;;
+    '') [[ ! $number ]] || printf '%s' "${number}000" ;;
+    k | M | G | T) printf '%s' "$((number * 1000 * 1000 ** $(power "$suffix")))" ;;
+    Ki | Mi | Gi | Ti) printf '%s' "$((number * 1000 * 1024 ** $(power "${suffix%i}")))" ;;
+  esac
+}
+power() { case $1 in [kK]) printf 1 ;; M) printf 2 ;; G) printf 3 ;; T) printf 4 ;; esac }
+check_rights() {
+  local rules right needed=$RIGHTS lacking=''
+  rules=$(printf '{"apiVersion":"authorization.k8s.io/v1","kind":"SelfSubjectRulesReview","spec":{"namespace":"%s"}}' \
+    "$namespace" | kube create --validate=false -f - -o "go-template=$VARIABLES$RULES" 2>/dev/null) || return 0
+  if [[ ! $rules || $rules == incomplete ]]; then return 0; fi
+  if [[ $colour ]]; then needed=$needed$'\n'$BLUE_GREEN_RIGHTS; fi
+  while read -r right; do
+    is_granted "$right" "$rules" || lacking="$lacking, $right"
+  done <<<"$needed"
+  [[ ! $lacking ]] || refuse "Missing rights in namespace $namespace: ${lacking#, }. Have them granted;" \
+    "docs/deploying.md lists all."
+  while read -r right; do
+    is_granted "$right" "$rules" || warn "Missing right in namespace $namespace: $right"
+  done <<<"$MARKING_RIGHTS"
+}
+is_granted() { # is_granted "VERB RESOURCE.GROUP" RULES
+  local verb=${1% *} resource=${1#* } group=core verbs groups resources
+  case $resource in *.*) group=${resource#*.} resource=${resource%%.*} ;; esac
+  while IFS=$US read -r verbs groups resources; do
+    if [[ " $verbs" == *' * '* || " $verbs" == *" $verb "* ]] &&
+      [[ " $groups" == *' * '* || " $groups" == *" $group "* ]] &&
+      [[ " $resources" == *' * '* || " $resources" == *" $resource "* ]]; then return 0; fi
+  done <<<"$2"
+  return 1
+}
+check_references() {
+  local names name there missing=''
+  names=$(facts name | sort -u)
+  [[ $names ]] || return 0
+  # shellcheck disable=SC2086 # one word each
+  there=$(kube get $names -o name --ignore-not-found 2>&1) || [[ $there == *'cannot get resource'* ]] || return 0
+  for name in $names; do
+    if [[ $'\n'$there$'\n' != *$'\n'"$name"$'\n'* && $there != *"cannot get resource \"${name%%/*}s\""* ]]; then
+      missing="$missing, $name"
+    fi
+  done
+  [[ ! $missing ]] || refuse "New pods could not start: namespace $namespace lacks ${missing#, }, which" \
+    "deployment/$moving names. Create it first."
 }
 confirm() { # Asks before production is touched.
   local answer=''
@@ -562,9 +730,8 @@ wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot o
     sleep $POLL_SECONDS
   done
 }
-is_complete() { # is_complete DEPLOYMENT: as for `kubectl rollout status`; sets wanted, updated, available and paused
-  local generation observed all
-  IFS=$US read -r generation observed wanted all updated available paused <<<"$(
+is_complete() { # is_complete DEPLOYMENT: as for `kubectl rollout status`; sets what it looks at
+  IFS=$US read -r generation observed wanted all updated available <<<"$(
     fields "$ROLLOUT" deployment "$1" 2>/dev/null || true
   )"
   [[ ${generation:-} ]] || return 1

@@ -58,6 +58,11 @@ class Target(Protocol):
     def validate(self) -> None:
         """Raises DeployRefused or InvalidUsage if the release cannot be brought there. Changes nothing."""
 
+    def preflight(self) -> None:
+        """Raises DeployRefused if the environment is in no state for a new release, such as a paused Deployment, a used
+        up quota or missing rights. Changes nothing. Raises StepFailed.
+        """
+
     def live_version(self) -> str:
         """The version that has the traffic; empty if there is none. Raises StepFailed."""
 

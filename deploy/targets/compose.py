@@ -80,6 +80,9 @@ class Compose:
                 f"Image {self.image} not found on this machine, which has: {', '.join(there[:20]) or 'none'}."
             )
 
+    def preflight(self) -> None:
+        """Does nothing: validate() looks at all that a stack needs."""
+
     def live_version(self) -> str:
         """The version of the container that has the traffic; empty if there is none. Raises StepFailed."""
         return self.version_of(self.pointer("current"))

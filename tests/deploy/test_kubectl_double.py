@@ -38,6 +38,11 @@ FREE = json.dumps(
     ]
 )
 GREEN = json.dumps({"spec": {"selector": {"colour": "green"}}})
+RIGHTS = {
+    "apiVersion": "authorization.k8s.io/v1",
+    "kind": "SelfSubjectRulesReview",
+    "spec": {"namespace": NAMESPACE},
+}
 NOTES = json.dumps({"metadata": {"annotations": {"gone": None, "note": "a"}}})
 IMAGE = json.dumps({"spec": {"template": {"spec": {"containers": [{"name": APP, "image": f"{REPO}:4"}]}}}})
 READ = "--output json --ignore-not-found --request-timeout=10s"
@@ -47,6 +52,9 @@ WARNINGS = "get events --field-selector involvedObject.name={pod},type=Warning -
 SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     ("get deployments --output name", "", None),
     ("get deployments,services,pods --output json", "", None),
+    ("get horizontalpodautoscalers,resourcequotas --output json", "", None),
+    (f"get configmap/none secret/{APP}-migrate --output name --ignore-not-found", "", None),
+    ("create --validate=false --filename - --output json", "", RIGHTS),
     (f"get deployments,services,pods {READ}", "", None),
     (f"get jobs {READ}", "", None),
     (f"get {MIGRATE} {READ}", "", None),

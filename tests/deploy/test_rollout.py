@@ -71,6 +71,9 @@ class Recording:
     def validate(self) -> None:
         pass
 
+    def preflight(self) -> None:
+        pass
+
     def already_live(self) -> bool:
         return False
 

@@ -38,7 +38,14 @@ KINDS = {
     "pods": ("v1", "Pod"),
     "services": ("v1", "Service"),
     "events": ("v1", "Event"),
+    "configmaps": ("v1", "ConfigMap"),
+    "secrets": ("v1", "Secret"),
+    "serviceaccounts": ("v1", "ServiceAccount"),
+    "persistentvolumeclaims": ("v1", "PersistentVolumeClaim"),
+    "resourcequotas": ("v1", "ResourceQuota"),
+    "horizontalpodautoscalers": ("autoscaling/v2", "HorizontalPodAutoscaler"),
 }
+RULES, AUTHORIZATION = "selfsubjectrulesreviews", "authorization.k8s.io/v1"
 MIGRATED = {
     "good": "Applying ledger.0006... OK\n2 migrations applied\n",
     "fail": "django.db.utils.ProgrammingError: column is gone\n",
@@ -60,7 +67,8 @@ class Cluster:
     latter is well), "quota" (no pod of it is made). "migrate IMAGE" is what a Job of it does: "good", "fail", "pull" or
     "hang". `seconds` is what a pod takes to get ready. `lag`: so many answers
     through the Service still come from an old pod. `closed`: who asks for a Service through the API server is refused.
-    `writes` are all requests that changed something: method, path and body.
+    `writes` are all requests that changed something: method, path and body. `rules` is what the user may do, as far as
+    a SelfSubjectRulesReview says; `forbidden` are the kinds that are refused in fact.
     """
 
     def __init__(self, namespace: str = "default") -> None:
@@ -71,12 +79,14 @@ class Cluster:
         self.closed = False
         self.lag = 0
         self.forbidden: set[str] = set()
+        self.rules: list[Object] = [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]
         self.back = 0.0  # when its API server answers again, by the monotonic clock
         self.writes: list[tuple[str, str, str]] = []
         self.hooks: list[Callable[[str, str], None]] = []
         self.lock = threading.RLock()
         self.version = 100
         self.folder = tempfile.TemporaryDirectory(prefix="cluster-")
+        self.add("secrets", f"{APP}-migrate")
 
     def __enter__(self) -> "Cluster":
         handler = type("Handler", (Handler,), {"cluster": self})
@@ -347,7 +357,9 @@ class Cluster:
                 return 200, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace}}
             if "/proxy/" in path:
                 return self.proxy(path)
-            match = re.fullmatch(r"/(?:api/v1|apis/[^/]+/v1)/namespaces/([^/]+)/(\w+)(?:/([^/]+))?(?:/(\w+))?", path)
+            if path.endswith(f"/{RULES}"):
+                return 201, json.loads(body) | {"status": {"resourceRules": self.rules, "incomplete": False}}
+            match = re.fullmatch(r"/(?:api/v1|apis/[^/]+/v[12])/namespaces/([^/]+)/(\w+)(?:/([^/]+))?(?:/(\w+))?", path)
             if not match or match[2] not in KINDS:
                 raise Refusal(404, "NotFound", "the server could not find the requested resource")
             namespace, resource, name, part = match.groups()
@@ -533,13 +545,13 @@ def is_trial(found: Object) -> bool:
 
 
 def discovery(path: str) -> Object | None:
-    groups = sorted({version for version, _ in KINDS.values() if "/" in version})
+    groups = sorted({version for version, _ in KINDS.values() if "/" in version} | {AUTHORIZATION})
     if path == "/version":
         return {"major": "1", "minor": "32", "gitVersion": "v1.32.0"}
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":
-        listed = [{"groupVersion": each, "version": "v1"} for each in groups]
+        listed = [{"groupVersion": each, "version": each.rpartition("/")[2]} for each in groups]
         return {
             "kind": "APIGroupList",
             "apiVersion": "v1",
@@ -557,6 +569,8 @@ def discovery(path: str) -> Object | None:
         for name, (group, kind) in KINDS.items()
         if group == version
     ]
+    if version == AUTHORIZATION:
+        resources.append({"name": RULES, "kind": "SelfSubjectRulesReview", "namespaced": False, "verbs": ["create"]})
     if version == "apps/v1":
         scale = {"group": "autoscaling", "version": "v1", "kind": "Scale", "verbs": ["get", "patch", "update"]}
         resources.append({"name": "deployments/scale", "singularName": "", "namespaced": True} | scale)
@@ -609,7 +623,7 @@ def owner(found: Object) -> str:
 def image_of(found: Object) -> str:
     """Of the app's container, in a pod or in what makes pods."""
     pod = found["spec"].get("template", found)["spec"]
-    return str(next(each["image"] for each in pod["containers"] if each["name"] == APP))
+    return next((str(each["image"]) for each in pod["containers"] if each["name"] == APP), "")
 
 
 def is_ready(pod: Object) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tests.support.cluster import APP, KINDS, Cluster, Refusal, owner
+from tests.support.cluster import APP, AUTHORIZATION, KINDS, RULES, Cluster, Refusal, owner
 
 FLAGS = {"--ignore-not-found", "--overwrite", "--stdin"}  # options without a value
 NO_MATTER = {
@@ -107,6 +107,9 @@ class Call:
     def get(self) -> str:
         kinds, *names = self.names
         form = self.options.pop("--output")
+        if "/" in kinds:
+            assert form == "name" and "--ignore-not-found" in self.options
+            return "".join(f"{each}\n" for each in self.names if self.there(*each.split("/")))
         query = {"fieldSelector": self.options.pop("--field-selector")} if "--field-selector" in self.options else {}
         try:
             found = [self.request("GET", self.path(kind, *names), "", "", **query) for kind in kinds.split(",")]
@@ -127,6 +130,14 @@ class Call:
             return ""
         return json.dumps({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items})
 
+    def there(self, kind: str, name: str) -> bool:
+        try:
+            return bool(self.request("GET", self.path(kind, name)))
+        except Refusal as refusal:
+            if refusal.code != 404:
+                raise
+            return False
+
     def sent(self) -> tuple[str, str]:
         """The kind and the name of the object that is given."""
         assert self.options.pop("--filename") == "-"
@@ -134,6 +145,9 @@ class Call:
         return found["kind"].lower(), found["metadata"]["name"]
 
     def create(self) -> str:
+        if "SelfSubjectRulesReview" in self.given:
+            assert self.options.pop("--filename") == "-" and self.options.pop("--output") == "json"
+            return json.dumps(self.request("POST", f"/apis/{AUTHORIZATION}/{RULES}", self.given))
         kind, name = self.sent()
         self.request("POST", self.path(kind), self.given)
         return self.line(kind, name, "created")

@@ -22,6 +22,7 @@ from deploy.kubectl import Done, Kubectl, error_of
 from deploy.locks import LeaseLock
 from deploy.shell import PATIENCE, READ, call, last_line, telling_lines
 from deploy.targets.base import Progress
+from deploy.targets.kubernetes import preflight
 from deploy.targets.kubernetes.objects import (
     APP,
     BEFORE,
@@ -121,6 +122,53 @@ class Kubernetes(ABC):
                 "Check the context and the namespace in environments.toml, or create what is missing with "
                 f"kubectl apply -k k8s/overlays/{self.config.name}."
             )
+
+    def preflight(self) -> None:
+        """As Target.preflight()."""
+        snapshot = self.snapshot()
+        there = snapshot.find("Service", APP)
+        active, incoming = (self.active(snapshot), self.incoming(snapshot)) if there else ("", "")
+        context = ("--context", self.config.context) if self.config.context else ()
+        facts = preflight.Facts(
+            snapshot=snapshot,
+            active=active,
+            incoming=incoming,
+            version=self.version,
+            limits=self.limits(),
+            rules=self.rules(),
+            missing=self.missing(snapshot.find("Deployment", incoming)),
+            kubectl=" ".join(("kubectl", *context, "--namespace", self.config.namespace)),
+        )
+        if why := preflight.problem(facts):
+            raise DeployRefused(why)
+
+    def limits(self) -> list[Object]:
+        """The autoscalers and quotas; none of those that may not be read."""
+        done = self.try_kubectl("get", "horizontalpodautoscalers,resourcequotas", "--output", "json")
+        return list(json.loads(done.stdout)["items"]) if done.stdout.strip() else []
+
+    def rules(self) -> list[Object] | None:
+        """What the user may do in the namespace; None if the cluster cannot list all of it.
+
+        https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/self-subject-rules-review-v1/
+        """
+        spec = {"namespace": self.config.namespace}
+        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": spec}
+        words = ("create", "--validate=false", "--filename", "-", "--output", "json")
+        done = self.try_kubectl(*words, given=json.dumps(review))
+        status: Object = {} if done.returncode else json.loads(done.stdout)["status"]
+        return None if status.get("incomplete", True) else list(status["resourceRules"])
+
+    def missing(self, deployment: Object) -> list[str]:
+        """What the Deployment's pods, or the migrate Job's, name and the namespace lacks, as far as it may be read."""
+        if not deployment:
+            return []
+        names = preflight.named(template(deployment))
+        done = self.try_kubectl("get", *names, "--output", "name", "--ignore-not-found")
+        found, unknown = done.stdout.split(), re.findall(r'cannot get resource "(\w+)s"', done.stderr)
+        if done.returncode and not unknown:
+            return []
+        return [name for name in names if name not in found and name.partition("/")[0] not in unknown]
 
     def live_version(self) -> str:
         """The version that has the traffic; empty if there is none. Raises StepFailed."""

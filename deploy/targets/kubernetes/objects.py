@@ -52,6 +52,9 @@ class Snapshot:
 
     def __init__(self, namespace: str, items: Sequence[Object]) -> None:
         self.namespace, self.items = namespace, items
+        self.no_service = (
+            f"Service {APP} with a selector not found in namespace {namespace}. Apply the manifests first."
+        )
 
     def find(self, kind: str, name: str) -> Object:
         """The object; empty if there is none."""
@@ -68,7 +71,7 @@ class Snapshot:
         """The labels of the pods that the active Service sends traffic to. Raises StepFailed without such a Service."""
         found = self.find("Service", APP).get("spec", {}).get("selector")
         if not found:
-            raise StepFailed(f"Service {APP} with a selector not found in namespace {self.namespace}.")
+            raise StepFailed(self.no_service)
         return dict(found)
 
     def colour(self) -> str:
