@@ -82,7 +82,7 @@ class Run(ABC):
             self.target.lock.release()
 
     def preflight(self) -> None:
-        """Raises DeployRefused if the environment is in no state for such a run. By default there is nothing to check."""
+        """Raises DeployRefused if the environment is in no state for such a run; by default, any will do."""
 
     def deploy(self) -> int:
         """Prepares, ships and settles the release, or rolls it back if a step fails.

@@ -524,7 +524,8 @@ check_paused() {
     "Resume it first: $(kubectl_here) rollout resume deployment/$moving."
 }
 check_replicas() {
-  [[ ${wanted:-} != 0 || $colour ]] || refuse "deployment/$deployment is scaled to 0, so $target could not be verified." \
+  if [[ ${wanted:-} != 0 || $colour ]]; then return 0; fi
+  refuse "deployment/$deployment is scaled to 0, so $target could not be verified." \
     "Scale it up first: $(kubectl_here) scale deployment/$deployment --replicas=3."
 }
 check_rollout() { # A rollout that is stuck is what this script is for; pods that are not ready are no rollout.

@@ -25,6 +25,7 @@ from deploy.targets.kubernetes.objects import (
 )
 
 # (verb, resource) that both tools need, and those that only a deployment needs or that rollback.sh can do without.
+RIGHTS_ARE_LISTED = "docs/deploying.md lists all"
 RIGHTS = (("patch", "deployments.apps"),)
 BLUE_GREEN_RIGHTS = (("patch", "services"),)
 MORE_RIGHTS = (
@@ -146,7 +147,7 @@ def rollout(facts: Facts) -> str:
         return ""
     name = f"deployment/{facts.active}"
     return (
-        f"A rollout to {tag(image)} is in progress in {name} ({updated} of {found['spec'].get('replicas', 1)} updated). "
+        f"A rollout to {tag(image)} is in progress in {name} ({updated} of {found['spec']['replicas']} updated). "
         f"Wait for it to finish: {facts.kubectl} rollout status {name}."
     )
 
@@ -203,7 +204,7 @@ def rights(facts: Facts) -> str:
     if not lacking:
         return ""
     namespace = facts.snapshot.namespace
-    return f"Missing rights in namespace {namespace}: {', '.join(lacking)}. Have them granted; docs/deploying.md lists all."
+    return f"Missing rights in namespace {namespace}: {', '.join(lacking)}. Have them granted; {RIGHTS_ARE_LISTED}."
 
 
 def references(facts: Facts) -> str:
