@@ -25,7 +25,6 @@ from deploy.targets.kubernetes.objects import (
 )
 
 # (verb, resource) that both tools need, and those that only a deployment needs or that rollback.sh can do without.
-RIGHTS_ARE_LISTED = "docs/deploying.md lists all"
 RIGHTS = (("patch", "deployments.apps"),)
 BLUE_GREEN_RIGHTS = (("patch", "services"),)
 MORE_RIGHTS = (
@@ -204,7 +203,8 @@ def rights(facts: Facts) -> str:
     if not lacking:
         return ""
     namespace = facts.snapshot.namespace
-    return f"Missing rights in namespace {namespace}: {', '.join(lacking)}. Have them granted; {RIGHTS_ARE_LISTED}."
+    needs = ", ".join(lacking)
+    return f"Missing rights in namespace {namespace}: {needs}. Have them granted; docs/deploying.md lists all."
 
 
 def references(facts: Facts) -> str:
