@@ -10,7 +10,7 @@ import pytest
 from django.core.management.base import OutputWrapper
 
 from deploy.console import Output
-from deploy.errors import ExitCode, StepFailed
+from deploy.errors import DeployRefused, ExitCode, StepFailed
 from deploy.ledger_client import DatabaseLedger, Request
 from deploy.locks import FileLock
 from deploy.recorder import Recorder
@@ -72,7 +72,8 @@ class Recording:
         pass
 
     def preflight(self) -> None:
-        pass
+        if self.fails == "preflight":
+            raise DeployRefused("It is paused.")
 
     def already_live(self) -> bool:
         return False
@@ -112,6 +113,16 @@ def test_a_rollback_migrates_nothing_and_marks_what_it_leaves(tmp_path: Path) ->
     run, target, _ = prepared(tmp_path, rollback)
     assert isinstance(run, Rollback) and run.run() == ExitCode.DONE
     assert target.done == ["start", "switch", "mark_good", "mark_bad 1"]
+
+
+def test_what_is_in_the_way_of_a_deployment_is_said_before_it_begins(tmp_path: Path) -> None:
+    run, target, _ = prepared(tmp_path, Deploy, "preflight")
+    for begin in (run.run, run.dry_run):
+        with pytest.raises(DeployRefused, match="It is paused"):
+            begin()
+    assert target.done == [] and not target.lock.held()
+    run, target, _ = prepared(tmp_path, rollback, "preflight")
+    assert run.run() == ExitCode.DONE, "rollback.sh makes the checks"
 
 
 def test_the_plan_of_a_rollback_has_no_migrations(tmp_path: Path) -> None:
