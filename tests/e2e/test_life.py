@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Client, Stack, build, clone, closing, docker, picture, say
+from tests.e2e.stack import Client, Stack, closing, docker, picture, say
 from tests.support.servers import PATIENCE
 
 
@@ -19,6 +19,22 @@ def own(checkout: Path, image: str) -> Iterator[Stack]:
     """A stack that only these tests use."""
     with closing(Stack(checkout, "life", image)) as one:
         yield one
+
+
+SET = {"SECRET_KEY": "a-key-from-outside-" * 4, "METRICS_TOKEN": "hush-hush", "ADMIN_URL": "office/"}
+SECRET_KEY = ("cat", "/run/secrets/secret_key")
+
+
+@pytest.fixture(scope="module")
+def configured(own: Stack) -> str:
+    """The stack, up again with settings of the environment and with styles of two ages; the secret key that it had."""
+    kept, web = own.exec("web", *SECRET_KEY), own.inspect("web")["Config"]["Image"]
+    aged = "touch -d '31 days ago' /v/ancient.0123456789ab.css; touch -d '29 days ago' /v/recent.0123456789ab.css"
+    docker("run", "--rm", "--volume", f"{own.name}_static_volume:/v", "--entrypoint", "sh", web, "-c", aged)
+    gateway = own.inspect("nginx")["NetworkSettings"]["Networks"][f"{own.name}_frontend"]["Gateway"]
+    own.variables |= SET | {"REAL_IP_FROM": f"{gateway},192.0.2.1"}
+    own.up()
+    return kept
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +111,11 @@ def test_what_is_no_backup_is_refused_and_changes_nothing(own: Stack, member: Cl
 
 
 def test_an_upgrade_brings_its_own_style_keeps_the_old_one_and_signs_nobody_out(
-    own: Stack, member: Client, tmp_path: Path
+    own: Stack, member: Client, second: str
 ) -> None:
     old = styles(own)
     before = own.client().get(old).body
-    second = clone(tmp_path)
-    with (second / "static" / "style.css").open("a") as style:
-        style.write("\n:root { --release: two; }\n")
-    own.variables["IMAGE"] = build(second, "two", version="2.0.0")
+    own.variables["IMAGE"] = second
     own.up()
     new = styles(own)
     assert new != old
@@ -113,41 +126,27 @@ def test_an_upgrade_brings_its_own_style_keeps_the_old_one_and_signs_nobody_out(
     assert member.signed_in()
 
 
+@pytest.mark.usefixtures("configured")
 def test_an_old_style_goes_after_thirty_days(own: Stack) -> None:
-    web = own.inspect("web")["Config"]["Image"]
-    words = ("run", "--rm", "--volume", f"{own.name}_static_volume:/v", "--entrypoint", "sh", web, "-c")
-    docker(
-        *words, "touch -d '31 days ago' /v/ancient.0123456789ab.css; touch -d '29 days ago' /v/recent.0123456789ab.css"
-    )
-    own.up()
     assert own.client().get("/static/ancient.0123456789ab.css").status == 404
     assert own.client().get("/static/recent.0123456789ab.css").status == 200
     assert own.client().get("/static/style.css").status == 200
 
 
-def test_what_the_environment_sets_goes_before_and_secrets_survive_it(own: Stack) -> None:
-    kept = own.exec("web", "cat", "/run/secrets/secret_key")
-    own.variables |= {"SECRET_KEY": "a-key-from-outside-" * 4, "METRICS_TOKEN": "hush-hush", "ADMIN_URL": "office/"}
-    own.up()
-    assert own.exec("web", "cat", "/run/secrets/secret_key").strip() == "a-key-from-outside-" * 4
+@pytest.mark.usefixtures("configured")
+def test_what_the_environment_sets_goes_before(own: Stack) -> None:
+    assert own.exec("web", *SECRET_KEY).strip() == SET["SECRET_KEY"]
     assert own.direct().get("/metrics").status in (401, 403)
     assert own.direct().get("/metrics", Authorization="Bearer hush-hush").status == 200
     assert own.client().get("/office/").status == 302
-    for name in ("SECRET_KEY", "METRICS_TOKEN", "ADMIN_URL"):
-        del own.variables[name]
-    own.up()
-    assert own.exec("web", "cat", "/run/secrets/secret_key") == kept
 
 
+@pytest.mark.usefixtures("configured")
 def test_a_load_balancer_is_believed_only_if_it_is_named(own: Stack) -> None:
-    gateway = own.inspect("nginx")["NetworkSettings"]["Networks"][f"{own.name}_frontend"]["Gateway"]
-    own.variables["REAL_IP_FROM"] = f"{gateway},192.0.2.1"
-    own.up()
     path = "/no-such-page/balanced/"
     own.client().get(path, X_Forwarded_For="198.51.100.1, 203.0.113.9, 192.0.2.1")
     for service in ("nginx", "web"):
         assert [line["client"] for line in own.logs(service) if line.get("path") == path] == ["203.0.113.9"]
-    del own.variables["REAL_IP_FROM"]
 
 
 def answers_tls(port: int) -> bool:
@@ -159,7 +158,9 @@ def answers_tls(port: int) -> bool:
         return False
 
 
-def test_a_certificate_that_is_mounted_switches_tls_on(own: Stack, image: str, tmp_path: Path) -> None:
+def test_a_certificate_that_is_mounted_switches_tls_on_and_the_own_secrets_are_back(
+    own: Stack, configured: str, image: str, tmp_path: Path
+) -> None:
     assert not answers_tls(own.tls_port)
     script = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost "
@@ -169,8 +170,11 @@ def test_a_certificate_that_is_mounted_switches_tls_on(own: Stack, image: str, t
     docker("run", "--rm", "--user", "0", "--volume", f"{tmp_path}:/out", "--entrypoint", "sh", image, "-c", script)
     for folder in list(tmp_path.parents)[:2]:
         folder.chmod(0o755)
+    for name in (*SET, "REAL_IP_FROM"):
+        del own.variables[name]
     own.variables |= {"TLS_DIR": str(tmp_path), "HTTPS_ONLY": "true"}
     own.up()
+    assert own.exec("web", *SECRET_KEY) == configured
 
     trusting = ssl.create_default_context(cafile=str(tmp_path / "tls.crt"))
     link = http.client.HTTPSConnection("localhost", own.tls_port, context=trusting, timeout=PATIENCE)

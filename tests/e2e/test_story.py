@@ -1,4 +1,4 @@
-"""The README's story on one machine: up, a change, deploy, a look at the board, rollback. With nothing to configure."""
+"""The README's story on one machine, with nothing to configure: up, deploy, the board, rollback, a bad release."""
 
 import os
 import re
@@ -41,6 +41,19 @@ def board(client: Client) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", card))
 
 
+def commit(stack: Stack, change: str) -> str:
+    """Commits a change of the code, and returns the commit as git abbreviates it."""
+    with (stack.folder / "manage.py").open("a") as file:
+        file.write(f"# {change}\n")
+    git(stack, "commit", "--all", "--quiet", "--message", change)
+    return git(stack, "rev-parse", "--short=7", "HEAD")
+
+
+def live(stack: Stack) -> str:
+    """The version that answers."""
+    return str(stack.client().get("/health/").json()["version"])
+
+
 def run(stack: Stack, *words: str) -> str:
     done = stack.run(*words)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -69,46 +82,59 @@ def test_the_readmes_story(own: Stack) -> None:
     assert re.search(r"0\.9\.1 .*succeeded", listed) and first in listed, listed
     assert "var" not in git(own, "status", "--porcelain", "--ignored=no")
 
-    # The same version cannot be another build; the version may be left to git
+    # The same version cannot be another build
     with (own.folder / "manage.py").open("a") as file:
         file.write("# another\n")
     done = own.run("deploy", "0.9.1")
     assert done.returncode == 4 and "not from the working tree" in done.stderr, done.stderr
-    git(own, "commit", "--all", "--quiet", "--message", "Another")
-    second = git(own, "rev-parse", "--short=7", "HEAD")
-    run(own, "deploy", "--watch", "3")
-    assert client.get("/health/").json()["version"].startswith(second[:7])
 
-    assert "0.9.1: succeeded" in run(own, "rollback", "--reason", "Pictures are lost")
-    assert client.get("/health/").json()["version"] == "0.9.1"
+    assert re.search(rf"{first}\S*: succeeded", run(own, "rollback", "--reason", "Pictures are lost"))
+    assert live(own).startswith(first)
     assert "rollback" in run(own, "deployments")
     assert not list((own.folder / "var").glob("unrecorded/*"))
+
+
+def test_a_release_that_does_not_start_is_left_and_nobody_notices(own: Stack) -> None:
+    client, was = own.client(), live(own)
+    client.sign_up()
+    file = own.folder / "gunicorn.conf.py"
+    whole = file.read_text()
+    file.write_text(f"{whole}\nraise SystemExit('broken on purpose')\n")
+    with Load(keep_alive(own, client), rate=30) as load:
+        done = own.run("deploy", "0.9.2")
+    file.write_text(whole)
+    say(f"a bad release: {load}")
+    assert done.returncode == 5 and "broken on purpose" in done.stdout, done.stdout + done.stderr
+    assert not load.failed and live(own) == was
+    assert re.search(r"0\.9\.2 .*failed", run(own, "deployments"))
+    assert "0.9.2" in (shown := board(client)) and was in shown, shown
 
 
 def test_up_brings_two_colours_back_to_one(own: Stack) -> None:
     client = own.client()
     client.sign_up()
+    second = commit(own, "Another")
     with Load(keep_alive(own, client), rate=30) as load:
         run(own, "up")
     say(f"back to one: {load}")
     assert not load.failed
     assert own.exec("nginx", "readlink", "/run/web/current.sock").strip() == "web.sock"
     assert sorted(own.compose("ps", "--services", "--status", "running").split()) == ["db", "nginx", "redis", "web"]
-    live = client.get("/health/").json()["version"]
-    assert live in run(own, "deployments").splitlines()[1]
+    assert live(own).startswith(second) and live(own) in run(own, "deployments").splitlines()[1]
 
 
 def test_after_a_stop_the_stack_comes_back_and_what_it_runs_is_recorded(own: Stack) -> None:
-    run(own, "deploy", "0.9.2", "--watch", "3")
+    third = commit(own, "A third")
+    run(own, "deploy", "--watch", "3")  # the version is left to git
+    assert live(own).startswith(third)
     run(own, "down")
     run(own, "up")
-    live = own.client().get("/health/").json()["version"]
-    assert live in run(own, "deployments").splitlines()[1]
-    assert docker("image", "inspect", f"{LABEL}:{live}")  # what can be rolled back to
+    assert live(own).startswith(third) and live(own) in run(own, "deployments").splitlines()[1]
+    assert docker("image", "inspect", f"{LABEL}:{live(own)}")  # what can be rolled back to
 
 
 def test_what_cannot_be_deployed_is_one_line_and_touches_nothing(own: Stack) -> None:
-    was = own.client().get("/health/").json()["version"]
+    was = live(own)
     for words, code, told in (
         (("deploy", "a b"), 2, "is not a valid version"),
         (("deploy", "--dry-run"), 2, "cannot be combined"),
@@ -117,4 +143,4 @@ def test_what_cannot_be_deployed_is_one_line_and_touches_nothing(own: Stack) -> 
     ):
         done = own.run(*words)
         assert (done.returncode, told in done.stderr) == (code, True), done.stdout + done.stderr
-    assert own.client().get("/health/").json()["version"] == was
+    assert live(own) == was

@@ -145,7 +145,15 @@ def scrape(app: Gunicorn) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("sync", 4), ("gthread", 2)])
+@pytest.mark.parametrize(
+    ("kind", "workers"),
+    [
+        ("sync", 4),
+        ("gthread", 2),
+        pytest.param("sync", 2, marks=pytest.mark.full),
+        pytest.param("gthread", 4, marks=pytest.mark.full),
+    ],
+)
 def test_the_scrape_counts_the_requests_sent_through_recycling_reload_and_kill(
     own_postgres: Postgres, own_redis: Redis, seed: int, kind: str, workers: int
 ) -> None:
