@@ -1,4 +1,4 @@
-"""tests/support/kubectl.py answers as the real kubectl does, to all that manage.py deploy says to it."""
+"""The doubles of kubectl answer as the real one does, to what manage.py deploy and scripts/rollback.sh say to it."""
 
 import json
 import os
@@ -6,12 +6,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support import gotemplate, kubectl_reads
 from tests.support.cluster import APP, Cluster
 from tests.support.kubectl import EVENTS, Kubectl
+from tests.support.servers import PATIENCE, ROOT
 
 NAMESPACE = "backstagetest1-staging"
 REPO = "registry.example/team/app"
@@ -113,7 +116,68 @@ def answers(quick: bool) -> list[tuple[str, int, str, str]]:
         return found
 
 
-@pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl not found")
+NO_KUBECTL = pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl not found")
+
+
+@NO_KUBECTL
 def test_the_quick_kubectl_answers_as_the_real_one() -> None:
     for quick, real in zip(answers(True), answers(False), strict=True):
         assert quick == real
+
+
+@NO_KUBECTL
+def test_what_rollback_reads_is_what_the_real_kubectl_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a rollback that fails, in one that succeeds, in one between colours, and in a list."""
+    kubectl, quickly, compared = shutil.which("kubectl"), kubectl_reads.answer, []
+    kubectl_reads.install(tmp_path)
+
+    def both(cluster: Cluster, said: list[str]) -> str | None:
+        before = quickly(cluster, list(said))
+        if before is None:
+            return None
+        env = os.environ | {"KUBECONFIG": cluster.kubeconfig}
+        real = subprocess.run([str(kubectl), *said], env=env, capture_output=True, text=True)
+        # Between the two questions the cluster may have moved on.
+        compared.append((said, real.stdout, real.stderr, {before, quickly(cluster, list(said))}))
+        return before
+
+    monkeypatch.setattr(kubectl_reads, "answer", both)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    for colour in ("", "blue"):
+        with Cluster() as cluster:
+            cluster.service(colour)
+            cluster.becomes[f"{REPO}:0"] = "crash"
+            for name in (f"{APP}-green", f"{APP}-blue") if colour else (APP, APP, APP):
+                number = len(cluster.all("replicasets"))
+                notes = {"cause": f'"{number}"\t\x7f\u00a0é', "good": str(number)}
+                cluster.deploy(name, f"{REPO}:{number}", replicas=1, **notes)
+            calls = [["--list"], ["--previous", "--yes"], ["0", "--yes", "--timeout", "5"]]
+            for words in calls:
+                env = os.environ | {"KUBECONFIG": cluster.kubeconfig, "PATH": path, "LEDGER_URL": ""}
+                subprocess.run(
+                    [ROOT / "scripts" / "rollback.sh", *words], env=env, capture_output=True, timeout=PATIENCE
+                )
+    assert len(compared) > 50
+    for said, out, err, quick in compared:
+        assert out in quick and not err, said
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("{{range .list}}{{.}},{{else}}none{{end}}{{range .none}}{{else}} none{{end}}", "a,b, none"),
+        ('{{- $x := .map.key -}}  {{with .map}}{{$x}}{{.key}}{{$.one}}{{end}} {{- " end" }}', "vv1 end"),
+        ('{{if and (eq .map.key "v") (not .none)}}yes{{else}}no{{end}} {{(index .list 1)}}', "yes b"),
+        ('{{.none}} {{print (index .map "none")}} {{or .none .one}} {{.none.of.it}}', "<no value> <nil> 1 <no value>"),
+        ('{{printf "%q" .text}}{{"\\x1f"}}', '"\\"\\n\\x00\\u00a0é"\x1f'),
+    ],
+)
+def test_a_go_template_is_rendered_as_documented(template: str, shown: str) -> None:
+    data = {"list": ["a", "b"], "map": {"key": "v"}, "one": 1, "text": '"\n\0\u00a0é'}
+    assert gotemplate.render(template, data) == shown
+
+
+@pytest.mark.parametrize("template", ["{{template}}", "{{len .list}}", "{{.list}}", "{{if .a}}", "{{eq .none .one}}"])
+def test_a_go_template_that_is_not_known_is_not_guessed(template: str) -> None:
+    with pytest.raises(gotemplate.Unsupported):
+        gotemplate.render(template, {"list": ["a"], "one": 1, "a": True})

@@ -21,6 +21,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from ledger.models import Deployment
 from settings.text import clean
+from tests.support import kubectl_reads
 from tests.support.cluster import APP, Cluster, Refusal
 from tests.support.ledgers import deployed, release, token
 from tests.support.servers import PATIENCE, ROOT, eventually
@@ -40,12 +41,17 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def short_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The script pauses for a second before it looks again, while the pods here need a fraction of that."""
-    program = tmp_path / "sleep"
+def quick_programs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """The script pauses for a second before it looks again, while the pods here need a fraction of that. And what it
+    reads comes without a process of kubectl's for each question.
+    """
+    folder = tmp_path_factory.mktemp("programs")
+    if not full:
+        kubectl_reads.install(folder)
+    program = folder / "sleep"
     program.write_text(f"#!/bin/sh\nexec {shutil.which('sleep')} 0.25\n")
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 @pytest.fixture

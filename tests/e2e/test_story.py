@@ -15,7 +15,7 @@ from tests.support.servers import ROOT
 def own(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A clone with a git history of one commit, which nobody has started yet."""
     folder = clone(tmp_path_factory.mktemp("story"))
-    stack = Stack(folder, "story", f"{LABEL}:story")  # it is built here: `image` is there for the build's cache
+    stack = Stack(folder, "story", f"{LABEL}:latest")  # it is built here: `image` is there for the build's cache
     stack.use(LABEL)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     for words in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message", "The first commit")):

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support import kubectl_reads
+
 APP = "backstagetest1"
 REVISION = "deployment.kubernetes.io/revision"
 NOT_COPIED = {REVISION, "kubectl.kubernetes.io/last-applied-configuration"}
@@ -532,6 +534,20 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
+
+    def do_KUBECTL(self) -> None:
+        """A question of scripts/rollback.sh: a number of words and the words, each ended by a NUL."""
+        count, said = int(self.word()), []
+        for _ in range(count):
+            said.append(self.word())
+        found = None if self.cluster.down() else kubectl_reads.answer(self.cluster, said)
+        self.wfile.write(b"unknown\n" if found is None else b"known\n" + found.encode())
+
+    def word(self) -> str:
+        letters = bytearray()
+        while (letter := self.rfile.read(1)) not in (b"\0", b""):
+            letters += letter
+        return letters.decode()
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = respond
 
