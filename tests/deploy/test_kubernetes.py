@@ -610,6 +610,9 @@ def test_the_lock_shows_who_holds_it_and_may_be_broken(rolling: Apps) -> None:
     cluster = rolling.cluster
     words = ("-e", "staging")
     assert command("lock", "status", *words)[0] == 0
+    for wrong in (("acquire",), ("status", "--reason", "Move"), ("release", "--reason", "Move")):
+        code, _, said = command("lock", *wrong, *words)
+        assert code == 2 and "--reason" in said
     held(cluster, "bob@laptop", purpose="deploy of 4")
     code, (event,), _ = command("lock", "status", *words)
     assert code == 3 and event.items() >= {"locked": True, "holder": "bob@laptop", "reason": "deploy of 4"}.items()
