@@ -83,6 +83,7 @@ control_socket_disable = True
 
 
 metrics_dir = setting(env.text, "METRICS_DIR", "")  # not gunicorn's, which ignores names that it does not know
+close_file = setting(env.text, "CLOSE_CONNECTIONS_FILE", "")  # nor is this
 
 
 def on_starting(server: Any) -> None:
@@ -105,6 +106,26 @@ def post_fork(server: Any, worker: Any) -> None:
     from metrics import store
 
     store.lease()
+
+
+def pre_request(worker: Any, request: Any) -> None:
+    """Closes the connection after the answer while new connections lead elsewhere: to the colour that has the traffic,
+    or to other instances than this draining one. Nothing else moves clients that keep theirs.
+
+    Through the request, because gunicorn drops a Connection header that the app sets.
+    """
+    from health.draining import draining
+
+    if left() or draining():
+        request.force_close()
+
+
+def left() -> bool:
+    """Whether the traffic has left this instance: the file CLOSE_CONNECTIONS_FILE is not empty."""
+    try:
+        return bool(close_file) and os.stat(close_file).st_size > 0
+    except OSError:
+        return False
 
 
 def on_exit(server: Any) -> None:

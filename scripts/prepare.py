@@ -53,6 +53,7 @@ def point() -> None:
         (SOCKETS / ".next").unlink(missing_ok=True)
         (SOCKETS / ".next").symlink_to("web.sock")
         os.replace(SOCKETS / ".next", name)
+        (SOCKETS / "web.close").unlink(missing_ok=True)  # the mark that the traffic had left it
 
 
 copy()

@@ -367,10 +367,12 @@ class Compose:
     def point(self, colour: str) -> None:
         """Gives the colour the name current.sock, by rename(2): a crash leaves one of the two with the traffic.
 
-        Raises StepFailed.
+        The one that is left is marked before that, so that it closes nginx's connections as it answers, and no crash
+        can leave clients on them. Raises StepFailed.
         """
         script = (
-            'cd /run/web; [ "$1" = "$2" ] || { ln -sfn "$1.sock" .previous; mv -fT .previous previous.sock; }; '
+            'cd /run/web; rm -f "$2.close"; '
+            '[ "$1" = "$2" ] || { ln -sfn "$1.sock" .previous; mv -fT .previous previous.sock; echo >"$1.close"; }; '
             'ln -sfn "$2.sock" .next; mv -fT .next current.sock'
         )
         words = ("sh", "-euc", script, "-", self.pointer("current"), colour)

@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +81,73 @@ def test_a_log_line_of_the_app_has_the_requests_id(server: Gunicorn) -> None:
         return [text for text in server.log.splitlines() if "test-app-line" in text and '"django.request"' in text]
 
     assert json.loads(eventually(warned)[0])["level"] == "WARNING"
+
+
+@pytest.fixture(scope="module")
+def leaving(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gunicorn, Path, Path]]:
+    """A server with the files that move its clients elsewhere: the traffic has left it, it drains."""
+    folder = tmp_path_factory.mktemp("leaving")
+    left, drain = folder / "close-connections", folder / "drain"
+    with Gunicorn(CLOSE_CONNECTIONS_FILE=str(left), HEALTH_DRAIN_FILE=str(drain), APP_VERSION="1.4.0") as server:
+        yield server, left, drain
+
+
+def kept(links: list[http.client.HTTPConnection], method: str = "GET") -> int:
+    """How many of these connections, after an answer over each, are still the same and open."""
+    count = 0
+    for link in links:
+        sock = link.sock
+        link.request(method, "/accounts/login/" if method == "POST" else "/health/live/", b"a=b" * (method == "POST"))
+        response = link.getresponse()
+        response.read()
+        assert response.will_close == (response.headers["Connection"] == "close")
+        count += link.sock is sock is not None  # http.client has closed it already if it was told to
+    return count
+
+
+@pytest.mark.parametrize("which", [1, 2], ids=["left", "draining"])
+def test_a_server_that_the_traffic_leaves_closes_every_kept_connection_with_its_next_answer(
+    leaving: tuple[Gunicorn, Path, Path], which: int
+) -> None:
+    """In every worker, for GET and POST, and only for as long as the file says so."""
+    server, file = leaving[0], leaving[which]
+    leaving[1].write_text("")  # as the downward API writes an annotation that the pod does not have
+    links = []
+    for other in eventually(lambda: len(found := server.workers()) == 2 and found):  # two connections to each worker
+        os.kill(other, signal.SIGSTOP)
+        for _ in range(2):
+            links.append(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE))
+            kept(links[-1:])
+        os.kill(other, signal.SIGCONT)
+    assert kept(links) == kept(links, "POST") == 4
+    file.write_text("2026-03-01T12:00:00Z")
+    assert kept(links[::2]) == kept(links[1::2], "POST") == 0
+    assert kept(links) == 0, "a new connection gets one answer as well"
+    with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as link, link.makefile("rb") as answer:
+        link.sendall(b"GET /health/live/ HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"Connection: close" in answer.read(), "the server itself closes it, or there would be no end"
+    file.unlink()
+    kept(links)
+    assert kept(links) == 4
+    for link in links:
+        link.close()
+
+
+def test_every_answer_says_which_release_gave_it(leaving: tuple[Gunicorn, Path, Path]) -> None:
+    asset = next(path for path in Path(os.environ["STATIC_ROOT"]).rglob("*.css"))
+    for path, status in (
+        ("/", 200),
+        ("/health/", 200),
+        ("/health/live/", 200),
+        ("/metrics", 200),
+        ("/nowhere/", 404),
+        ("/accounts/profile/", 302),
+        ("/api/nothing", 404),
+        (f"/static/{asset.relative_to(os.environ['STATIC_ROOT'])}", 200),
+    ):
+        response = get(leaving[0], path)
+        assert (response.status, response.headers["App-Version"]) == (status, "1.4.0"), path
+    assert get(leaving[0], "/", Host="elsewhere.example").headers["App-Version"] == "1.4.0"
 
 
 def test_on_sigterm_it_ends_cleanly_and_soon() -> None:

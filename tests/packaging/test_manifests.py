@@ -162,7 +162,7 @@ def meets_the_restricted_standard(objects: tuple[Object, ...]) -> None:
         assert of_pod["runAsUser"] == of_pod["runAsGroup"] == int(dockerfile("USER").partition(":")[0]), name
         assert own["allowPrivilegeEscalation"] is False and own["capabilities"] == {"drop": ["ALL"]}, name
         assert "privileged" not in own and not any("hostPort" in port for port in container.get("ports", [])), name
-        allowed = {"configMap", "emptyDir", "persistentVolumeClaim", "secret", "projected"}
+        allowed = {"configMap", "downwardAPI", "emptyDir", "persistentVolumeClaim", "secret", "projected"}
         assert all(set(each) - {"name"} <= allowed for each in pod["volumes"]), name
         # And what it does not ask for
         assert own["readOnlyRootFilesystem"] is True and pod["automountServiceAccountToken"] is False, name
@@ -567,7 +567,7 @@ def test_the_migrate_job_of_a_release_runs_wherever_there_is_room() -> None:
     meets_the_restricted_standard((job,))
     pod = job["spec"]["template"]["spec"]
     assert database_secret(pod["containers"][0]) == f"{APP}-migrate"
-    assert "affinity" not in pod and {each["name"] for each in pod["volumes"]} == {"tmp", "metrics"}
+    assert "affinity" not in pod and {each["name"] for each in pod["volumes"]} == {"tmp", "metrics", "podinfo"}
     assert not selected((job,), only(render("staging"), "Deployment")["spec"]["selector"])  # no traffic for it
 
 
