@@ -21,6 +21,7 @@ readonly LEASE=backstagetest1-deploy LEASE_SECONDS=60
 readonly GOOD=backstagetest1/verified-good BAD=backstagetest1/withdrawn BEFORE=backstagetest1/before
 readonly SCHEMA_BREAK=backstagetest1/schema-break LIVE_SINCE=backstagetest1/live-since
 readonly PACE=backstagetest1/pace # minReadySeconds, maxSurge and maxUnavailable as they are to be again
+readonly CLOSE=backstagetest1/close-connections # of pods; the others are of Deployments
 readonly BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
 readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
 readonly LOST_LOG='unable to retrieve container logs' # printed like a log once the kubelet has removed the container
@@ -698,10 +699,23 @@ set_pace() { # set_pace DEPLOYMENT PACE JSON: the last is the annotation that sa
   )"
 }
 int_or_percent() { if [[ $1 == *% ]]; then json "$1"; else printf '%s' "$1"; fi; }
-switch_traffic() { # switch_traffic COLOUR: also records since when that colour is live
+switch_traffic() { # switch_traffic COLOUR: also records since when that colour is live, and moves the clients
+  local left=$colour
+  if [[ $1 == "$colour" ]]; then left=$idle_colour; fi
   change annotate deployment "$APP-$1" --overwrite "$LIVE_SINCE=$(now)" ||
     warn "Could not mark deployment/$APP-$1 as live"
-  select_colour $APP "$1"
+  # No selector moves connections that clients keep: the pods close them with their next answers. The mark comes first,
+  # so that an interruption leaves no client on the wrong pods.
+  if ! annotate_pods "$1" "$CLOSE-" || ! annotate_pods "$left" "$CLOSE=$(now)"; then
+    warn "Could not mark the pods of $left; clients that keep their connections may stay on them"
+  fi
+  if ! select_colour $APP "$1"; then
+    annotate_pods "$left" "$CLOSE-" || true
+    return 1
+  fi
+}
+annotate_pods() { # annotate_pods COLOUR ANNOTATION
+  change annotate pods -l "app=$APP,colour=$1" --overwrite "$2"
 }
 select_colour() { # select_colour SERVICE COLOUR
   change patch service "$1" --type=merge -p "{\"spec\":{\"selector\":{\"colour\":$(json "$2")}}}"

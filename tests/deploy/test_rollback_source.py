@@ -36,6 +36,7 @@ def test_both_languages_give_up_on_the_same_waiting_reasons() -> None:
         ("LIVE_SINCE", objects.LIVE),
         ("CAUSE", objects.CAUSE),
         ("PACE", objects.PACE),
+        ("CLOSE", objects.CLOSE),
         ("LOST_LOG", objects.GONE),
         ("LEASE", f"{objects.APP}-deploy"),
         ("LEASE_SECONDS", str(locks.SECONDS)),

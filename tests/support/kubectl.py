@@ -173,10 +173,16 @@ class Call:
         return self.line(kind, name, "patched")
 
     def annotate(self) -> str:
-        kind, name = self.names.pop(0).split("/")
-        notes = dict(note.split("=", 1) for note in self.names)
-        self.request("PATCH", self.path(kind, name), json.dumps({"metadata": {"annotations": notes}}), PATCHES["merge"])
-        return self.line(kind, name, "annotated")
+        kind, *named = self.names.pop(0).split("/")
+        notes = {name: value if sign else None for name, sign, value in (note.partition("=") for note in self.names)}
+        patch = json.dumps({"metadata": {"annotations": {name.removesuffix("-"): notes[name] for name in notes}}})
+        if not named:
+            found = self.request("GET", self.path(kind), labelSelector=self.options.pop("--selector"))
+            named = [each["metadata"]["name"] for each in found["items"]]
+            kind = kind.removesuffix("s")
+        for name in named:
+            self.request("PATCH", self.path(kind, name), patch, PATCHES["merge"])
+        return "".join(self.line(kind, name, "annotated") for name in named)
 
     def scale(self) -> str:
         kind, name = self.names[0].split("/")

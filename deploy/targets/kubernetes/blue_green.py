@@ -3,9 +3,10 @@
 import json
 
 from deploy.targets.base import Progress
-from deploy.targets.kubernetes.cluster import Kubernetes
+from deploy.targets.kubernetes.cluster import Kubernetes, error_of
 from deploy.targets.kubernetes.objects import (
     APP,
+    CLOSE,
     COLOURS,
     LIVE,
     Snapshot,
@@ -51,20 +52,44 @@ class BlueGreen(Kubernetes):
         if image_of(template(live)) == self.image and interrupted(live):
             self.colour = active
             return f"{active} has the traffic of service/{APP} already"
+        self.keep_connections(active)  # which a switch that was interrupted may have ended
         self.colour = other(active)
         self.preview(self.colour)
         return self.roll_out(f"{APP}-{self.colour}", timeout, tell, replicas=live["spec"].get("replicas", 1))
 
     def switch(self, timeout: float, tell: Progress) -> str:
-        """Points the Service at the release's colour. Returns a note. Raises StepFailed."""
+        """Points the Service at the release's colour, and has the other one close the connections that clients keep
+        to it, which no selector moves. Returns a note. Raises StepFailed.
+
+        The pods are marked before the selector moves, so that an interruption leaves no client on the wrong ones: until
+        it moves, clients whose connections are closed come back to the same colour.
+        """
         was = self.snapshot().colour()
+        why = self.keep_connections(self.colour) or self.close_connections(other(self.colour))
+        note = f"; clients that keep their connections may stay on {other(self.colour)}: {why}" if why else ""
         if was == self.colour:
-            return f"{was} has the traffic of service/{APP} already"
+            return f"{was} has the traffic of service/{APP} already{note}"
         self.kubectl("annotate", f"deployment/{APP}-{self.colour}", "--overwrite", f"{LIVE}={now()}")
         patch = json.dumps({"spec": {"selector": {"colour": self.colour}}})
         self.kubectl("patch", "service", APP, "--type", "merge", "--patch", patch)
         self.preview(was)
-        return f"service/{APP} from {was} to {self.colour}"
+        return f"service/{APP} from {was} to {self.colour}{note}"
+
+    def close_connections(self, colour: str) -> str:
+        """Has each pod of the colour close every connection with its next answer. Returns why not; empty if it does."""
+        return self.annotate_pods(colour, f"{CLOSE}={now()}")
+
+    def keep_connections(self, colour: str) -> str:
+        """Ends what close_connections() began. Returns why not; empty if it does."""
+        return self.annotate_pods(colour, f"{CLOSE}-")
+
+    def annotate_pods(self, colour: str, note: str) -> str:
+        """Sets or removes an annotation of the colour's pods. Returns what kubectl says if it cannot. A Service with
+        traffic is worth more than this mark, so nothing fails for it. Raises StepFailed if kubectl is not found or
+        times out.
+        """
+        done = self.try_kubectl("annotate", "pods", "--selector", f"app={APP},colour={colour}", "--overwrite", note)
+        return error_of(done) if done.returncode else ""
 
     def preview(self, colour: str) -> None:
         """Points the preview Service, where there is one, at the colour without traffic."""
@@ -76,7 +101,10 @@ class BlueGreen(Kubernetes):
         that is live then. Raises StepFailed.
         """
         snapshot = self.snapshot()
-        return self.version_in(snapshot) if snapshot.colour() != self.colour else super().roll_back(reason, tell)
+        if snapshot.colour() == self.colour:
+            return super().roll_back(reason, tell)
+        self.keep_connections(snapshot.colour())  # which a switch that failed half-way may have ended
+        return self.version_in(snapshot)
 
     def cleanup(self) -> None:
         """Stops the release's pods, unless they have the traffic. Raises StepFailed."""

@@ -22,6 +22,10 @@ LIVE = f"{APP}/live-since"  # when the revision last became live: RFC 3339, UTC
 PACE = f"{APP}/pace"  # minReadySeconds, maxSurge and maxUnavailable, which rollback.sh restores once it is done
 CAUSE = "kubernetes.io/change-cause"
 
+# Annotation of a pod: since when it closes each connection with its next answer. The pod reads it as a file.
+# https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
+CLOSE = f"{APP}/close-connections"
+
 MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' owner
 MIGRATE_CAUSE = "migrate for "  # how the cause of a migrate Job that the deployer made begins
 MIGRATION_TIMEOUT = 1800  # seconds that a migrate Job may run
