@@ -50,5 +50,9 @@ class NoAnswer(StepFailed):
     """What the release runs on has not answered for as long as reads are repeated. Nothing is known of the release."""
 
 
+class Unseen(Exception):
+    """The release is live and nothing is wrong with it, but too few answers came from it to call it good."""
+
+
 class LockLost(Exception):
     """Somebody has broken this run's lock. Another deployment may be at work, so nothing more is touched."""

@@ -1,17 +1,20 @@
 """Probe traffic: requests to the environment's own address while a release is being changed, as a visitor sends them.
 
 One keep-alive connection reads a page and one sends a form, as these fail in different ways: a proxy may retry a GET by
-itself, and never a POST. Nothing is retried here; what fails is counted.
+itself, and never a POST. Others read a page over a new connection each time, as a switch moves new connections first.
+Nothing is retried here; what fails is counted, and which release answered.
 """
 
 import http.client
+import math
 import re
 import ssl
 import statistics
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 RATE = 5  # requests a second on each connection
@@ -19,18 +22,36 @@ TIMEOUT = 10.0  # seconds for an answer
 READ, SEND, FORM = "/", "/accounts/logout/", "/accounts/login/"  # signing out nobody: changes nothing, is not limited
 GOOD = (200, 302)
 SLOW = 2.0  # seconds after which a visitor notices
+RELEASE = "App-Version"  # the header in which an answer names the release that gave it
+
+
+class Source(NamedTuple):
+    """Where an answer came from: the release, empty if it did not say, over a connection that was kept or a new one."""
+
+    release: str
+    kept: bool
+
+
+class Sample(NamedTuple):
+    """One request: when it ended by the monotonic clock, whether it failed, seconds, who answered if anybody did."""
+
+    at: float
+    failed: bool
+    took: float
+    source: Source | None
 
 
 class Traffic:
     """Runs from start() to stop(). `total` counts requests, `failed` those that failed and `slow` those that took over
-    SLOW seconds and did not; `first` describes the first failure.
+    SLOW seconds and did not; `first` describes the first failure, and `answers` counts answers by their source.
     """
 
     def __init__(self, url: str) -> None:
         self.parts = urlsplit(url)
         self.total = self.failed = self.slow = 0
         self.first = ""
-        self.recent: deque[tuple[float, bool, float]] = deque(maxlen=1000)  # when, whether it failed, seconds
+        self.answers: Counter[Source] = Counter()
+        self.recent: deque[Sample] = deque(maxlen=1000)
         self.counting = threading.Lock()
         self.ending = threading.Event()
         self.threads: list[threading.Thread] = []
@@ -57,14 +78,15 @@ class Traffic:
             link.close()
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', body)
         cookie = re.search(r"((?:__Host-)?csrf(?:token)?=[^;]+)", headers.get("Set-Cookie", ""))
-        jobs: list[tuple[str, str, dict[str, str], str]] = [("GET", READ, {}, "")]
+        jobs: list[tuple[str, str, dict[str, str], str, bool]] = [("GET", READ, {}, "", True)]
+        jobs.append(("GET", READ, {"Connection": "close"}, "", False))
         if token and cookie:
             sent = {
                 "Cookie": cookie[1],
                 "Content-Type": "application/x-www-form-urlencoded",
                 "Referer": f"{self.parts.geturl()}{FORM}",  # Django wants one over TLS
             }
-            jobs.append(("POST", SEND, sent, f"csrfmiddlewaretoken={token[1]}"))
+            jobs.append(("POST", SEND, sent, f"csrfmiddlewaretoken={token[1]}", True))
         for job in jobs:
             thread = threading.Thread(target=self.run, args=job, daemon=True)
             thread.start()
@@ -81,9 +103,23 @@ class Traffic:
         """Of the last `seconds`: how many requests failed, of how many, and their median latency in seconds."""
         since = time.monotonic() - seconds
         with self.counting:
-            found = [(failed, took) for at, failed, took in self.recent if at >= since]
-        times = [took for _, took in found]
-        return sum(failed for failed, _ in found), len(found), statistics.median(times) if times else 0.0
+            found = [each for each in self.recent if each.at >= since]
+        times = [each.took for each in found]
+        return sum(each.failed for each in found), len(found), statistics.median(times) if times else 0.0
+
+    def sources(self, seconds: float = math.inf) -> Counter[Source]:
+        """How many answers came from where: all of them, or those of the last `seconds`."""
+        since = time.monotonic() - seconds
+        with self.counting:
+            if math.isinf(seconds):
+                return Counter(self.answers)
+            return Counter(each.source for each in self.recent if each.source and each.at >= since)
+
+    def last_from_others(self, release: str, since: float) -> float:
+        """How many seconds after `since`, by the monotonic clock, anybody but the release last answered; else 0."""
+        with self.counting:
+            times = [each.at for each in self.recent if each.source and each.source.release != release]
+        return max(0.0, max(times, default=since) - since)
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection to the site, which the first request opens."""
@@ -104,23 +140,31 @@ class Traffic:
             link.close()
         return response.status, response.headers, text
 
-    def run(self, method: str, path: str, headers: dict[str, str], body: str) -> None:
-        """Sends this request RATE times a second until stop(), over one connection, and counts. Runs in a thread."""
+    def run(self, method: str, path: str, headers: dict[str, str], body: str, kept: bool) -> None:
+        """Sends this request RATE times a second until stop(), over one connection that is kept or a new one each time,
+        and counts. Runs in a thread.
+        """
         link, due = self.connect(), time.monotonic()
         while not self.ending.wait(max(0.0, due - time.monotonic())):
             due = max(due + 1 / RATE, time.monotonic() - 1)  # what a slow answer delays is not made up for in a burst
-            said, began = "", time.monotonic()
+            said, source, began = "", None, time.monotonic()
             try:
-                status, _, _ = self.request(link, method, path, headers, body)
+                status, told, _ = self.request(link, method, path, headers, body)
+                # With an Age (RFC 9111, section 5.1) it came from a cache, and says who answered somebody else.
+                source = Source("" if "Age" in told else told.get(RELEASE, ""), kept)
                 if status not in GOOD:
                     said = f"answered {status}"
             except (OSError, http.client.HTTPException) as error:
                 link.close()
                 said = str(error) or type(error).__name__
+            if not kept:
+                link.close()
             with self.counting:
                 self.total += 1
-                self.recent.append((time.monotonic(), bool(said), time.monotonic() - began))
-                self.slow += not said and self.recent[-1][2] > SLOW
+                self.recent.append(Sample(time.monotonic(), bool(said), time.monotonic() - began, source))
+                self.slow += not said and self.recent[-1].took > SLOW
+                if source:
+                    self.answers[source] += 1
                 if said:
                     self.failed += 1
                     self.first = self.first or f"{method} {path} {said}"

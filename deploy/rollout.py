@@ -12,14 +12,15 @@ proves bad is rolled back once: the previous one gets the traffic before the bad
 import math
 import time
 from abc import ABC
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from deploy import probe_traffic, smoke, watch
 from deploy.console import Output
-from deploy.errors import DeployRefused, ExitCode, LockHeld, LockLost, NoAnswer, StepFailed
-from deploy.probe_traffic import Traffic
+from deploy.errors import DeployRefused, ExitCode, LockHeld, LockLost, NoAnswer, StepFailed, Unseen
+from deploy.probe_traffic import Source, Traffic
 from deploy.recorder import Recorder
 from deploy.shell import last_line
 from deploy.targets.base import RollbackScript, Target
@@ -27,6 +28,8 @@ from ledger import steps
 
 PROMOTION_CHECK, LOCK = "promotion check", "lock"  # steps of the run, which the ledger has no rows for
 RETRY = 1.0  # seconds between two attempts to get the lock
+ALONE = 2.0  # seconds in which the release alone must have answered the probe traffic, for a switch to be done
+MOVING = 15.0  # seconds to wait for that
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Run(ABC):
         self.counters = watch.Counters()  # of the live release, when the run began
         self.baseline = math.nan  # p95 latency of the live release in seconds; NaN if unknown
         self.before = ""  # the version that was live when the run began
+        self.earlier: Counter[Source] = Counter()  # the answers from outside that came before the switch
         self.switched = False  # whether the release has, or may have, traffic
         self.touched = False  # whether anything may have been changed
         self.at = PROMOTION_CHECK
@@ -94,7 +98,7 @@ class Run(ABC):
         try:
             self.ship()
             return self.settle()
-        except LockLost as error:
+        except (LockLost, Unseen) as error:
             return self.end("failed", ExitCode.NEEDS_OPERATOR, str(error))
         except NoAnswer as error:  # no evidence against the release, and nothing could be rolled back either
             return self.end(
@@ -133,7 +137,7 @@ class Run(ABC):
         self.step(steps.SWITCH, self.switch)
 
     def settle(self) -> int:
-        """Watches the release under traffic and marks it as good. Raises StepFailed and LockLost."""
+        """Watches the release under traffic and marks it as good. Raises StepFailed, LockLost and Unseen."""
         if self.options.watch > 0:
             self.step(steps.WATCH, self.watch)
         self.step(steps.MARK_GOOD, self.mark_good)
@@ -186,7 +190,7 @@ class Run(ABC):
             self.recorder.step(name, "running")
         try:
             note = act()
-        except (StepFailed, DeployRefused) as error:
+        except (StepFailed, DeployRefused, Unseen) as error:
             self.ended(name, "failed", str(error), recorded)
             raise
         except KeyboardInterrupt:
@@ -239,9 +243,35 @@ class Run(ABC):
         return note
 
     def switch(self) -> str:
-        """Gives the release the traffic. Returns a note; empty if there is nothing to switch. Raises StepFailed."""
+        """Gives the release the traffic, and waits until it alone answers. Returns a note; empty if there is nothing to
+        switch. Raises StepFailed.
+        """
         self.switched = True  # or about to be: a switch that fails half-way is rolled back, too
-        return self.target.switch(self.options.timeout, self.look)
+        note = self.target.switch(self.options.timeout, self.look)
+        if not self.traffic.threads:
+            self.traffic.start()  # the site may have failed until now
+        return f"{note}; {self.follow(self.options.version, self.look)}" if note else ""
+
+    def follow(self, version: str, tell: Callable[[str], None]) -> str:
+        """Waits until the version alone answers the probe traffic, over kept and over new connections, for MOVING
+        seconds at most. Returns who answered since, as a note. Raises what `tell` raises.
+        """
+        if not self.traffic.threads:
+            return "who answers is unknown without probe traffic"
+        began, self.earlier = time.monotonic(), self.traffic.sources()
+        wanted = {Source(version, kept=True), Source(version, kept=False)}
+        while self.traffic.sources(ALONE).keys() != wanted and time.monotonic() - began < MOVING:
+            tell(f"waiting until {version} alone answers")
+            time.sleep(min(0.2, ALONE))
+        answers, recent = self.traffic.sources() - self.earlier, self.traffic.sources(ALONE)
+        after = self.traffic.last_from_others(version, began)
+        self.output.event("answers", version=version, seconds=round(after, 2), answers=by_release(answers))
+        kept, new = (answers.pop(Source(version, kept), 0) for kept in (True, False))
+        who = f"{kept} answers over kept and {new} over new connections came from {version}"
+        who += f", {answers.total()} from {watch.named(answers)}" if answers else ""
+        if recent.keys() != wanted:
+            return f"{version} is not alone in answering the probe traffic after {MOVING:.0f} s: {who}"
+        return f"{version} alone answers the probe traffic after {after:.1f} s: {who}"
 
     def look(self, text: str) -> None:
         """Shows the text. Raises StepFailed once visitors notice a release that gets the traffic bit by bit."""
@@ -257,10 +287,25 @@ class Run(ABC):
             raise StepFailed(f"{against}.", self.target.logs())
 
     def watch(self) -> str:
-        """Watches the release for the seconds of --watch. Returns a note. Raises StepFailed and LockLost."""
-        return watch.watch(
+        """Watches the release for the seconds of --watch. Returns a note. Raises StepFailed and LockLost, and Unseen if
+        nothing is wrong with it but too few answers from outside came from it.
+        """
+        began = time.monotonic()
+        note = watch.watch(
             self.target, self.options.watch, self.baseline, self.traffic, self.target.lock.held, self.output.tell
         )
+        version, url = self.options.version, self.traffic.parts.geturl()
+        if not url:
+            return f"{note}; not seen from outside, as the environment has no url"
+        answers = self.traffic.sources() - self.earlier
+        recent = self.traffic.sources(min(watch.WINDOW, time.monotonic() - began))
+        if why := watch.unseen(answers, recent, version):
+            raise Unseen(
+                f"{version} is live, but not marked as good: {why}. Check that {url} leads to it and that this machine "
+                "can reach it, then run the same command again to watch it once more."
+            )
+        count = sum(number for source, number in answers.items() if source.release == version)
+        return f"{note}, {count} answers from outside"
 
     def mark_good(self) -> str:
         """Marks the release as good. Returns a note. Raises StepFailed."""
@@ -274,7 +319,7 @@ class Run(ABC):
         """
         self.output.note(f"{self.options.version} failed: {why}", "red")
         try:
-            self.step(steps.ROLL_BACK, lambda: f"{self.target.roll_back(why, self.output.tell)} is live")
+            self.step(steps.ROLL_BACK, lambda: self.return_traffic(why))
             self.target.mark_bad(self.options.version)
             self.target.cleanup()
             live = self.target.live_version()
@@ -286,6 +331,13 @@ class Run(ABC):
             self.output.details(error.details)
             return self.end("failed", ExitCode.NEEDS_OPERATOR, f"{why} The rollback failed as well: {error}")
         return self.end("rolled_back" if self.switched else "failed", ExitCode.ROLLED_BACK, f"{why} {live} is live.")
+
+    def return_traffic(self, why: str) -> str:
+        """Gives the traffic back, if the release has it, and waits until the previous one alone answers. Returns a
+        note. Raises StepFailed.
+        """
+        live = self.target.roll_back(why, self.output.tell)
+        return f"{live} is live" + (f"; {self.follow(live, self.output.tell)}" if self.switched else "")
 
     def end(self, result: str, code: int, why: str = "") -> int:
         """Records the result in the ledger, shows it with the count of failed probe requests, and returns `code`."""
@@ -302,6 +354,7 @@ class Run(ABC):
             probe_requests=traffic.total,
             failed_requests=traffic.failed,
             first_failure=traffic.first,
+            answers=by_release(traffic.sources()),
         )
         if why:
             self.output.line(why, "red")
@@ -409,6 +462,8 @@ class ScriptedRollback(Run):
         """Shows what the script printed, and ends with its exit code."""
         outcome, note = "failed" if self.code else "succeeded", last_line(self.said)
         self.output.details(self.said)
+        if not self.code:
+            note = f"{note}; {self.follow(self.options.version, self.output.tell)}"
         self.ended(steps.ROLL_BACK, outcome, note, recorded=True)
         result = {0: "succeeded", int(ExitCode.ROLLED_BACK): "rolled_back"}.get(self.code, "failed")
         return self.end(result, self.code, note if self.code else "")
@@ -418,6 +473,14 @@ class ScriptedRollback(Run):
         code, said = self.script(self.recorder.request.reason, self.options.timeout, True)
         self.output.details(said)
         return code
+
+
+def by_release(answers: Counter[Source]) -> dict[str, dict[str, int]]:
+    """Answers by the release that gave them, over kept and over new connections, for JSON."""
+    found: dict[str, dict[str, int]] = {}
+    for source, number in answers.items():
+        found.setdefault(source.release, {"kept": 0, "new": 0})["kept" if source.kept else "new"] += number
+    return found
 
 
 def rollback(target: Target, recorder: Recorder, output: Output, options: Options) -> Run:

@@ -6,14 +6,14 @@ without needing one. Histograms: https://prometheus.io/docs/practices/histograms
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.errors import LockLost, NoAnswer, StepFailed
-from deploy.probe_traffic import Traffic
+from deploy.probe_traffic import Source, Traffic
 from deploy.targets.base import Progress, Target
 from deploy.targets.probe import PAGES, late, problem
 from health.checks import SERVING
@@ -25,6 +25,7 @@ SLOW, SLOWER = 1.0, 3.0  # limits of the p95 latency: seconds, and times that of
 ENOUGH = 20  # responses in the window, for a percentile to mean anything
 STRIKES = 2  # looks in a row in which a page of the smoke test must fail
 LATE = 5.0  # seconds for which it must fail if it is merely late
+FEWEST_ANSWERS = 20  # from outside, without which a release is not called good
 
 
 @dataclass
@@ -104,6 +105,25 @@ def failures(failed: int, tried: int) -> str:
     if failed >= FEWEST_ERRORS and failed >= ERROR_SHARE * tried:
         return f"{failed} of {tried} probe requests in the last {WINDOW:.0f} s failed"
     return ""
+
+
+def unseen(answers: Counter[Source], recent: Counter[Source], version: str) -> str:
+    """Why the release cannot be called good by the answers that the probe traffic got, as a clause; empty if it can.
+
+    `answers` are all since the switch, and `recent` those of the last WINDOW seconds, or since the watch began.
+    """
+    count = sum(number for source, number in answers.items() if source.release == version)
+    if count < FEWEST_ANSWERS:
+        return f"{count} of {answers.total()} answers from outside came from {version}, fewer than {FEWEST_ANSWERS}"
+    others = Counter({source: number for source, number in recent.items() if source.release != version})
+    if others:
+        return f"{others.total()} of {recent.total()} answers at the end of the watch came from {named(others)}"
+    return ""
+
+
+def named(answers: Counter[Source]) -> str:
+    """The releases that gave these answers."""
+    return ", ".join(sorted({source.release or "a release that does not say which" for source in answers}))
 
 
 def read_counters(target: Target, instances: list[str]) -> Counters:

@@ -24,11 +24,12 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
-from deploy import locks, probe_traffic, shell, watch
+from deploy import locks, probe_traffic, rollout, shell, watch
 from deploy.management import base
 from deploy.targets.kubernetes import objects
 from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.cluster import Kubernetes
+from deploy.targets.kubernetes.objects import CLOSE, annotations
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from ledger import rules
 from ledger.models import Deployment
@@ -66,6 +67,10 @@ class Apps:
         self.lost = 0  # requests by the Ingress that nobody was there for
 
     def answer(self, host: str, path: str) -> tuple[int, str]:
+        return self.reply(host, path)[:2]
+
+    def reply(self, host: str, path: str) -> tuple[int, str, str]:
+        """The status, the body, and the version that answers; empty if nobody does."""
         with self.cluster.lock:
             self.cluster.reconcile()
             if pod := self.cluster.objects.get(("pods", host)):
@@ -75,9 +80,12 @@ class Apps:
                 found = [each for each in self.cluster.all("pods") if is_ready(each) and matches(each, selector)]
                 if not found:
                     self.lost += 1
-                    return 503, ""
+                    return 503, "", ""
         self.turn += 1
         version = image_of(found[self.turn % len(found)]).partition("@")[0].rpartition(":")[2]
+        return *self.page(version, path), version
+
+    def page(self, version: str, path: str) -> tuple[int, str]:
         does = self.does.get(version, "good")
         if does == "broken" and path in (probe_traffic.READ, probe_traffic.SEND):
             return 500, ""
@@ -131,8 +139,9 @@ def apps(
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                code, text = found.answer(self.headers["Host"].partition(":")[0], self.path)
+                code, text, version = found.reply(self.headers["Host"].partition(":")[0], self.path)
                 self.send_response(302 if self.command == "POST" and code == 200 else code)
+                self.send_header(probe_traffic.RELEASE, version)
                 if self.path == probe_traffic.FORM:
                     self.send_header("Set-Cookie", "csrftoken=abc; Path=/")
                 self.send_header("Content-Length", str(len(text)))
@@ -165,6 +174,8 @@ def apps(
             (Kubernetes, "poll_interval", 0.05),
             (watch, "INTERVAL", 0.05),
             (probe_traffic, "RATE", 50),
+            (rollout, "ALONE", 0.2),
+            (watch, "FEWEST_ANSWERS", 2),
         ):
             monkeypatch.setattr(module, name, value)
         return found
@@ -300,10 +311,16 @@ def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> N
     assert cluster.objects["deployments", f"{APP}-blue"]["spec"]["replicas"] == 2
     assert cluster.objects["deployments", f"{APP}-green"]["metadata"]["annotations"][GOOD] == "3"
     assert (row().status, row().failed_requests) == ("succeeded", 0) and colours.lost == 0
+    told = next(each for each in events if each["event"] == "answers")
+    assert told["version"] == "3" and min(told["answers"]["3"].values()) > 0 and "3 alone answers" in said
+    closing = {pod["metadata"]["labels"]["colour"] for pod in cluster.all("pods") if CLOSE in annotations(pod)}
+    assert closing == {"blue"}, "clients that keep their connections go, too"
     deployed("staging", "2", at=timezone.now() - timedelta(days=1))  # as the ledger would have it
     code, events, said = command("rollback", "-e", "staging", "--strategy", "blue-green", "--reason", "Tried")
     assert code == 0, said
-    assert cluster.serving() == {f"{REPO}:2"}
+    assert cluster.serving() == {f"{REPO}:2"} and "2 alone answers" in said
+    closing = {pod["metadata"]["labels"]["colour"] for pod in cluster.all("pods") if CLOSE in annotations(pod)}
+    assert closing == {"green"}
     assert (row().kind, row().status, row().release.version, row().reason) == ("rollback", "succeeded", "2", "Tried")
 
 
