@@ -2,8 +2,9 @@
 
 import json
 
+from deploy.kubectl import error_of
 from deploy.targets.base import Progress
-from deploy.targets.kubernetes.cluster import Kubernetes, error_of
+from deploy.targets.kubernetes.cluster import Kubernetes
 from deploy.targets.kubernetes.objects import (
     APP,
     CLOSE,
