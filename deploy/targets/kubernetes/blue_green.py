@@ -2,7 +2,7 @@
 
 import json
 
-from deploy.kubectl import error_of
+from deploy.errors import NoAnswer, StepFailed
 from deploy.targets.base import Progress
 from deploy.targets.kubernetes.cluster import Kubernetes
 from deploy.targets.kubernetes.objects import (
@@ -85,12 +85,16 @@ class BlueGreen(Kubernetes):
         return self.annotate_pods(colour, f"{CLOSE}-")
 
     def annotate_pods(self, colour: str, note: str) -> str:
-        """Sets or removes an annotation of the colour's pods. Returns what kubectl says if it cannot. A Service with
-        traffic is worth more than this mark, so nothing fails for it. Raises StepFailed if kubectl is not found or
-        times out.
+        """Sets or removes an annotation of the colour's pods. Returns why it cannot: to move new connections alone is
+        better than none, so no refusal ends the run. Raises NoAnswer and LockLost.
         """
-        done = self.try_kubectl("annotate", "pods", "--selector", f"app={APP},colour={colour}", "--overwrite", note)
-        return error_of(done) if done.returncode else ""
+        try:
+            self.kubectl("annotate", "pods", "--selector", f"app={APP},colour={colour}", "--overwrite", note)
+        except NoAnswer:
+            raise
+        except StepFailed as error:
+            return str(error)
+        return ""
 
     def preview(self, colour: str) -> None:
         """Points the preview Service, where there is one, at the colour without traffic."""
