@@ -260,6 +260,7 @@ class Run(ABC):
             return "who answers is unknown without probe traffic"
         began, self.earlier = time.monotonic(), self.traffic.sources()
         wanted = {Source(version, kept=True), Source(version, kept=False)}
+        time.sleep(ALONE)
         while self.traffic.sources(ALONE).keys() != wanted and time.monotonic() - began < MOVING:
             tell(f"waiting until {version} alone answers")
             time.sleep(min(0.2, ALONE))
@@ -271,7 +272,8 @@ class Run(ABC):
         who += f", {answers.total()} from {watch.named(answers)}" if answers else ""
         if recent.keys() != wanted:
             return f"{version} is not alone in answering the probe traffic after {MOVING:.0f} s: {who}"
-        return f"{version} alone answers the probe traffic after {after:.1f} s: {who}"
+        same = ", as what was live before is called, too" if version == self.before and self.kind == "deploy" else ""
+        return f"{version} alone answers the probe traffic after {after:.1f} s: {who}{same}"
 
     def look(self, text: str) -> None:
         """Shows the text. Raises StepFailed once visitors notice a release that gets the traffic bit by bit."""

@@ -65,6 +65,7 @@ class Apps:
         self.does: dict[str, str] = {}
         self.scrapes = self.turn = 0
         self.lost = 0  # requests by the Ingress that nobody was there for
+        self.sticky = False  # whether a kept connection stays on the release that it led to first, as conntrack has it
 
     def answer(self, host: str, path: str) -> tuple[int, str]:
         return self.reply(host, path)[:2]
@@ -137,9 +138,12 @@ def apps(
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            first = ""  # the version that the connection led to first
 
             def do_GET(self) -> None:
                 code, text, version = found.reply(self.headers["Host"].partition(":")[0], self.path)
+                self.first = self.first or version
+                version = self.first if found.sticky else version
                 self.send_response(302 if self.command == "POST" and code == 200 else code)
                 self.send_header(probe_traffic.RELEASE, version)
                 if self.path == probe_traffic.FORM:
@@ -322,6 +326,43 @@ def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> N
     closing = {pod["metadata"]["labels"]["colour"] for pod in cluster.all("pods") if CLOSE in annotations(pod)}
     assert closing == {"green"}
     assert (row().kind, row().status, row().release.version, row().reason) == ("rollback", "succeeded", "2", "Tried")
+
+
+def test_a_release_that_visitors_do_not_get_is_not_called_good(colours: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "MOVING", 0.5)
+    colours.sticky = True
+    code, events, said = deploy("3", strategy="blue-green")
+    assert code == 6 and steps(events)["watch"] == "failed" and "mark good" not in steps(events), said
+    assert "3 is not alone in answering the probe traffic after" in said
+    assert "3 is live, but not marked as good: " in events[-1]["why"] and "came from 2." in events[-1]["why"]
+    assert colours.cluster.serving() == {f"{REPO}:3"}, "nothing speaks against it either"
+    assert GOOD not in annotations(colours.cluster.objects["deployments", f"{APP}-green"])
+    assert row().status == "failed" and events[-1]["answers"]["2"]["kept"] > 0
+    colours.sticky = False
+    code, events, said = deploy("3", strategy="blue-green")
+    assert code == 0 and "green has the traffic" in said, said
+    assert annotations(colours.cluster.objects["deployments", f"{APP}-green"])[GOOD] == "3"
+
+
+def test_without_the_right_to_mark_pods_the_traffic_moves_all_the_same(colours: Apps) -> None:
+    def denied() -> None:
+        raise Refusal(403, "Forbidden", "pods is forbidden")
+
+    for pod in colours.cluster.all("pods"):
+        when(colours.cluster, "PATCH", f"/pods/{pod['metadata']['name']}", denied)
+    code, events, said = deploy("3", strategy="blue-green")
+    assert code == 0 and colours.cluster.serving() == {f"{REPO}:3"}, said
+    assert "clients that keep their connections may stay on blue: " in said and "forbidden" in said
+
+
+def test_a_switch_that_fails_half_way_leaves_the_live_pods_their_connections(colours: Apps) -> None:
+    def denied() -> None:
+        raise Refusal(403, "Forbidden", "services is forbidden")
+
+    when(colours.cluster, "PATCH", f"/services/{APP}", denied)
+    code, _, said = deploy("3", strategy="blue-green")
+    assert code == 5 and colours.cluster.serving() == {f"{REPO}:2"}, said
+    assert not any(CLOSE in annotations(pod) for pod in colours.cluster.all("pods"))
 
 
 @pytest.mark.parametrize("strategy", ["rolling", "blue-green"])

@@ -1,6 +1,7 @@
 """The smoke test and the watch: what they make of an instance's answers, without an instance."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -130,3 +131,31 @@ def test_the_verdict_names_what_is_wrong_and_its_limit(
     recent: watch.Counters, baseline: float, probes: tuple[int, int, float], told: str
 ) -> None:
     assert watch.verdict(recent, baseline, *probes) == told
+
+
+@pytest.mark.parametrize(
+    ("answers", "recent", "told"),
+    [
+        ({("2", True): 19, ("2", False): 1}, {("2", True): 9}, ""),
+        ({("2", True): 19}, {("2", True): 9}, "19 of 19 answers from outside came from 2, fewer than 20"),
+        (
+            {("1", True): 218, ("2", False): 3},
+            {("1", True): 9},
+            "3 of 221 answers from outside came from 2, fewer than 20",
+        ),
+        ({}, {}, "0 of 0 answers from outside came from 2, fewer than 20"),
+        (
+            {("1", True): 100, ("2", False): 100},
+            {("1", True): 5, ("", True): 1, ("2", False): 4},
+            "6 of 10 answers at the end of the watch came from 1, a release that does not say which",
+        ),
+    ],
+)
+def test_a_release_is_called_good_only_if_it_alone_answers_and_often_enough(
+    answers: dict[tuple[str, bool], int], recent: dict[tuple[str, bool], int], told: str
+) -> None:
+    counts = [
+        Counter({probe_traffic.Source(*key): number for key, number in each.items()}) for each in (answers, recent)
+    ]
+    found = watch.unseen(counts[0], counts[1], "2")
+    assert found == told
