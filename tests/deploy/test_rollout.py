@@ -13,6 +13,7 @@ from deploy.console import Output
 from deploy.errors import DeployRefused, ExitCode, StepFailed
 from deploy.ledger_client import DatabaseLedger, Request
 from deploy.locks import FileLock
+from deploy.probe_traffic import Sample
 from deploy.recorder import Recorder
 from deploy.rollout import Deploy, Options, Rollback, Run, rollback
 from tests.support.ledgers import deployed
@@ -172,7 +173,7 @@ def test_what_visitors_notice_of_the_migrations_is_said_and_stops_them(
 
     def migrate(unsafe: bool, tell: Any) -> str:
         traffic.total, traffic.failed, traffic.slow = 140, 1 + failed, 2
-        traffic.recent.extend((time.monotonic(), each < failed, 0.1) for each in range(40))
+        traffic.recent.extend(Sample(time.monotonic(), each < failed, 0.1, None) for each in range(40))
         tell("migrating")
         return "2 migrations applied"
 
