@@ -137,8 +137,7 @@ def rollout(facts: Facts) -> str:
     count, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
     under_way = status.get("observedGeneration", 0) < found["metadata"]["generation"] or count > updated
     image = image_of(template(found))
-    cause = annotations(found).get(CAUSE, "")
-    ours = cause == f"deploy {tag(image)}" and interrupted(found) or cause.startswith(f"rollback to {tag(image)}")
+    ours = annotations(found).get(CAUSE) == f"deploy {tag(image)}" and interrupted(found)
     if not under_way or ours or condition(found, "ReplicaFailure") or not condition(found, "Progressing"):
         return ""
     pods = facts.snapshot.pods(found["spec"]["selector"]["matchLabels"])
