@@ -199,7 +199,8 @@ options:
   --context NAME         kubectl context (default: the current one)
   -n, --namespace NAME   the namespace, as an option
   --image IMAGE          full image name, for a version that is no longer in the history
-  --force                roll back even during a rollout, or to a version that does not fit the database schema
+  --force                roll back even during a rollout, without room in a quota, or to a version that does not fit the
+                         database schema
   -h, --help             show this help and exit
 
 examples:
