@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROGRAM = r"""#!/bin/bash
 config=''
 if [[ -r ${KUBECONFIG:-} ]]; then config=$(<"$KUBECONFIG"); fi
-if [[ " $* " =~ \ (get|config)\  && $config =~ //127\.0\.0\.1:([0-9]+) ]] &&
+if [[ " $* " =~ \ (get|config)\  && $config =~ http://127\.0\.0\.1:([0-9]+) ]] &&
   { exec 3<>"/dev/tcp/127.0.0.1/${BASH_REMATCH[1]}"; } 2>/dev/null; then
   { printf 'KUBECTL / HTTP/1.0\r\n\r\n' && printf '%s\0' "$#" "$@"; } >&3
   if IFS= read -rt 20 known <&3 && [[ $known == known ]]; then exec cat <&3; fi
