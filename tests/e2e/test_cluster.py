@@ -8,6 +8,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,8 @@ def figures() -> Iterator[Figures]:
     rows = [HEADINGS]
     yield rows
     print(f"\n\n{table(rows)}\n")
-    print(
-        "by the old: answers of the release that was left, after the Service selected the other; 5 s later: of these,"
-    )
-    print("those that came later than that. last failed: seconds from the verdict to the last failed request.")
+    print("by the old: answers of the release that was left, since the Service selects the other; 5 s later: of these,")
+    print("those after that. last failed: seconds from the verdict to the last failed request.")
 
 
 @pytest.fixture(scope="module")
@@ -70,39 +69,36 @@ rolling = pytest.mark.parametrize("place", ["staging"], indirect=True)
 blue_green = pytest.mark.parametrize("place", ["production"], indirect=True)
 
 
-def measure(
-    figures: Figures, scenario: str, place: Environment, run: Run, old: str = "", verdict: float = 0.0
-) -> tuple[list[Request], list[Request]]:
-    """Adds a row about what visitors saw from the beginning of `run` until now.
+@dataclass
+class Seen:
+    """What visitors saw from the beginning of a command until now."""
 
-    Returns the requests that failed, and those that the `old` release answered over SETTLED seconds after it was left.
-    """
-    seen = [each for each in place.requests() if each.at >= run.began]
-    failed = [each for each in seen if each.failed]
+    requests: list[Request]
+    failed: list[Request]
+    late: list[Request]  # answers of the release that was left, over SETTLED seconds after it was
+
+    def answered_by(self, version: str) -> int:
+        return sum(each.release == version for each in self.requests)
+
+
+def measure(figures: Figures, scenario: str, place: Environment, run: Run, old: str = "") -> Seen:
+    """Adds a row. `old` is the release that a switch has left."""
+    requests = [each for each in place.requests() if each.at >= run.began]
+    failed = [each for each in requests if each.failed]
     switched = next((at for at, _ in place.switches if at >= run.began), run.ended)
-    left = [each for each in seen if old and each.release == old and each.at > switched]
+    left = [each for each in requests if old and each.release == old and each.at > switched]
     late = [each for each in left if each.at > switched + SETTLED]
-    after = f"{max(0.0, failed[-1].at - verdict):.1f}" if failed and verdict else "-"
-    cells = (
-        run.code,
-        f"{run.seconds:.0f}",
-        len(seen),
-        len(failed),
-        len(left) if old else "-",
-        len(late) if old else "-",
-    )
-    figures.append((scenario, *map(str, cells), after))
-    return failed, late
+    bad = next((each["at"] for each in run.events if each.get("outcome") == "failed"), 0.0)
+    counts = (run.code, round(run.seconds), len(requests), len(failed))
+    old_counts = (len(left), len(late)) if old else ("-", "-")
+    after = f"{max(0.0, failed[-1].at - bad):.1f}" if failed and bad else "-"
+    figures.append((scenario, *map(str, counts + old_counts), after))
+    return Seen(requests, failed, late)
 
 
-def said_of(place: Environment, failed: list[Request]) -> str:
-    """What failed, and what the app says of it."""
-    return f"{Counter(map(str, failed))}\n{place.errors()}"
-
-
-def verdict_of(run: Run) -> float:
-    """When the deployment found the release bad."""
-    return float(next(each["at"] for each in run.events if each.get("outcome") == "failed"))
+def told(place: Environment, requests: list[Request]) -> str:
+    """What went wrong, and what the app logged."""
+    return f"{Counter(map(str, requests))}\n{place.errors()}"
 
 
 # Rolling
@@ -111,17 +107,17 @@ def verdict_of(run: Run) -> float:
 @rolling
 def test_a_good_rolling_release_fails_nobody(place: Environment, good: str, figures: Figures) -> None:
     run = place.deploy(release(good, "0.2.0"), "--watch", "10")
-    failed, _ = measure(figures, "rolling, good", place, run)
+    seen = measure(figures, "rolling, good", place, run)
     assert run.code == 0, run.said
-    assert not failed, said_of(place, failed)
+    assert not seen.failed, told(place, seen.failed)
 
 
 @rolling
 def test_a_release_that_crashes_meets_no_visitor(place: Environment, good: str, figures: Figures) -> None:
     run = place.deploy(release(good, "0.3.0", spoil("raise RuntimeError('broken on purpose')")))
-    failed, _ = measure(figures, "rolling, crashes", place, run)
+    seen = measure(figures, "rolling, crashes", place, run)
     assert run.code == 5 and steps(run.events)["start"] == "failed", run.said
-    assert not failed, said_of(place, failed)
+    assert not seen.failed, told(place, seen.failed)
 
 
 @rolling
@@ -130,17 +126,17 @@ def test_a_rolling_release_that_fails_its_visitors_is_taken_back(
 ) -> None:
     run = place.deploy(release(good, "0.4.0", FAILS), "--watch", "60")
     place.settle()
-    failed, _ = measure(figures, "rolling, 500 to visitors", place, run, verdict=verdict_of(run))
+    seen = measure(figures, "rolling, 500 to visitors", place, run)
     assert run.code == 5, run.said
-    assert failed and {each.outcome for each in failed} == {"500"}
+    assert seen.failed and {each.outcome for each in seen.failed} == {"500"}, told(place, seen.failed)
 
 
 @rolling
 def test_rollback_sh_fails_nobody_in_a_rolling_environment(place: Environment, figures: Figures) -> None:
     run = place.rollback(FIRST)
-    failed, _ = measure(figures, "rolling, rollback.sh", place, run)
+    seen = measure(figures, "rolling, rollback.sh", place, run)
     assert run.code == 0, run.said
-    assert not failed, said_of(place, failed)
+    assert not seen.failed, told(place, seen.failed)
 
 
 # Blue-green
@@ -149,24 +145,28 @@ def test_rollback_sh_fails_nobody_in_a_rolling_environment(place: Environment, f
 @blue_green
 def test_a_good_switch_fails_nobody(place: Environment, good: str, figures: Figures) -> None:
     run = place.deploy(release(good, "1.2.0"), "--watch", "20")
-    failed, _ = measure(figures, "blue-green, good", place, run, old=FIRST)
+    seen = measure(figures, "blue-green, good", place, run, old=FIRST)
     assert run.code == 0, run.said
-    assert not failed, said_of(place, failed)
+    assert not seen.failed, told(place, seen.failed)
+    assert seen.answered_by("1.2.0")
+    assert not seen.late, told(place, seen.late)
 
 
 @blue_green
 def test_rollback_sh_moves_everybody_back(place: Environment, figures: Figures) -> None:
     run = place.rollback(FIRST)
     time.sleep(SETTLED + 5)  # what is measured is what comes after it
-    failed, _ = measure(figures, "blue-green, rollback.sh", place, run, old="1.2.0")
+    seen = measure(figures, "blue-green, rollback.sh", place, run, old="1.2.0")
     assert run.code == 0, run.said
-    assert not failed, said_of(place, failed)
+    assert not seen.failed, told(place, seen.failed)
+    assert seen.answered_by(FIRST)
+    assert not seen.late, told(place, seen.late)
 
 
 @blue_green
 def test_a_release_that_fails_its_visitors_is_taken_back(place: Environment, good: str, figures: Figures) -> None:
     run = place.deploy(release(good, "1.3.0", FAILS), "--watch", "60")
     place.settle()
-    failed, _ = measure(figures, "blue-green, 500 to visitors", place, run, verdict=verdict_of(run))
+    seen = measure(figures, "blue-green, 500 to visitors", place, run)
     assert run.code == 5, run.said
-    assert failed and {each.outcome for each in failed} == {"500"}
+    assert seen.failed and {each.outcome for each in seen.failed} == {"500"}, told(place, seen.failed)
