@@ -701,7 +701,7 @@ set_pace() { # set_pace DEPLOYMENT PACE JSON: the last is the annotation that sa
 }
 int_or_percent() { if [[ $1 == *% ]]; then json "$1"; else printf '%s' "$1"; fi; }
 switch_traffic() { # switch_traffic COLOUR: also records since when that colour is live, and moves the clients
-  local left=$colour
+  local left=$colour marked=1
   if [[ $1 == "$colour" ]]; then left=$idle_colour; fi
   change annotate deployment "$APP-$1" --overwrite "$LIVE_SINCE=$(now)" ||
     warn "Could not mark deployment/$APP-$1 as live"
@@ -709,10 +709,15 @@ switch_traffic() { # switch_traffic COLOUR: also records since when that colour 
   # so that an interruption leaves no client on the wrong pods.
   if ! annotate_pods "$1" "$CLOSE-" || ! annotate_pods "$left" "$CLOSE=$(now)"; then
     warn "Could not mark the pods of $left; clients that keep their connections may stay on them"
+    marked=''
   fi
   if ! select_colour $APP "$1"; then
     annotate_pods "$left" "$CLOSE-" || true
     return 1
+  fi
+  if [[ $marked && ! $dry ]]; then
+    say "  The pods of $left close each connection that clients keep with its next answer." \
+      'Not checked: that all clients have moved.'
   fi
 }
 annotate_pods() { # annotate_pods COLOUR ANNOTATION

@@ -522,6 +522,11 @@ def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
     assert done.returncode == 0, done.stdout
     assert preview["spec"]["selector"]["colour"] == "blue", "the colour without traffic"
     assert "Switching service/backstagetest1 from blue to green" in done.stdout
+    notes = [
+        (pod["metadata"]["labels"]["colour"], pod["metadata"].get("annotations", {})) for pod in colours.all("pods")
+    ]
+    closing = {colour for colour, each in notes if f"{APP}/close-connections" in each}
+    assert closing == {"blue"} and "Not checked: that all clients have moved." in done.stdout
     assert colours.serving() == {f"{REPO}:1"}
     assert colours.image(f"{APP}-green") == f"{REPO}:1" and colours.image(f"{APP}-blue") == f"{REPO}:2"
     changed = [
