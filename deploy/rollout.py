@@ -15,6 +15,7 @@ from abc import ABC
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from deploy import probe_traffic, smoke, watch
@@ -235,9 +236,12 @@ class Run(ABC):
     def smoke_test(self) -> str:
         """Tests each of the release's instances. Returns the last one's note. Raises StepFailed with its logs."""
         note = ""
+        others = self.target.other_instances()
+        other = partial(self.target.ask, others[0]) if others else None
         for instance in self.target.new_instances():
             try:
-                note = smoke.test(lambda paths: self.target.ask(instance, paths), self.options.version)
+                ask = partial(self.target.ask, instance)
+                note = smoke.test(ask, self.options.version, other, self.output.tell)
             except StepFailed as error:
                 raise StepFailed(f"{instance}: {error}", error.details or self.target.logs()) from None
         return note
@@ -246,6 +250,7 @@ class Run(ABC):
         """Gives the release the traffic, and waits until it alone answers. Returns a note; empty if there is nothing to
         switch. Raises StepFailed.
         """
+        self.comparison = watch.Comparison(self.target, self.baseline)
         self.switched = True  # or about to be: a switch that fails half-way is rolled back, too
         note = self.target.switch(self.options.timeout, self.look)
         if not self.traffic.threads:
@@ -278,7 +283,9 @@ class Run(ABC):
     def look(self, text: str) -> None:
         """Shows the text. Raises StepFailed once visitors notice a release that gets the traffic bit by bit."""
         self.output.tell(text)
-        if against := watch.verdict(watch.Counters(), self.baseline, *self.traffic.lately(watch.WINDOW)):
+        failed, tried, median = self.traffic.lately(watch.WINDOW)
+        against = watch.failures(failed, tried) or self.comparison.slow(watch.Counters(), tried, median, [])
+        if against:
             raise StepFailed(f"{against}.", self.target.logs())
 
     def look_around(self, text: str) -> None:

@@ -7,23 +7,24 @@ without needing one. Histograms: https://prometheus.io/docs/practices/histograms
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.errors import LockLost, NoAnswer, StepFailed
-from deploy.probe_traffic import Source, Traffic
+from deploy.probe_traffic import READ, Source, Traffic
 from deploy.targets.base import Progress, Target
-from deploy.targets.probe import PAGES, late, problem
+from deploy.targets.probe import PAGES, SHORT, SLOWER, Answer, excuse, late, problem, starved, suffers
 from health.checks import SERVING
 
 INTERVAL = 1.0  # seconds between two looks
 WINDOW = 10.0  # seconds that a verdict is about
 ERROR_SHARE, FEWEST_ERRORS = 0.05, 5  # of the responses; both must be reached, as one error does not make a bad release
-SLOW, SLOWER = 1.0, 3.0  # limits of the p95 latency: seconds, and times that of the previous release
+SLOW = 1.0  # limit of the p95 latency in seconds; or SLOWER times that of another release
 ENOUGH = 20  # responses in the window, for a percentile to mean anything
 STRIKES = 2  # looks in a row in which a page of the smoke test must fail
+EXCUSED = 60.0  # seconds for which a release is excused at most by what it may have done itself, or past the end
 LATE = 5.0  # seconds for which it must fail if it is merely late
 FEWEST_ANSWERS = 20  # from outside, without which a release is not called good
 
@@ -77,25 +78,15 @@ class Counters:
         return lower
 
 
-def verdict(recent: Counters, baseline: float, failed: int = 0, tried: int = 0, median: float = 0.0) -> str:
-    """What is wrong with the release, as a clause; empty if nothing is.
+def errors(recent: Counters, failed: int = 0, tried: int = 0) -> str:
+    """What is wrong with the release, by its errors, as a clause; empty if nothing is.
 
-    `recent` is what it counted in the window, and `baseline` the previous release's p95 latency in seconds, NaN if
-    unknown. `failed` of `tried` probe requests in the window failed, and `median` is their latency in seconds: what a
-    visitor sees, including what the app does not know of.
+    `recent` is what it counted in the window. `failed` of `tried` probe requests in the window failed: what a visitor
+    sees, including what the app does not know of.
     """
-    window = f"in the last {WINDOW:.0f} s"
     if recent.errors >= FEWEST_ERRORS and recent.errors >= ERROR_SHARE * recent.requests:
-        return f"{recent.errors:.0f} of {recent.requests:.0f} responses {window} were 5xx errors"
-    if against := failures(failed, tried):
-        return against
-    limit = max(SLOW, 0.0 if math.isnan(baseline) else SLOWER * baseline)
-    p95 = recent.quantile(0.95)
-    if recent.responses >= ENOUGH and p95 > limit:
-        return f"p95 latency {p95:.1f} s, limit {limit:.1f} s ({window})"
-    if tried >= FEWEST_ERRORS and median > limit:
-        return f"median latency of the probe requests {median:.1f} s, limit {limit:.1f} s ({window})"
-    return ""
+        return f"{recent.errors:.0f} of {recent.requests:.0f} responses in the last {WINDOW:.0f} s were 5xx errors"
+    return failures(failed, tried)
 
 
 def failures(failed: int, tried: int) -> str:
@@ -126,6 +117,86 @@ def named(answers: Counter[Source]) -> str:
     return ", ".join(sorted({source.release or "a release that does not say which" for source in answers}))
 
 
+def slowness(recent: Counters, limit: float, tried: int = 0, median: float = 0.0) -> tuple[str, float]:
+    """Why the release is too slow, as a clause, and the seconds that it takes; empty and 0 if it is not.
+
+    `recent` is as in errors(), `limit` in seconds. `median` is the latency of the `tried` probe requests in the window.
+    """
+    told = f"limit {limit:.1f} s (in the last {WINDOW:.0f} s)"
+    p95 = recent.quantile(0.95)
+    if recent.responses >= ENOUGH and p95 > limit:
+        return f"p95 latency {p95:.1f} s, {told}", p95
+    if tried >= FEWEST_ERRORS and median > limit:
+        return f"median latency of the probe requests {median:.1f} s, {told}", median
+    return "", 0.0
+
+
+class Comparison:
+    """Tells a release's own faults from those of the machine, which another release suffers from at the same moment.
+
+    `baseline` is the p95 latency of the release that was live before, in seconds; NaN if unknown. Where no other
+    release is up, as after a rolling update, evidence that the machine is short of CPU excuses the release, for
+    EXCUSED seconds.
+    """
+
+    def __init__(self, target: Target, baseline: float) -> None:
+        self.target = target
+        self.limit = max(SLOW, 0.0 if math.isnan(baseline) else SLOWER * baseline)
+        self.slow_since = self.short_since = math.inf  # by the monotonic clock
+        self.why = ""  # the last excuse
+
+    def other(self, path: str) -> Answer | None:
+        """What an instance of another release answers now; None if there is none, or if it cannot be asked.
+
+        Raises NoAnswer.
+        """
+        try:
+            there = self.target.other_instances()
+            return self.target.ask(there[0], [path])[0] if there else None
+        except NoAnswer:
+            raise
+        except StepFailed:
+            return None
+
+    def excuses(self, answer: Answer) -> bool:
+        """Whether a failed or late answer is not the release's fault; `why` then says whose. Raises NoAnswer."""
+        other = self.other(answer.path)
+        self.why = excuse(answer, other)
+        return bool(self.why) and (other is not None or self.still_short(True))
+
+    def slow(self, recent: Counters, tried: int, median: float, answers: Sequence[Answer]) -> str:
+        """Why the release is too slow, as a clause, once it has been so for longer than the window without an excuse;
+        empty before, or if it is not. `answers` are its own in this look. Raises NoAnswer.
+        """
+        now = time.monotonic()
+        told, seconds = slowness(recent, self.limit, tried, median)
+        self.why = ""
+        if told:
+            other = self.other(READ)
+            if other is not None and suffers(other, seconds):
+                self.why = SHORT if any(map(starved, [*answers, other])) else "the other release is as slow"
+            elif other is None and self.still_short(any(map(starved, answers))):
+                self.why = SHORT
+        if not told:
+            self.short_since = math.inf
+        if not told or self.why:
+            self.slow_since = math.inf
+            return ""
+        self.slow_since = min(self.slow_since, now)
+        return told if now - self.slow_since >= WINDOW else ""
+
+    def still_short(self, evidence: bool) -> bool:
+        """Whether `evidence` that the machine is short of CPU counts: not for ever, as the release may be its cause."""
+        if not evidence:
+            return False
+        self.short_since = min(self.short_since, time.monotonic())
+        return time.monotonic() - self.short_since < EXCUSED
+
+    def undecided(self) -> bool:
+        """Whether the release is slow, and it is not yet clear why."""
+        return not math.isinf(self.slow_since)
+
+
 def read_counters(target: Target, instances: list[str]) -> Counters:
     """The counters of these instances, added up. Raises StepFailed."""
     found = Counters()
@@ -136,63 +207,97 @@ def read_counters(target: Target, instances: list[str]) -> Counters:
     return found
 
 
+@dataclass
+class Look:
+    """What the release's instances answered, once: their counters added up, and their answers.
+
+    `wrong` is what is wrong with one of them; empty if nothing is. `bad` is the answer, if there was one, and
+    `only_late` says that nothing worse is known than that something took too long.
+    """
+
+    counters: Counters
+    answers: list[Answer]
+    wrong: str = ""
+    bad: Answer | None = None
+    only_late: bool = True
+
+
+def look(target: Target) -> Look:
+    """Asks each of the release's instances for its pages, once. Raises NoAnswer."""
+    seen = Look(Counters(), [])
+    instances = target.new_instances()
+    if not instances:
+        seen.wrong = "no instance is ready"
+    for instance in instances:
+        try:
+            answers = target.ask(instance, PAGES)
+        except NoAnswer:
+            raise
+        except StepFailed as error:
+            seen.wrong, seen.bad, seen.only_late = str(error), None, False
+            continue
+        seen.answers += answers
+        for answer in answers:
+            if (reason := problem(answer, SERVING)) and seen.only_late:  # an error says more than another late answer
+                seen.wrong, seen.bad, seen.only_late = reason, answer, late(answer)
+            elif not reason and answer.path == "/metrics":
+                seen.counters.add(answer.body)
+    return seen
+
+
 def watch(
     target: Target, seconds: float, baseline: float, traffic: Traffic, held: Callable[[], bool], tell: Progress
 ) -> str:
     """Watches the release for `seconds` and returns a note, or raises StepFailed once something is wrong with it.
 
     A look that finds a page failing is followed by another one, past the end if need be: one bad response proves
-    nothing, and is not overlooked either. `baseline` is as in verdict(), and `held` tells whether the lock still is
-    this run's. Raises LockLost if it is not.
+    nothing, and is not overlooked either. What another release suffers from as well does not count against it; if that
+    goes on for EXCUSED seconds past the end, an error ends the watch, and slowness is noted. `baseline` is as in
+    Comparison, and `held` tells whether the lock still is this run's. Raises LockLost if it is not.
     """
     began = time.monotonic()
     looks: deque[tuple[float, Counters]] = deque()
     strikes, slowest, well = 0, 0.0, began
+    compared = Comparison(target, baseline)
     while True:
         now = time.monotonic()
         if reason := target.failure_reason():
             raise StepFailed(f"{reason}.", target.logs())
-        found, wrong, only_late = look(target)
-        strikes = strikes + 1 if wrong else 0
-        well = well if wrong else now
-        if strikes >= STRIKES and (not only_late or now - well >= LATE):
-            raise StepFailed(f"{wrong}, {strikes} times in a row.", target.logs())
-        if not wrong:
-            looks.append((now, found))
+        seen = look(target)
+        excused = seen.bad is not None and compared.excuses(seen.bad)
+        to_blame = bool(seen.wrong) and not excused
+        strikes = strikes + 1 if to_blame else 0
+        well = well if to_blame else now
+        if strikes >= STRIKES and (not seen.only_late or now - well >= LATE):
+            raise StepFailed(f"{seen.wrong}, {strikes} times in a row.", target.logs())
+        failed, tried, median = traffic.lately(min(WINDOW, now - began))
+        if seen.wrong:
+            against = failures(failed, tried)
+        else:
+            looks.append((now, seen.counters))
             while len(looks) > 2 and looks[1][0] <= now - WINDOW:
                 looks.popleft()
-            recent = found.since(looks[0][1])
-            if against := verdict(recent, baseline, *traffic.lately(min(WINDOW, now - began))):
-                raise StepFailed(f"{against}.", target.logs())
+            recent = seen.counters.since(looks[0][1])
+            against = errors(recent, failed, tried) or compared.slow(recent, tried, median, seen.answers)
             p95 = recent.quantile(0.95)
             slowest = slowest if math.isnan(p95) else max(slowest, p95)
+        if against:
+            raise StepFailed(f"{against}.", target.logs())
         left = began + seconds - time.monotonic()
-        if left <= 0 and not strikes:
-            count = found.since(looks[0][1]).requests if looks else 0
-            if not count:
-                return f"no responses in the last {WINDOW:.0f} s"
-            latency = f", p95 latency never above {1000 * slowest:.0f} ms" if slowest else ""
-            return f"{count:.0f} responses in the last {WINDOW:.0f} s{latency}"
+        if left <= 0 and not seen.wrong and not compared.undecided():
+            return noted(seen.counters.since(looks[0][1]), slowest, compared.why)
+        if left <= -EXCUSED and excused:
+            if not seen.only_late:
+                raise StepFailed(f"{seen.wrong}; {compared.why}.", target.logs())
+            return noted(Counters(), slowest, f"{seen.wrong}; {compared.why}")
         if not held():
             raise LockLost("Somebody broke the lock, so this run stopped. The release is live and no longer watched.")
-        tell(f"{max(0.0, left):.0f} s left")
+        tell("; ".join(filter(None, (f"{max(0.0, left):.0f} s left", seen.wrong, compared.why))))
         time.sleep(min(INTERVAL, left) if left > 0 else INTERVAL)
 
 
-def look(target: Target) -> tuple[Counters, str, bool]:
-    """Asks each of the release's instances for its pages, once: the counters of all, what is wrong with one of them
-    (empty if nothing is), and whether all that is wrong is a late answer.
-    """
-    found, wrong, only_late = Counters(), "", True
-    for instance in target.new_instances():
-        try:
-            for answer in target.ask(instance, PAGES):
-                if reason := problem(answer, SERVING):
-                    wrong, only_late = reason, only_late and late(answer)
-                elif answer.path == "/metrics":
-                    found.add(answer.body)
-        except NoAnswer:
-            raise
-        except StepFailed as error:
-            wrong, only_late = str(error), False
-    return found, wrong, only_late
+def noted(recent: Counters, slowest: float, why: str) -> str:
+    """The note about a watch that has found nothing, with what it excused at the end."""
+    latency = f", p95 latency never above {1000 * slowest:.0f} ms" if slowest else ""
+    count = f"{recent.requests:.0f} responses" if recent.requests else "no responses"
+    return f"{count} in the last {WINDOW:.0f} s{latency if recent.requests else ''}{f'; {why}' if why else ''}"

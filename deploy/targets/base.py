@@ -99,11 +99,14 @@ class Target(Protocol):
     def live_instances(self) -> list[str]:
         """The instances that have the traffic, for ask()."""
 
+    def other_instances(self) -> list[str]:
+        """The ready instances of another release, with traffic or without, to compare with. Raises StepFailed."""
+
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         """Sends a GET for each path from inside the instance. Raises StepFailed if that itself is not possible."""
 
     def failure_reason(self) -> str:
-        """Why the release's containers are not well: they exit, restart or are not ready. Empty if they are well."""
+        """Why the release's containers are not well: they exit or restart. Empty if they are well."""
 
     def logs(self) -> str:
         """The release's last log lines."""

@@ -290,6 +290,11 @@ class Compose:
         """The service that has the traffic."""
         return [service(self.pointer("current"))]
 
+    def other_instances(self) -> list[str]:
+        """The service that has the traffic, or had it before the release, if it runs. Raises StepFailed."""
+        names = [colour for colour in (self.pointer("current"), self.pointer("previous")) if colour != self.colour]
+        return [service(colour) for colour in names[:1] if self.running_id(service(colour))]
+
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         """Sends a GET for each path over the colour's socket. Raises StepFailed if that itself is not possible."""
         colour = instance.removeprefix("web_")

@@ -1,6 +1,7 @@
 """Requests to an instance from inside it: the program that sends them, and what the answers mean."""
 
 import json
+import math
 import subprocess
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -10,25 +11,36 @@ from deploy.shell import last_line
 from health.client import inconclusive
 
 HEALTH = "/health/"  # not readiness, which stays once it was reached: a shared dependency that is down takes out nobody
+SLOW = 2.0  # seconds that a page may take
+SLOWER = 3.0  # times what another release needs at the same moment: so much is the release's own fault
+SHORT = "the node is short of CPU"
+STARVED = 0.5  # of the seconds that an answer took: so much waiting for a CPU shows that the machine is short of it
 PAGES = (HEALTH, "/", "/accounts/login/", "/metrics")  # what every release must answer
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an instance answered to GET `path`. `status` is 0 if nothing came; `error` says then why."""
+    """What an instance answered to GET `path`. `status` is 0 if nothing came; `error` says then why. `waited` is how
+    many seconds the instance's threads were ready to run meanwhile and got no CPU, or 0 where the kernel does not say.
+    """
 
     path: str
     status: int
     seconds: float
     body: str = field(default="", repr=False)
     error: str = ""
+    waited: float = 0.0
 
 
 # Runs inside an instance, whatever release that is of, so it needs nothing but Python. It asks as the proxy in front
 # does, so that neither the Host check nor the redirect to TLS is in its way: over the proxy's socket, or from whichever
 # of the instance's own addresses is among TRUSTED_PROXIES.
+#
+# What it measures of the CPU: the time that the cgroup was throttled for, by its limit, and the time that its threads
+# stood in the scheduler's queues. https://docs.kernel.org/admin-guide/cgroup-v2.html,
+# https://docs.kernel.org/scheduler/sched-stats.html
 PROGRAM = r"""
-import http.client, json, os, socket, sys, time
+import glob, http.client, json, os, re, socket, sys, time
 address, host, paths = sys.argv[1], sys.argv[2], sys.argv[3:]
 hosts = [name.strip().lstrip(".") for name in os.environ.get("ALLOWED_HOSTS", "").split(",") if name.strip()]
 token, path = os.environ.get("METRICS_TOKEN", ""), os.environ.get("METRICS_TOKEN_FILE", "")
@@ -39,6 +51,19 @@ try:
     ways += [] if address.startswith("/") else [socket.gethostbyname(socket.gethostname())]
 except OSError:
     pass
+def waited():
+    found = {"throttled": 0, "queued": 0}
+    for path, unit in (("/sys/fs/cgroup/cpu.stat", 1e6), ("/sys/fs/cgroup/cpu/cpu.stat", 1e9)):
+        try:
+            found["throttled"] = int(re.search(r"throttled_(?:usec|time) (\d+)", open(path).read())[1]) / unit
+        except (OSError, TypeError):
+            pass
+    for path in glob.glob("/proc/[0-9]*/task/[0-9]*/schedstat"):
+        try:
+            found["queued"] += int(open(path).read().split()[1]) / 1e9
+        except (OSError, ValueError, IndexError):
+            pass
+    return found
 def ask(way, path):
     began, answer = time.monotonic(), {"path": path, "status": 0, "body": "", "error": ""}
     link = http.client.HTTPConnection(hosts[0] if hosts else host, timeout=5)
@@ -60,10 +85,15 @@ def ask(way, path):
     finally:
         link.close()
     return answer | {"seconds": time.monotonic() - began}
+before, began = waited(), time.monotonic()
 for path in paths:
     answer = ask(ways[0], path)
     if answer["status"] in (301, 308) and len(ways) > 1:
         answer = ask(ways[1], path)
+    now, ended = waited(), time.monotonic()
+    share = answer["seconds"] / (ended - began)
+    answer["waited"] = share * max(0, *(now[key] - before[key] for key in now))
+    before, began = now, ended
     print(json.dumps(answer))
 """
 
@@ -99,3 +129,31 @@ def checks(answer: Answer) -> dict[str, str]:
         return {str(name): str(state) for name, state in found.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         return {}
+
+
+def starved(answer: Answer) -> bool:
+    """Whether the instance waited for a CPU for much of the time that the answer took."""
+    return answer.waited >= STARVED * answer.seconds > 0
+
+
+def suffers(other: Answer, seconds: float) -> bool:
+    """Whether what another release answered at the same moment explains an answer that took so many seconds."""
+    return late(other) or other.seconds > SLOW or SLOWER * other.seconds >= seconds
+
+
+def excuse(answer: Answer, other: Answer | None) -> str:
+    """Why a failed or slow answer is not the release's own fault, as a clause; empty if it is.
+
+    `other` is what an instance of another release answered to the same request at the same moment; None if there is
+    none. Slowness is excused by slowness and an error by an error, but an error not by slowness. Without another
+    release, slowness is excused by evidence that the machine is short of CPU.
+    """
+    if problem(answer) and not late(answer):
+        alike = other and problem(other) and not late(other)
+        return f"the other release fails as well ({other.status})" if other and alike else ""
+    if other is None:
+        return SHORT if starved(answer) else ""
+    if suffers(other, answer.seconds if answer.status == 200 else math.inf):
+        took = "is late" if late(other) else f"took {other.seconds:.1f} s"
+        return SHORT if starved(answer) or starved(other) else f"the other release {took} as well"
+    return ""

@@ -85,6 +85,9 @@ class Recording:
     def live_instances(self) -> list[str]:
         return []
 
+    def other_instances(self) -> list[str]:
+        return []
+
     def url(self) -> str:
         return ""
 

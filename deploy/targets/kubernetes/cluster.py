@@ -394,6 +394,11 @@ class Kubernetes(ABC):
         """The names of the ready pods with traffic. Raises StepFailed."""
         return [pod["metadata"]["name"] for pod in self.snapshot().live_pods()]
 
+    def other_instances(self) -> list[str]:
+        """The names of the app's ready pods that have another image than the release. Raises StepFailed."""
+        pods = [pod for pod in self.snapshot().pods({"app": APP}) if ready(pod)]
+        return [pod["metadata"]["name"] for pod in pods if image_of(pod["spec"]) != self.image]
+
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         """Sends a GET for each path from inside the pod. Raises StepFailed if that itself is not possible."""
         host = urlsplit(self.config.url).hostname or "localhost"
@@ -402,11 +407,7 @@ class Kubernetes(ABC):
 
     def failure_reason(self) -> str:
         """Why the release's pods are not, or no longer, well; empty if they are. Raises StepFailed."""
-        snapshot = self.snapshot()
-        pods = self.new_pods(snapshot)
-        return failure_reason(pods) or (
-            "" if any(map(ready, pods)) else f"no pod of {self.incoming(snapshot)} is ready"
-        )
+        return failure_reason(self.new_pods(self.snapshot()))
 
     def logs(self) -> str:
         """The last 20 telling lines of the log of one of the release's pods, and the warnings about it.
