@@ -17,15 +17,14 @@ from deploy.shell import Patience, call, last_line
 READ_TIMEOUT = "10s"  # for one answer; without it kubectl waits for ever for packets that are dropped
 
 # What kubectl says if the API server, or behind it etcd or a kubelet, did not answer, or broke off its answer. A
-# reason in parentheses is the API server's own: https://kubernetes.io/docs/reference/using-api/api-concepts/
-UNANSWERED = re.compile(
-    r"The connection to the server .* was refused|Unable to connect to the server: (?!x509|getting credentials)"
-    r"|\((ServiceUnavailable|Timeout|ServerTimeout|TooManyRequests)\)|etcdserver: |apiserver not ready"
-    r"|currently unable to handle the request|error dialing backend|connection reset by peer|connection refused"
-    r"|unexpected EOF|client connection lost|i/o timeout|TLS handshake timeout|close 1006|request canceled"
-    r"|context deadline exceeded|no route to host|network is unreachable"
-)
-RAN = "command terminated with exit code"  # the program that `kubectl exec` has run in a pod failed by itself
+# reason in parentheses is the API server's own. scripts/rollback.sh has the same list.
+# https://kubernetes.io/docs/reference/using-api/api-concepts/
+NO_CONNECTION = "connection to the server .* was refused|Unable to connect to the |connection re(fused|set)"
+NO_ANSWER = r"\((ServiceUnavailable|(Server)?Timeout|TooManyRequests)\)|etcdserver: |currently unable to handle"
+CUT_OFF = "unexpected EOF|client connection lost|close 1006|error dialing backend|deadline exceeded|i/o timeout"
+UNANSWERED = re.compile("|".join((NO_CONNECTION, NO_ANSWER, CUT_OFF)))
+# What shows that it did answer, or never will: the program that `kubectl exec` ran has failed, say.
+FINAL = "x509|getting credentials|command terminated with exit code"
 
 Object = dict[str, Any]
 Done = subprocess.CompletedProcess[str]
@@ -112,7 +111,7 @@ class Kubectl:
 
 def unanswered(done: Done) -> str:
     """Why nothing, or not all, of an answer came; empty if one did."""
-    if not done.returncode or RAN in done.stderr or not UNANSWERED.search(done.stderr):
+    if not done.returncode or re.search(FINAL, done.stderr) or not UNANSWERED.search(done.stderr):
         return ""
     return last_line(done.stderr)
 

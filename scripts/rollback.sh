@@ -48,6 +48,14 @@ readonly RIGHTS='patch deployments.apps' BLUE_GREEN_RIGHTS='patch services'
 readonly MARKING_RIGHTS='patch replicasets.apps
 patch cronjobs.batch' # without which it only warns
 
+# What kubectl says if the API server, or etcd or a kubelet behind it, did not answer; and what shows that it did, or
+# never will. A test compares them with the Python target's.
+readonly NO_CONNECTION='connection to the server .* was refused|Unable to connect to the |connection re(fused|set)'
+readonly NO_ANSWER='\((ServiceUnavailable|(Server)?Timeout|TooManyRequests)\)|etcdserver: |currently unable to handle'
+readonly CUT_OFF='unexpected EOF|client connection lost|close 1006|error dialing backend|deadline exceeded|i/o timeout'
+readonly FINAL='x509|getting credentials|command terminated with exit code'
+readonly PATIENCE_SECONDS=60 # for which what is asked of it is repeated
+
 # What is read from the cluster: one record a line, its fields separated by US. Free text is printed as a quoted Go
 # string, which contains no control character, so no text can shift the fields or end the record.
 readonly US=$'\037'
@@ -223,6 +231,7 @@ EOF
 }
 
 main() {
+  exec 4>&2 # for what has to be seen, also while the words of a failure are not
   phase=checks locked='' shown='' hurried=''
   choose_colours
   parse "$@"
@@ -727,9 +736,10 @@ select_colour() { # select_colour SERVICE COLOUR
   change patch service "$1" --type=merge -p "{\"spec\":{\"selector\":{\"colour\":$(json "$2")}}}"
 }
 wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot or does not become ready, and sets why
-  local start=$SECONDS held_up=''
+  local start=$SECONDS held_up='' looked
   why=''
   while true; do
+    looked=$SECONDS
     renew_lock
     if is_complete "$1"; then
       progress "$updated of $wanted replicas updated, $available available ($((SECONDS - start)) s)"
@@ -743,6 +753,7 @@ wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot o
     progress "${updated:-?} of ${wanted:-?} replicas updated, ${available:-?} available" \
       "($((SECONDS - start)) of $timeout s)"
     why=$(failure_reason "$1" "$2")
+    if ((SECONDS - looked > 5)); then start=$((start + SECONDS - looked)); fi # an API server that is down delays them
     if [[ ! $why ]] && ((SECONDS - start >= timeout)); then why="not ready after $timeout s"; fi
     if [[ $why ]]; then
       end_progress
@@ -1123,14 +1134,29 @@ kubectl_here() { printf '%s' "kubectl${context:+ --context=$context} --namespace
 fields() { # fields TEMPLATE KIND [NAME] [OPTION...]
   local template=$1
   shift
-  kube get "$@" -o "go-template=$VARIABLES$template"
+  patiently kube get "$@" -o "go-template=$VARIABLES$template"
+}
+patiently() { # patiently COMMAND...: repeats it for a minute while the API server does not answer
+  # A refusal is an answer. For what may be done twice: reads, and changes, each of which says how something shall be.
+  # Before the first change nothing is waited for.
+  local error until=$((SECONDS + PATIENCE_SECONDS))
+  while ! { error=$("$@" 2>&1 >&3 3>&-); } 3>&1; do
+    if [[ $phase == checks || $error =~ $FINAL || ! $error =~ $NO_CONNECTION|$NO_ANSWER|$CUT_OFF ]] ||
+      ((SECONDS >= until)); then
+      printf '%s\n' "$error" >&2
+      return 1
+    fi
+    printf '  The API server does not answer: %s; trying again, %s s left\n' "${error##*$'\n'}" $((until - SECONDS)) >&4
+    sleep $POLL_SECONDS
+  done
+  [[ ! $error ]] || printf '%s\n' "$error" >&2
 }
 change() { # change KUBECTL_ARGUMENT...: changes the cluster; with --dry-run says so, and has the server validate it
   if [[ $dry ]]; then
     say "  would run: $(kubectl_here) $(shell_quoted "$@")"
     kube "$@" --dry-run=server >/dev/null
   else
-    kube "$@" >/dev/null
+    patiently kube "$@" >/dev/null
   fi
 }
 tag_of() { # tag_of IMAGE: prints the version in its name; a digest alone is its own

@@ -229,6 +229,22 @@ def test_a_cluster_out_of_reach_is_said() -> None:
     cluster.folder.cleanup()
 
 
+def test_an_api_server_that_goes_away_half_way_is_waited_for(cluster: Cluster) -> None:
+    gone: list[str] = []
+
+    def went(method: str, path: str) -> None:
+        if not gone and method == "PATCH" and path.endswith(f"/deployments/{APP}"):
+            gone.append(path)
+            cluster.back = time.monotonic() + 2
+
+    cluster.hooks.append(went)
+    done = rollback(cluster, "2")
+    assert done.returncode == 0, done.stdout
+    assert gone, done.stdout
+    assert "The API server does not answer: " in done.stdout and "; trying again, " in done.stdout
+    assert gone and cluster.image() == f"{REPO}:2"
+
+
 def test_a_cluster_that_never_answers_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, Cluster() as cluster:
         config = cluster.config()

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from deploy import locks
+from deploy import kubectl, locks, shell
 from deploy.targets.kubernetes import objects
 from ledger import versions
 from tests.support.servers import ROOT
@@ -43,6 +43,11 @@ def test_both_languages_give_up_on_the_same_waiting_reasons() -> None:
         ("PURPOSE", f"{locks.NOTES}/purpose"),
         ("BY_HAND", f"{locks.NOTES}/by-hand"),
         ("VERSION", versions.PATTERN),
+        ("NO_CONNECTION", kubectl.NO_CONNECTION),
+        ("NO_ANSWER", kubectl.NO_ANSWER),
+        ("CUT_OFF", kubectl.CUT_OFF),
+        ("FINAL", kubectl.FINAL),
+        ("PATIENCE_SECONDS", f"{shell.PATIENCE:.0f}"),
     ],
 )
 def test_both_languages_call_a_thing_the_same(name: str, value: str) -> None:

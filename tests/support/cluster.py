@@ -517,10 +517,9 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-        if self.cluster.down():
-            self.close_connection = True
-            return
         try:
+            if self.cluster.down():
+                raise Refusal(503, "ServiceUnavailable", "the server is currently unable to handle the request")
             code, found = self.cluster.answer(
                 self.command, unquote(parts.path), query, self.headers.get("Content-Type", ""), body
             )
