@@ -117,12 +117,15 @@ def unanswered(done: Done) -> str:
 
 
 def includes(found: Any, patch: Any) -> bool:
-    """Whether an object is as this merge patch makes it. The members of a list are found by their names."""
+    """Whether an object is as this merge patch makes it, whose "$patch" tells how. The members of a list are found by
+    their names.
+    """
     if isinstance(patch, dict):
         there = found if isinstance(found, dict) else {}
         return all(
             (there.get(key) is None) if value is None else includes(there.get(key), value)
             for key, value in patch.items()
+            if key != "$patch"
         )
     if isinstance(patch, list):
         return all(any(includes(one, each) for one in found or ()) for each in patch)

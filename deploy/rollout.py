@@ -43,6 +43,7 @@ class Options:
     watch: float = 0.0  # seconds
     timeout: float = 120.0  # seconds that an instance gets to become ready
     unsafe_migrations: bool = False
+    settings: bool = False  # whether it gets new settings, perhaps as its only change
     wait: float = 0.0  # seconds to wait for the lock
     commit: str = ""
     built_at: str = ""
@@ -73,7 +74,7 @@ class Run(ABC):
         self.step(LOCK, self.acquire_lock, recorded=False)
         try:
             self.target.validate()  # again: whoever had the lock may have changed it
-            if self.target.already_live():
+            if self.nothing_to_do():
                 self.output.line(f"{self.options.version} is already live and verified; nothing to do.")
                 self.output.event("result", result="unchanged", version=self.options.version, exit_code=ExitCode.DONE)
                 return ExitCode.DONE
@@ -88,6 +89,10 @@ class Run(ABC):
 
     def preflight(self) -> None:
         """Raises DeployRefused if the environment is in no state for such a run; by default, any will do."""
+
+    def nothing_to_do(self) -> bool:
+        """Whether the release is live and verified. Raises StepFailed."""
+        return self.target.already_live()
 
     def deploy(self) -> int:
         """Prepares, ships and settles the release, or rolls it back if a step fails.
@@ -132,7 +137,8 @@ class Run(ABC):
     def ship(self) -> None:
         """Starts the release, tests it and gives it the traffic. Raises StepFailed and LockLost."""
         self.step(steps.START, lambda: self.target.start(self.options.timeout, self.output.tell))
-        self.switched = self.target.live_version() == self.options.version  # by an interrupted run
+        # By an interrupted run; new settings may be of the version that is live.
+        self.switched = not self.options.settings and self.target.live_version() == self.options.version
         self.measure(self.counters)
         self.step(steps.SMOKE_TEST, self.smoke_test)
         self.step(steps.SWITCH, self.switch)
@@ -332,7 +338,7 @@ class Run(ABC):
             self.target.mark_bad(self.options.version)
             self.target.cleanup()
             live = self.target.live_version()
-            if not live or live == self.options.version:
+            if not live or live == self.options.version != self.before:
                 raise StepFailed(f"Live: {live or 'none'}.")
         except LockLost as error:
             return self.end("failed", ExitCode.NEEDS_OPERATOR, str(error))
@@ -410,8 +416,10 @@ class Deploy(Run):
     def migrate(self) -> str:
         """Migrates. Returns a note, with what visitors noticed of it. Raises StepFailed, also if too many of them did:
         then the migrations are stopped, which rolls their transaction back. A hotfix is for a site that may be failing
-        anyway, so nothing stops its migrations.
+        anyway, so nothing stops its migrations. The note is empty if only the settings change.
         """
+        if self.options.settings and self.options.version == self.before:
+            return ""
         traffic = self.traffic
         tried, failed, slow = traffic.total, traffic.failed, traffic.slow
         tell = self.output.tell if self.recorder.request.hotfix else self.look_at_visitors
@@ -461,6 +469,10 @@ class ScriptedRollback(Run):
         self.script = script
         self.code, self.said = 0, ""  # the script's exit code and output
 
+    def nothing_to_do(self) -> bool:
+        """Never: the version may be live with other settings than those to return to, which the script finds out."""
+        return False
+
     def ship(self) -> None:
         """Runs the script. Raises StepFailed if it cannot run."""
         self.at = steps.ROLL_BACK
@@ -482,6 +494,65 @@ class ScriptedRollback(Run):
         code, said = self.script(self.recorder.request.reason, self.options.timeout, True)
         self.output.details(said)
         return code
+
+
+class Verify(Run):
+    """A look whether what is live is good, which marks it: the first release, or settings that kubectl has applied.
+
+    Nothing is shipped, so the ledger gets no row.
+    """
+
+    kind = "verify"
+
+    def run(self) -> int:
+        """Carries it out. Raises DeployRefused and StepFailed if it cannot begin."""
+        self.step(LOCK, self.acquire_lock, recorded=False)
+        try:
+            self.target.validate()
+            if self.target.already_live():
+                return self.report("unchanged", ExitCode.DONE, "It was verified already.")
+            self.target.adopt()
+            try:
+                self.verify()
+            except (StepFailed, LockLost) as error:
+                self.output.details(getattr(error, "details", ""))
+                return self.report("failed", ExitCode.NEEDS_OPERATOR, f"{error} It is still live, and not marked.")
+            return self.report("succeeded", ExitCode.DONE)
+        except KeyboardInterrupt:
+            self.output.quiet()
+            return self.report("interrupted", ExitCode.REFUSED, "Nothing was changed.")
+        finally:
+            self.traffic.stop()
+            self.target.lock.release()
+
+    def verify(self) -> None:
+        """Tests and watches what is live, and marks it. Raises StepFailed and LockLost."""
+        problem = self.traffic.start()
+        self.step(steps.SMOKE_TEST, self.smoke_test, recorded=False)
+        if problem:
+            self.output.note(f"No probe traffic: {problem}.")
+        if self.options.watch > 0:
+            self.step(steps.WATCH, self.watch, recorded=False)
+        self.step(steps.MARK_GOOD, self.mark_good, recorded=False)
+
+    def report(self, result: str, code: int, why: str = "") -> int:
+        """Shows the result and returns `code`."""
+        self.output.event("result", result=result, version=self.options.version, why=why, exit_code=code)
+        self.output.line(f"{self.options.version}: {result}. {why}".strip(), "red" if code else "bold")
+        if code == ExitCode.NEEDS_OPERATOR:
+            self.output.note(f"To roll back: manage.py rollback -e {self.recorder.request.environment}")
+        return code
+
+    def dry_run(self) -> int:
+        """Shows what run() would do, and changes nothing. Raises LockHeld."""
+        self.output.note(f"Dry run: {self.options.purpose}.")
+        self.target.lock.check_free()
+        self.planned(LOCK, "free")
+        self.planned(steps.SMOKE_TEST, "health, version, pages with the public host, an asset and metrics")
+        if self.options.watch:
+            self.planned(steps.WATCH, f"{self.options.watch:g} s: containers, errors, latency, probe traffic")
+        self.planned(steps.MARK_GOOD, "")
+        return ExitCode.DONE
 
 
 def by_release(answers: Counter[Source]) -> dict[str, dict[str, int]]:

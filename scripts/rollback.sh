@@ -23,7 +23,7 @@ readonly SCHEMA_BREAK=backstagetest1/schema-break LIVE_SINCE=backstagetest1/live
 readonly PACE=backstagetest1/pace # minReadySeconds, maxSurge and maxUnavailable as they are to be again
 readonly CLOSE=backstagetest1/close-connections # of pods; the others are of Deployments
 readonly BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
-readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision
+readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision HASH=pod-template-hash
 readonly LOST_LOG='unable to retrieve container logs' # printed like a log once the kubelet has removed the container
 
 # The reasons for which a waiting container will not start by itself. A test compares them with the Python target's.
@@ -64,19 +64,17 @@ readonly US=$'\037'
 readonly VARIABLES='{{$us := "\x1f"}}{{$app := "'$APP'"}}
 {{- $good := "'$GOOD'"}}{{$bad := "'$BAD'"}}{{$schema_break := "'$SCHEMA_BREAK'"}}{{$live_since := "'$LIVE_SINCE'"}}
 {{- $by_hand := "'$BY_HAND'"}}{{$purpose := "'$PURPOSE'"}}{{$pace := "'$PACE'"}}
-{{- $cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}'
+{{- $cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}{{$hash := "'$HASH'"}}'
 
 readonly SERVICE='
 {{- with .spec.selector.colour}}{{.}}{{end}}{{$us}}
 {{- with .spec.ports}}{{(index . 0).port}}{{end}}{{$us}}
 {{- if .spec.selector}}selector{{end}}'
 readonly NAMES='{{range .items}}{{.metadata.name}} {{end}}'
+readonly HOSTS='{{range .spec.rules}}{{with .host}}{{.}} {{end}}{{end}}'
 readonly REPLICAS='{{.spec.replicas}}'
 readonly CONTAINER_IMAGE='{{range .spec.template.spec.containers}}{{if eq .name $app}}{{.image}}{{end}}{{end}}'
 readonly DEPLOYMENT='{{.metadata.name}}{{$us}}'$CONTAINER_IMAGE
-readonly IMAGES='{{range .items}}
-  {{- .metadata.name}}{{$us}}'$CONTAINER_IMAGE'{{"\n"}}
-{{- end}}'
 
 # `index` fails on annotations that are missing, hence the `or`: no key of metadata looks like an annotation's.
 readonly CURRENT_REVISION='{{with index (or .metadata.annotations .metadata) $revision}}{{.}}{{end}}'
@@ -87,7 +85,12 @@ readonly REVISIONS='
   {{- $set.metadata.creationTimestamp}}{{$us}}
   {{- .name}}{{$us}}
   {{- with index $notes $revision}}{{printf "%q" .}}{{end}}{{$us}}
+  {{- $set.metadata.name}}{{$us}}
+  {{- index $set.metadata.labels $hash}}{{$us}}
   {{- range $set.spec.template.spec.containers}}{{if eq .name $app}}{{printf "%q" .image}}{{end}}{{end}}{{$us}}
+  {{- range $set.spec.template.spec.containers}}{{if eq .name $app}}
+    {{- range .envFrom}}{{with .configMapRef}}{{.name}} {{end}}{{end}}
+  {{- end}}{{end}}{{$us}}
   {{- with index $notes $good}}{{printf "%q" .}}{{end}}{{$us}}
   {{- with index $notes $bad}}{{printf "%q" .}}{{end}}{{$us}}
   {{- with index $notes $schema_break}}{{printf "%q" .}}{{end}}{{$us}}
@@ -96,8 +99,8 @@ readonly REVISIONS='
 {{- end}}{{end}}
 {{- end}}'
 
-# All that the checks look at, by its first field. $moving is the Deployment that gets the version.
-readonly FACTS='{{define "names"}}
+# What the pods of a template cannot start without, as facts of the kind "name".
+readonly REFERENCES='{{define "names"}}
   {{- with .configMap}}{{if not .optional}}name configmap/{{.name}}{{"\n"}}{{end}}{{end}}
   {{- with .secret}}{{if not .optional}}name secret/{{or .secretName .name}}{{"\n"}}{{end}}{{end}}
   {{- with .configMapRef}}{{if not .optional}}name configmap/{{.name}}{{"\n"}}{{end}}{{end}}
@@ -107,7 +110,19 @@ readonly FACTS='{{define "names"}}
 {{- end}}{{define "container"}}
   {{- range .envFrom}}{{template "names" .}}{{end}}
   {{- range .env}}{{with .valueFrom}}{{template "names" .}}{{end}}{{end}}
-{{- end}}
+{{- end}}{{define "pod"}}
+  {{- with .serviceAccountName}}name serviceaccount/{{.}}{{"\n"}}{{end}}
+  {{- range .volumes}}{{template "names" .}}
+    {{- with .projected}}{{range .sources}}{{template "names" .}}{{end}}{{end}}
+    {{- with .persistentVolumeClaim}}name persistentvolumeclaim/{{.claimName}}{{"\n"}}{{end}}
+  {{- end}}
+  {{- range .initContainers}}{{template "container" .}}{{end}}
+  {{- range .containers}}{{template "container" .}}{{end}}
+{{- end}}'
+readonly NEEDED=$REFERENCES'{{with .spec.template.spec}}{{template "pod" .}}{{end}}'
+
+# All that the checks look at, by its first field. $moving is the Deployment that gets the version.
+readonly FACTS=$REFERENCES'
 {{- range .items}}{{$name := .metadata.name}}
   {{- if and (eq .kind "Service") (eq $name $app)}}
     {{- range $key, $value := .spec.selector}}selector {{$key}}={{$value}}{{"\n"}}{{end}}
@@ -123,13 +138,8 @@ readonly FACTS='{{define "names"}}
     {{- if eq $name $moving}}
       {{- with .spec.paused}}paused{{"\n"}}{{end}}
       {{- with .spec.template.spec}}
-        {{- with .serviceAccountName}}name serviceaccount/{{.}}{{"\n"}}{{end}}
-        {{- range .volumes}}{{template "names" .}}
-          {{- with .projected}}{{range .sources}}{{template "names" .}}{{end}}{{end}}
-          {{- with .persistentVolumeClaim}}name persistentvolumeclaim/{{.claimName}}{{"\n"}}{{end}}
-        {{- end}}
-        {{- range .initContainers}}{{template "container" .}}{{end}}
-        {{- range .containers}}{{template "container" .}}
+        {{- template "pod" .}}
+        {{- range .containers}}
           {{- with .resources}}
             {{- range $what, $much := .requests}}need requests.{{$what}} {{$much}}{{"\n"}}{{end}}
             {{- range $what, $much := .limits}}need limits.{{$what}} {{$much}}{{"\n"}}{{end}}
@@ -189,20 +199,43 @@ readonly LOCK='
 {{- with index (or .metadata.annotations .metadata) $by_hand}}{{printf "%q" .}}{{end}}{{$us}}
 {{- with index (or .metadata.annotations .metadata) $purpose}}{{printf "%q" .}}{{end}}'
 
+# Run in a pod by its own Python: asks for a page as visitors do, with each public host, and prints the statuses.
+# Where a NetworkPolicy keeps the pods from the Service, or there is none to ask, the pod asks itself.
+readonly PAGE='
+import http.client, sys
+service, *hosts = sys.argv[1:]
+ways = [(service.split(":")[0], int(service.split(":")[1]))] if service else []
+for host in hosts:
+    status = 0
+    for way in [*ways, ("127.0.0.1", 8000)]:
+        try:
+            link = http.client.HTTPConnection(*way, timeout=3)
+            link.request("GET", "/", headers={"Host": host, "X-Forwarded-Proto": "https", "Connection": "close"})
+            status = link.getresponse().status
+            break
+        except (OSError, http.client.HTTPException):
+            ways = []
+    print("page", host, status)
+'
+
 usage() {
   cat <<'EOF'
 Usage: rollback.sh <previous_version> [namespace]
-       rollback.sh --list | --previous  [namespace]
+       rollback.sh --list | --previous | --to-revision NAME  [namespace]
 
-Rolls back to a version that ran before and waits until it serves. Without a version, lists the versions in the
-cluster's history and, on a terminal, asks which one to roll back to. The namespace defaults to "default".
+Rolls back to a version that ran before, with the settings that it had, and waits until it serves. Without a version,
+lists what is in the cluster's history and, on a terminal, asks which one to roll back to. The namespace defaults to
+"default".
 
 options:
   --list                 list the versions to roll back to and exit
-  --previous             roll back to the version that was live before this one and was verified good
+  --previous             roll back to the revision that was live before this one and was verified good
+  --to-revision NAME     roll back to this revision, as --list names it; a revision is a version with its settings
   --dry-run              print each command and have the cluster validate it without changing anything
   -y, --yes              do not ask for confirmation, not even in production
-  --reason TEXT          recorded as the change cause and in the ledger (one line, 500 characters)
+  --reason TEXT          what was wrong (one line, 500 characters): the change cause, recorded in the ledger. What is
+                         left is no rollback target any more, for this reason
+  --keep                 what is left stays a rollback target whatever the reason, as it was not at fault
   --timeout SECONDS      how long the version may take to become ready (default: 180)
   --context NAME         kubectl context (default: the current one)
   -n, --namespace NAME   the namespace, as an option
@@ -256,17 +289,18 @@ main() {
 
 parse() { # Sets target, namespace and the options.
   local option
-  target='' namespace='' list='' previous='' dry='' yes='' force=''
+  target='' namespace='' list='' previous='' to_revision='' keep='' dry='' yes='' force=''
   context='' explicit_image='' given_reason='' timeout=180
   while (($#)); do
     case $1 in
       --help | -h) usage && exit $OK ;;
       --list) list=1 ;;
       --previous) previous=1 ;;
+      --keep) keep=1 ;;
       --dry-run) dry=1 ;;
       --yes | -y) yes=1 ;;
       --force) force=1 ;;
-      --timeout=* | --context=* | --image=* | --reason=* | --namespace=*)
+      --timeout=* | --context=* | --image=* | --reason=* | --namespace=* | --to-revision=*)
         option=$1
         shift
         set -- "${option%%=*}" "${option#*=}" "$@"
@@ -275,6 +309,7 @@ parse() { # Sets target, namespace and the options.
       --timeout) value "$@" && timeout=$2 && shift ;;
       --context) value "$@" && context=$2 && shift ;;
       --image) value "$@" && explicit_image=$2 && shift ;;
+      --to-revision) value "$@" && to_revision=$2 && shift ;;
       --reason) value "$@" && given_reason=$2 && shift ;;
       --namespace | -n) value "$@" && namespace=$2 && shift ;;
       '') misused 'Empty argument. Is a variable unset?' ;; # or the namespace would be taken for the version
@@ -283,8 +318,8 @@ parse() { # Sets target, namespace and the options.
     esac
     shift
   done
-  if [[ ($list || $previous) && $target ]]; then # rollback.sh NAMESPACE --list
-    [[ ! $namespace ]] || misused "--list and --previous take no version."
+  if [[ ($list || $previous || $to_revision) && $target ]]; then # rollback.sh NAMESPACE --list
+    [[ ! $namespace ]] || misused "--list, --previous and --to-revision take no version."
     namespace=$target target=''
   fi
   namespace=${namespace:-default}
@@ -295,7 +330,7 @@ value() { # value OPTION [VALUE...]
   [[ ${2+set} ]] || misused "$1 requires a value."
 }
 positional() {
-  if [[ ! $target && ! $list && ! $previous ]]; then
+  if [[ ! $target && ! $list && ! $previous && ! $to_revision ]]; then
     target=$1
   elif [[ ! $namespace ]]; then
     namespace=$1
@@ -310,11 +345,15 @@ validate() {
   [[ $timeout =~ ^[1-9][0-9]{0,4}$ ]] || misused "--timeout $timeout is not valid; expected seconds, such as 180."
   [[ ! $explicit_image || $explicit_image =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] ||
     misused "--image '$explicit_image' is not a valid image; expected its full name, such as host/team/app:1.4.0."
+  [[ ! $to_revision || $to_revision =~ ^[a-z0-9-]{1,63}$ ]] ||
+    misused "--to-revision '$to_revision' is not valid; expected a revision as --list names it."
+  [[ ! $to_revision || (! $previous && ! $explicit_image) ]] ||
+    misused '--to-revision cannot be combined with --previous or --image; choose one.'
   [[ ! $context || $context != -* ]] || misused "--context '$context' is not a valid context."
   if [[ $explicit_image && $target && $(tag_of "$explicit_image") != "$target" && $explicit_image != *@* ]]; then
     misused "--image $explicit_image is not version $target; the tag must be the version."
   fi
-  if [[ ! $target && ! $list && ! $previous && ! -t 0 ]]; then
+  if [[ ! $target && ! $list && ! $previous && ! $to_revision && ! -t 0 ]]; then
     usage >&2
     exit $USAGE
   fi
@@ -342,7 +381,7 @@ connect() { # One request tells whether the cluster is reachable; kubectl would 
 unreachable() { # unreachable [ERROR]
   refuse "${1:-}The cluster is unreachable. Check the context ($shown_context) and the network."
 }
-inspect() { # Sets colour, port, deployment (the one with the traffic), running_image, running, history and suggested.
+inspect() { # Sets colour, port, deployment (the one with the traffic), running_..., history and suggested.
   local found
   found=$(fields "$SERVICE" service $APP --ignore-not-found) || unreachable
   IFS=$US read -r colour port selector <<<"$found"
@@ -354,7 +393,10 @@ inspect() { # Sets colour, port, deployment (the one with the traffic), running_
   idle_colour=''
   if [[ $colour ]]; then idle_colour=$(other_colour); fi
   history=$(revisions || true)
-  suggested=$(previous_good)
+  running_set=$(current_set "$deployment") running_hash='' running_settings=''
+  if find_set "$running_set"; then running_hash=$its_hash running_settings=$its_settings; fi
+  suggested=$(previous_good) suggested_version=''
+  if find_set "$suggested"; then suggested_version=$its_version; fi
 }
 other_colour() { if [[ $colour == blue ]]; then printf green; else printf blue; fi; }
 revisions() { # Prints the revisions that the cluster remembers, the one that became live last first.
@@ -373,67 +415,145 @@ revisions() { # Prints the revisions that the cluster remembers, the one that be
   done | if [[ $colour ]]; then sort -r; else sort -t "$US" -k 4.2,4nr; fi
 }
 next_revision() { # Reads one line of the history and sets its_... from it. Fails at the end.
-  IFS=$US read -r its_start its_creation its_deployment its_number its_image its_good its_bad its_break its_current \
-    its_cause && [[ $its_start ]] || return 1
+  IFS=$US read -r its_start its_creation its_deployment its_number its_set its_hash its_image its_settings its_good \
+    its_bad its_break its_current its_cause && [[ $its_start ]] || return 1
   its_number=${its_number//\"/} its_image=${its_image//\"/} its_good=${its_good//\"/} its_break=${its_break//\"/}
   its_version=$(tag_of "$its_image")
+  its_settings=${its_settings% } its_settings=${its_settings##*[ -]} # the hash in the ConfigMap's name
+  its_name=${colour:+${its_deployment##*-}-}${its_number:-?}
+  # Marks name the pods that they are about, as `kubectl rollout undo` and the controller copy annotations to others.
+  [[ $its_good == "$its_version $its_hash" ]] || its_good=''
+  its_bad=${its_bad#\"} its_bad=${its_bad%\"} its_left=''
+  if [[ $its_bad == "$its_hash "* ]]; then
+    its_bad=${its_bad#* } its_left=${its_bad%% *} its_bad=${its_bad#"$its_left"}
+    its_bad=$(unquoted "${its_bad# }")
+  else
+    its_bad=''
+  fi
 }
-previous_good() { # Prints the version that was live last, was verified good and is not running.
+find_set() { # find_set REPLICASET: sets its_... of that revision. Fails if the history has none.
+  [[ $1 ]] || return 1
   while next_revision; do
-    if [[ $its_version != "$running" && $its_good == "$its_version" ]]; then
-      printf '%s' "$its_version"
+    if [[ $its_set == "$1" ]]; then return 0; fi
+  done <<<"$history"
+  return 1
+}
+current_set() { # current_set DEPLOYMENT: prints its ReplicaSet
+  while next_revision; do
+    if [[ $its_current && $its_deployment == "$1" ]]; then
+      printf '%s' "$its_set"
       return
     fi
   done <<<"$history"
 }
-list_versions() {
-  local state
-  say "Namespace $namespace, context $shown_context, deployment/$deployment:"
-  headline "$(printf '%-9s %-20s %-6s %-14s %s' REVISION VERSION AGE STATE 'CHANGE CAUSE')"
+previous_good() { # Prints the ReplicaSet to roll back to: verified good, not running, and live last.
+  # One that a rollback left is not returned to while there is another, so that two rollbacks in a row go further back.
+  # Once every other one was left without being at fault, they come again, the one that was left first before others.
+  local first='' found=''
   while next_revision; do
-    if [[ $its_current && $its_deployment == "$deployment" && $its_good == "$its_version" ]]; then
-      state="${green}running, good${plain} "
-    elif [[ $its_current && $its_deployment == "$deployment" ]]; then
-      state="${green}running${plain}       "
-    elif [[ $its_good == "$its_version" ]]; then
-      state="${green}verified good${plain} "
-    elif [[ $its_bad ]]; then
-      state="${red}rolled back${plain}   "
-    else
-      state='not verified  '
+    [[ $its_good && $its_set != "$running_set" ]] || continue
+    if is_copy; then continue; fi
+    if [[ ! $its_left ]]; then
+      printf '%s' "$its_set"
+      return
     fi
-    its_cause=$(unquoted "$its_cause")
-    printf '%-9s %-20s %-6s %s %s\n' "${its_number:-?}${colour:+ ${its_deployment##*-}}" "$its_version" \
-      "$(age "$its_start")" "$state" "${its_cause:--}"
+    if [[ ! $first || $its_left < $first ]]; then first=$its_left found=$its_set; fi
   done <<<"$history"
-  if [[ $suggested ]]; then
-    say "Rollback target: $suggested (rollback.sh $suggested $namespace)"
+  printf '%s' "$found"
+}
+is_copy() { # Whether the other colour has the same of what is running.
+  [[ $its_deployment != "$deployment" && $its_image == "$running_image" && $its_settings == "$running_settings" ]]
+}
+best_set() { # best_set VERSION: prints its ReplicaSet that is not running: verified good, or else the last
+  local found=''
+  while next_revision; do
+    [[ $its_version == "$1" && $its_set != "$running_set" ]] || continue
+    if [[ $its_good ]]; then
+      printf '%s' "$its_set"
+      return
+    fi
+    if [[ ! $found ]]; then found=$its_set; fi
+  done <<<"$history"
+  if [[ $1 != "$running" ]]; then printf '%s' "$found"; fi # other settings of what runs must have been good
+}
+list_versions() {
+  local state colour_of
+  say "Namespace $namespace, context $shown_context, deployment/$deployment:"
+  headline "$(printf '%-9s %-20s %-10s %-6s %-14s %s' REVISION VERSION SETTINGS AGE STATE 'CHANGE CAUSE')"
+  while next_revision; do
+    colour_of='' state='not verified'
+    if [[ $its_left && ! $its_good ]]; then state='withdrawn' colour_of=$red; fi
+    if [[ $its_good ]]; then state='verified good' colour_of=$green; fi
+    if [[ $its_set == "$running_set" ]]; then
+      state="running${its_good:+, good}" colour_of=$green
+    fi
+    printf '%-9s %-20s %-10s %-6s ' "$its_name" "$its_version" "${its_settings:--}" "$(age "$its_start")"
+    printf '%s%-14s%s %s\n' "$colour_of" "$state" "$plain" "$(cause_of_change)"
+    [[ $its_left && $its_set != "$running_set" ]] || continue
+    say "          left $(age "$its_left") ago${its_bad:+: $its_bad}"
+  done <<<"$history"
+  if [[ $suggested ]] && find_set "$suggested"; then
+    say "Rollback target: $its_version (rollback.sh --previous $namespace)"
+    if [[ $its_left ]]; then say '  Every other verified revision was left by a rollback, this one first.'; fi
   else
-    say 'Rollback target: none. No other version was verified good.'
+    say 'Rollback target: none. No other revision was verified good.'
   fi
+}
+cause_of_change() { # Prints the change cause, or what sets the revision apart from the one before it: if that has the
+  # same image, the cause was only copied from it.
+  local image=$its_image deployment=$its_deployment creation=$its_creation settings=$its_settings cause=$its_cause
+  local before='' found=''
+  while next_revision; do
+    if [[ $its_deployment == "$deployment" && $its_creation < $creation && $its_creation > $before ]]; then
+      before=$its_creation found=''
+      if [[ $its_image == "$image" && $its_cause == "$cause" ]]; then
+        found='pod template only'
+        if [[ $its_settings != "$settings" ]]; then found="settings only, before: ${its_settings:-none}"; fi
+      fi
+    fi
+  done <<<"$history"
+  cause=$(unquoted "$cause")
+  printf '%s' "${found:-${cause:--}}"
 }
 
 # Check
 
-choose_target() { # Sets target, unless it was given.
+choose_target() { # Sets target and target_set, the ReplicaSet that has it; empty for an image that the history lacks.
+  local answer=''
+  target_set=''
   if [[ $previous ]]; then
-    [[ $suggested ]] || refuse "No version other than $running was verified good in $namespace." \
+    [[ $suggested ]] || refuse "No revision other than the running one ($running) was verified good in $namespace." \
       "Choose one from: rollback.sh --list $namespace."
-    target=$suggested
+    target_set=$suggested
+  elif [[ $to_revision ]]; then
+    target_set=$(named_set "$to_revision")
+    [[ $target_set ]] || refuse "Revision $to_revision is not in the history of $namespace." \
+      "Choose one from: rollback.sh --list $namespace."
   elif [[ ! $target ]]; then
     list_versions
-    read -r -p "Which version? [${suggested:-none}] " target || true
-    target=${target:-$suggested}
-    [[ $target ]] || refuse 'No version given.'
-    validate_version
+    read -r -p "Which version? [${suggested_version:-none}] " answer || true
+    target=$answer
+    if [[ ! $answer ]]; then target_set=$suggested; fi
+    [[ $target || $target_set ]] || refuse 'No version given.'
+    if [[ $target ]]; then validate_version; fi
   fi
+  if [[ ! $target_set ]]; then target_set=$(best_set "$target"); fi
+  if find_set "$target_set"; then target=$its_version; fi
   headline "Rolling back to version: $target"
   say "  namespace $namespace, context $shown_context, deployment/$deployment, now $running"
   if [[ $given_reason != "$reason" ]]; then
     say "  The reason was trimmed to one line of at most $REASON_LENGTH characters: $reason"
   fi
 }
-check() { # Refuses what cannot work. Sets target_image, moving (the Deployment that gets it) and verified.
+named_set() { # named_set NAME: prints the ReplicaSet of a revision, by its name in the list or its pod-template-hash
+  while next_revision; do
+    if [[ $its_name == "$1" || $its_hash == "$1" ]]; then
+      printf '%s' "$its_set"
+      return
+    fi
+  done <<<"$history"
+}
+check() { # Refuses what cannot work. Sets moving (the Deployment that gets the target) and what find_target() sets.
   local complete=''
   find_target
   if is_complete "$deployment"; then complete=1; fi
@@ -446,29 +566,47 @@ check() { # Refuses what cannot work. Sets target_image, moving (the Deployment 
     [[ $(fields "$CONTAINER_IMAGE" deployment "$moving" || true) ]] ||
       refuse "No other colour to roll back to: deployment/$moving does not exist or has no container $APP."
   fi
+  # The colour that gets the target has it already, or gets its template, with a hash that is not known yet.
+  if [[ $target_deployment != "$moving" ]]; then target_hash=''; fi
   # manage.py deploy has looked at all before it began, and its way back must not take long.
   if [[ ${DEPLOY_CHECKED:-} ]]; then run_checks 'paused replicas'; else run_checks "$CHECKS"; fi
   [[ $verified ]] || warn "$target has not been verified good in $namespace"
   say '  The database is left as it is; a rollback does not undo migrations.'
 }
-find_target() { # Sets remembered_image, last_live, verified and known from the history.
-  remembered_image='' last_live='' verified='' known=''
+find_target() { # Sets target_image and other target_..., verified, last_live, remembered and known.
+  last_live='' known='' remembered=''
   while next_revision; do
     case "$known " in *" $its_version "*) ;; *) known="$known $its_version" ;; esac
     [[ $its_version == "$target" ]] || continue
-    if [[ ! $remembered_image ]]; then remembered_image=$its_image; fi
+    remembered=1
     if [[ $last_live < $its_start ]]; then last_live=$its_start; fi
-    if [[ $its_good == "$target" ]]; then verified=1; fi
   done <<<"$history"
-}
-check_not_live() { # check_not_live COMPLETE
-  [[ $target == "$running" && (! $explicit_image || $explicit_image == "$running_image") ]] || return 0
-  if [[ $1 || ! $force ]]; then
-    refuse "$target is already live in deployment/$deployment. List the others: rollback.sh --list $namespace."
+  target_image='' target_hash='' target_deployment='' target_settings='' target_left='' verified=''
+  if find_set "$target_set" && [[ ! $explicit_image || $explicit_image == "$its_image" ]]; then
+    target_image=$its_image target_hash=$its_hash target_deployment=$its_deployment target_settings=$its_settings
+    target_left=$its_left target_name=$its_name verified=$its_good
+    say "  revision $its_name${target_settings:+, settings $target_settings}, live $(age "$its_start") ago"
+    if [[ $target_image == "$running_image" ]]; then
+      say "  The version stays: only its settings differ${target_settings:+ ($target_settings, now $running_settings)}."
+    fi
+  else
+    target_set='' target_image=$explicit_image
   fi
 }
+check_not_live() { # check_not_live COMPLETE
+  if [[ $target_set && $target_set == "$running_set" && ($1 || ! $force) ]]; then
+    refuse "Revision $its_name is already live in deployment/$deployment." \
+      "List the others: rollback.sh --list $namespace."
+  fi
+  [[ ! $target_set && $target == "$running" ]] || return 0
+  [[ ! $explicit_image || $explicit_image == "$running_image" ]] || return 0
+  if [[ $1 || ! $force ]]; then
+    refuse "$target is already live in deployment/$deployment, and no other settings of it were verified good." \
+      "List the others: rollback.sh --list $namespace."
+  fi
+  target_image=$running_image
+}
 check_image() {
-  target_image=${explicit_image:-$remembered_image}
   [[ $target_image ]] || refuse "Version $target is not in the history of $namespace, which has:$known." \
     "If it is still in the registry, pass its full image: --image $(repository_of "$running_image"):$target."
 }
@@ -476,7 +614,7 @@ check_schema() {
   local floor unless=''
   floor=$(schema_floor)
   [[ $floor && ! $force ]] || return 0
-  if [[ ! $remembered_image ]]; then unless=' unless it is newer (the history does not say)'; fi
+  if [[ ! $remembered ]]; then unless=' unless it is newer (the history does not say)'; fi
   refuse "The database has the migrations of $floor, which $target cannot run on$unless;" \
     "a rollback does not undo them. Choose $floor or a newer version, or override with --force."
 }
@@ -487,7 +625,7 @@ schema_floor() { # Prints a version whose migrations the target cannot run on, i
     if [[ $its_break =~ ^$VERSION$ && $its_break != "$target" ]]; then all="$all $its_break"; fi
   done <<<"$history"
   for broken in $all; do
-    if [[ ! $remembered_image ]]; then floor=$broken; fi
+    if [[ ! $remembered ]]; then floor=$broken; fi
     while next_revision; do
       if [[ $its_version == "$broken" && $its_creation > $last_live ]]; then floor=$broken; fi
     done <<<"$history"
@@ -542,7 +680,7 @@ check_replicas() {
 check_rollout() { # A rollout that is stuck is what this script is for; pods that are not ready are no rollout.
   if [[ $complete || $force || ${DEPLOY_LOCK_HOLDER:-} ]]; then return 0; fi
   if ((observed >= generation && all <= updated)) || [[ $(fields "$REPLICA_FAILURE" deployment "$deployment") ]] ||
-    [[ $(failure_reason "$deployment" "$running_image") ]] || ! is_progressing "$deployment"; then
+    [[ $(failure_reason "$deployment" "$running_image" "$running_hash") ]] || ! is_progressing "$deployment"; then
     return 0
   fi
   refuse "A rollout to $running is in progress in deployment/$deployment" \
@@ -612,7 +750,10 @@ is_granted() { # is_granted "VERB RESOURCE.GROUP" RULES
   return 1
 }
 check_references() {
-  local names name there missing=''
+  local names name there missing='' who="deployment/$moving"
+  if [[ $target_set ]]; then # it comes back with the ConfigMaps and Secrets that it had
+    facts=$(fields "$NEEDED" replicaset "$target_set" 2>/dev/null || true) who="revision $target_name ($target)"
+  fi
   names=$(facts name | sort -u)
   [[ $names ]] || return 0
   # shellcheck disable=SC2086 # one word each
@@ -623,7 +764,7 @@ check_references() {
     fi
   done
   [[ ! $missing ]] || refuse "New pods could not start: namespace $namespace lacks ${missing#, }, which" \
-    "deployment/$moving names. Create it first."
+    "$who names. Create it first."
 }
 confirm() { # Asks before production is touched.
   local answer=''
@@ -638,6 +779,7 @@ confirm() { # Asks before production is touched.
 roll_back() {
   if [[ $colour ]]; then
     start_idle_colour
+    if [[ ! $dry ]] && ! ask_pages; then stop_idle_colour; fi
     phase=switching
     say "Switching service/$APP from $colour to $idle_colour"
     switch_traffic "$idle_colour" || fail $NEEDS_HELP "Could not switch the traffic; see above. $running is serving."
@@ -647,37 +789,60 @@ roll_back() {
 }
 replace_pods() { # Rolling: pods of the target replace the others.
   phase=moving
-  set_image "$deployment" "$target_image" "rollback to $target${reason:+: $reason}" "${verified:+$target}" || rejected
+  set_template "$deployment" "$target_set" "$target_image" "rollback to $target${reason:+: $reason}" || rejected
   hurry "$deployment"
-  if [[ ! $dry ]] && ! wait_until_ready "$deployment" "$target_image"; then restore_image; fi
+  if [[ ! $dry ]] && ! wait_until_ready "$deployment" "$target_image" "$target_hash"; then restore_template; fi
 }
 start_idle_colour() { # Blue-green: the target becomes ready without traffic.
-  local idle_image replicas
+  local idle_image replicas same=''
   idle_image=$(fields "$CONTAINER_IMAGE" deployment "$moving") # one a line, so that each one's failure counts
   idle_replicas=$(fields "$REPLICAS" deployment "$moving")
   replicas=$(fields "$REPLICAS" deployment "$deployment")
   ((replicas > 0)) || replicas=1
   phase=idle
-  if [[ $idle_image != "$target_image" ]] || ((idle_replicas < replicas)); then
+  if [[ $target_set ]]; then
+    if [[ $(current_set "$moving") == "$target_set" ]]; then same=1; fi
+  elif [[ $idle_image == "$target_image" ]]; then
+    same=1
+  fi
+  if [[ ! $same ]] || ((idle_replicas < replicas)); then
     say "Starting $target as deployment/$moving alongside $running"
-    set_image "$moving" "$target_image" "rollback to $target${reason:+: $reason}" "${verified:+$target}" "$replicas" ||
+    set_template "$moving" "$target_set" "$target_image" "rollback to $target${reason:+: $reason}" "$replicas" ||
       rejected
     hurry "$moving"
   fi
-  if [[ ! $dry ]] && ! wait_until_ready "$moving" "$target_image"; then stop_idle_colour; fi
+  if [[ ! $dry ]] && ! wait_until_ready "$moving" "$target_image" "$target_hash"; then stop_idle_colour; fi
 }
 rejected() {
   phase=checks
   refuse 'The cluster rejected the change; see above.'
 }
-set_image() { # set_image DEPLOYMENT IMAGE CAUSE VERIFIED [REPLICAS]: one write, so a new revision gets the annotations
-  local good=null live=null notes pod
-  if [[ $4 ]]; then good=$(json "$4"); fi
+set_template() { # set_template DEPLOYMENT REPLICASET IMAGE CAUSE [REPLICAS]: the ReplicaSet's, or else the image alone
+  # One write, so a new revision gets the annotations.
+  local live=null notes template
+  if [[ $2 ]]; then
+    template=$(template_of "$2" "$1") || return 1
+  else
+    template="{\"spec\":{\"containers\":[{\"name\":\"$APP\",\"image\":$(json "$3")}]}}"
+  fi
   if [[ ! $colour ]]; then live=$(json "$(now)"); fi # a colour becomes live when the traffic moves
-  notes="\"$CAUSE\":$(json "$3"),\"$BEFORE\":null,\"$GOOD\":$good,\"$LIVE_SINCE\":$live"
-  pod="{\"containers\":[{\"name\":\"$APP\",\"image\":$(json "$2")}]}"
+  notes="\"$CAUSE\":$(json "$4"),\"$BEFORE\":null,\"$LIVE_SINCE\":$live"
   change patch deployment "$1" --type=strategic -p \
-    "{\"metadata\":{\"annotations\":{$notes}},\"spec\":{${5:+\"replicas\":$5,}\"template\":{\"spec\":$pod}}}"
+    "{\"metadata\":{\"annotations\":{$notes}},\"spec\":{${5:+\"replicas\":$5,}\"template\":$template}}"
+}
+template_of() { # template_of REPLICASET DEPLOYMENT: prints its pod template as a patch that replaces the Deployment's
+  # https://github.com/kubernetes/community/blob/master/contributors/devel/sig-api-machinery/strategic-merge-patch.md
+  local template
+  template=$(kube get replicaset "$1" -o 'jsonpath={.spec.template}') || return 1
+  if [[ $template != '{"'* ]]; then
+    say "Cannot read the pod template of replicaset/$1." >&2
+    return 1
+  fi
+  template=$(printf '%s' "$template" | sed "s/\"$HASH\":\"[^\"]*\",//; s/,\"$HASH\":\"[^\"]*\"//")
+  if [[ $colour ]]; then
+    template=$(printf '%s' "$template" | sed "s/\"colour\":\"[a-z]*\"/\"colour\":\"${2##*-}\"/g")
+  fi
+  printf '{"$patch":"replace",%s' "${template#\{}"
 }
 hurry() { # hurry DEPLOYMENT: has all its pods start at once, as visitors meet bad ones meanwhile
   # Each pod that is ready replaces another at once: none is taken away before. Where a quota or the nodes have no room
@@ -735,13 +900,15 @@ annotate_pods() { # annotate_pods COLOUR ANNOTATION
 select_colour() { # select_colour SERVICE COLOUR
   change patch service "$1" --type=merge -p "{\"spec\":{\"selector\":{\"colour\":$(json "$2")}}}"
 }
-wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot or does not become ready, and sets why
+wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE [HASH]: fails when it does not become ready, and sets why
+  # Sets new_set and new_hash: what the Deployment's controller has made of the template.
   local start=$SECONDS held_up='' looked
-  why=''
+  why='' new_set='' new_hash=${3:-}
   while true; do
     looked=$SECONDS
     renew_lock
     if is_complete "$1"; then
+      learn_set "$1"
       progress "$updated of $wanted replicas updated, $available available ($((SECONDS - start)) s)"
       end_progress
       return 0
@@ -752,7 +919,8 @@ wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot o
     fi
     progress "${updated:-?} of ${wanted:-?} replicas updated, ${available:-?} available" \
       "($((SECONDS - start)) of $timeout s)"
-    why=$(failure_reason "$1" "$2")
+    if [[ ! $new_hash ]] && ((${observed:-0} >= ${generation:-1})); then learn_set "$1"; fi
+    why=$(failure_reason "$1" "$2" "$new_hash")
     if ((SECONDS - looked > 5)); then start=$((start + SECONDS - looked)); fi # an API server that is down delays them
     if [[ ! $why ]] && ((SECONDS - start >= timeout)); then why="not ready after $timeout s"; fi
     if [[ $why ]]; then
@@ -761,6 +929,13 @@ wait_until_ready() { # wait_until_ready DEPLOYMENT IMAGE: fails when it cannot o
     fi
     sleep $POLL_SECONDS
   done
+}
+learn_set() { # learn_set DEPLOYMENT
+  local found
+  found=$(revisions || true)
+  if [[ $found ]]; then history=$found; fi
+  new_set=$(current_set "$1")
+  if find_set "$new_set"; then new_hash=$its_hash; fi
 }
 is_complete() { # is_complete DEPLOYMENT: as for `kubectl rollout status`; sets what it looks at
   IFS=$US read -r generation observed wanted all updated available <<<"$(
@@ -772,7 +947,7 @@ is_complete() { # is_complete DEPLOYMENT: as for `kubectl rollout status`; sets 
 is_progressing() { # is_progressing DEPLOYMENT: whether its controller has not given up
   [[ $(fields "$PROGRESS" deployment "$1") != ProgressDeadlineExceeded ]]
 }
-failure_reason() { # failure_reason DEPLOYMENT IMAGE: prints why its pods will not become ready; nothing if they may
+failure_reason() { # failure_reason DEPLOYMENT IMAGE [HASH]: prints why its pods will not become ready, if they will not
   local name ready restarts waiting message exited
   while IFS=$US read -r name ready restarts waiting message exited; do
     if [[ $waiting && $FATAL_WAITING_REASONS == *" $waiting"$'\n'* ]]; then
@@ -783,18 +958,20 @@ failure_reason() { # failure_reason DEPLOYMENT IMAGE: prints why its pods will n
       printf 'pod %s exited with %s; restarts: %s' "$name" "$exited" "$restarts"
       return
     fi
-  done <<<"$(pods "$1" "$2" 2>/dev/null || true)"
+  done <<<"$(pods "$1" "$2" "${3:-}" 2>/dev/null || true)"
 }
-pods() { # pods DEPLOYMENT IMAGE: prints name, ready, restarts, waiting reason, message, exit of each that is not ending
-  fields "{{\$image := \"$2\"}}$PODS" pods -l "app=$APP${colour:+,colour=${1##*-}}"
+pods() { # pods DEPLOYMENT IMAGE [HASH]: prints name, ready, restarts, waiting reason, message, exit of each that is not
+  # ending. Without the hash of its revision, those of the image.
+  fields "{{\$image := \"$2\"}}$PODS" pods -l "app=$APP${colour:+,colour=${1##*-}}${3:+,$HASH=$3}"
 }
 
 # Verify
 
-verify() { # Asks /health/ whether the target serves; brings back what ran before if it does not.
+verify() { # Asks /health/ and pages whether the target serves; brings back what ran before if it does not.
   phase=verifying
-  if [[ $dry ]] || verify_through_service || verify_in_pod; then return 0; fi
-  if [[ $colour ]]; then switch_back; else restore_image; fi
+  if [[ $dry ]]; then return 0; fi
+  if { verify_through_service || verify_in_pod; } && ask_pages "${port:+$APP:$port}"; then return 0; fi
+  if [[ $colour ]]; then switch_back; else restore_template; fi
 }
 verify_through_service() { # Fails if the API server may not ask the Service, or gets no good answer.
   local answer path attempt
@@ -821,7 +998,7 @@ get_raw() { # get_raw PATH: prints the answer; fails if there is none, or if it 
 }
 verify_in_pod() { # Has a pod ask itself; fails and sets why if it does not serve.
   local pod path answer
-  pod=$(pods "$moving" "$target_image" | sed -n "/${US}True$US/{s/$US.*//p;q;}")
+  pod=$(ready_pod)
   if [[ ! $pod ]]; then
     why="no pod of $target is ready"
     return 1
@@ -843,6 +1020,29 @@ verify_in_pod() { # Has a pod ask itself; fails and sets why if it does not serv
   esac
   warn '/health/ could not be queried; relying on the readiness of the pods alone'
 }
+ready_pod() { pods "$moving" "$target_image" "$new_hash" | sed -n "/${US}True$US/{s/$US.*//p;q;}"; }
+ask_pages() { # ask_pages [SERVICE:PORT]: asks for a page with the public hosts. Fails and sets why if none gets one.
+  # /health/ does not tell: it is answered whatever the Host. One host may be newer than the settings that come back.
+  local hosts pod word host status rest good='' bad=''
+  hosts=$(fields "$HOSTS" ingress $APP --ignore-not-found 2>/dev/null) || return 0
+  [[ $hosts ]] || return 0
+  pod=$(ready_pod)
+  [[ $pod ]] || return 0
+  # shellcheck disable=SC2086 # one word for each host
+  while read -r word host status rest; do
+    [[ $word == page && $status =~ ^[0-9]+$ ]] || continue
+    if ((status >= 200 && status < 400)); then good="$good $host"; else bad="$bad, $host: $status"; fi
+  done <<<"$(kube exec "$pod" -c $APP -- python -c "$PAGE" "${1:-}" $hosts 2>&1 || true)"
+  if [[ $good ]]; then
+    say "  pages answer with the host$good"
+    [[ ! $bad ]] || warn "Pages fail with the host ${bad#, }"
+  elif [[ $bad ]]; then
+    why="pages fail with the public host (${bad#, })"
+    return 1
+  else
+    warn 'No page could be requested with the public host'
+  fi
+}
 passed() { # passed WHO PATH ANSWER
   say "  $1 answers /$2: $3"
   is_target "$3" || warn "it reports version $(reported_version "$3"), not $target"
@@ -856,14 +1056,14 @@ reported_version() { printf '%s' "$1" | sed -n 's/.*"version": *"\([^"]*\)".*/\1
 
 # Undo what failed. Each of these ends the script.
 
-restore_image() { # Rolling: pods of the running version that are still there serve meanwhile.
+restore_template() { # Rolling: pods of the running revision that are still there serve meanwhile.
   local failure=$why
-  explain "$deployment" "$target_image"
+  explain "$deployment" "$target_image" "$new_hash"
+  mark_target_bad "failed: $failure"
   phase=restoring
   say "Restoring $running"
-  if set_image "$deployment" "$running_image" "rollback to $target failed" '' &&
-    wait_until_ready "$deployment" "$running_image"; then
-    mark_bad "$target_image" "failed: $failure"
+  if set_template "$deployment" "$running_set" "$running_image" "rollback to $target failed" &&
+    wait_until_ready "$deployment" "$running_image" "$running_hash"; then
     fail $ROLLED_BACK "$target did not become ready: $failure. $running is still serving. $(next_step)"
   fi
   is_complete "$deployment" || true
@@ -875,10 +1075,10 @@ restore_image() { # Rolling: pods of the running version that are still there se
     "Nothing is serving. $(next_step)"
 }
 stop_idle_colour() { # Blue-green, before the traffic moved.
-  explain "$moving" "$target_image"
+  explain "$moving" "$target_image" "$new_hash"
   phase=restoring
-  unmark_good "$moving"
-  mark_bad "$target_image" "failed: $why"
+  forget_before "$moving"
+  mark_target_bad "failed: $why"
   change scale deployment "$moving" --replicas="$idle_replicas" || true
   fail $ROLLED_BACK "$target did not become ready: $why. $running kept all traffic and is serving. $(next_step)"
 }
@@ -887,8 +1087,8 @@ switch_back() { # Blue-green, after the traffic moved.
   switch_traffic "$colour" ||
     fail $NEEDS_HELP "$target is not serving: $why. The traffic could not be switched back; see above." \
       "Next: $(kubectl_here) get pods -l app=$APP"
-  unmark_good "$moving"
-  mark_bad "$target_image" "failed: $why"
+  forget_before "$moving"
+  mark_target_bad "failed: $why"
   fail $ROLLED_BACK "$target is not serving: $why. The traffic is back on $running. $(next_step)"
 }
 next_step() { printf 'Next: rollback.sh --list %s' "$namespace"; }
@@ -896,7 +1096,7 @@ fail() { # fail CODE MESSAGE...
   record failed
   die "$@"
 }
-explain() { # explain DEPLOYMENT IMAGE: shows which of its pods are not ready, with their events and logs
+explain() { # explain DEPLOYMENT IMAGE [HASH]: shows which of its pods are not ready, with their events and logs
   local name ready rest
   fields "$REPLICA_FAILURE" deployment "$1" 2>/dev/null || true # as when a quota is used up, and there is no pod
   while IFS=$US read -r name ready rest; do
@@ -904,7 +1104,7 @@ explain() { # explain DEPLOYMENT IMAGE: shows which of its pods are not ready, w
     headline "Pod $name is not ready:"
     fields "$EVENTS" events --field-selector "involvedObject.name=$name,type=Warning" 2>/dev/null | tail -n 5 || true
     last_log "$name" | sed 's/^/  | /'
-  done <<<"$(pods "$1" "$2" 2>/dev/null || true)"
+  done <<<"$(pods "$1" "$2" "${3:-}" 2>/dev/null || true)"
 }
 last_log() { # last_log POD: tries twice, as in a crash loop one container's log goes while the next one's comes
   local previous text
@@ -930,9 +1130,10 @@ telling_lines() { # Prints the last 20 lines that are not of probes or of reques
 settle() { # Marks what was left, shows the pods, records the rollback. The lock is released at the exit.
   if [[ $colour ]]; then
     show_in_preview "$colour"
-    unmark_good "$deployment"
+    forget_before "$deployment"
   fi
-  if [[ $running_image != "$target_image" ]]; then mark_bad "$running_image" "${reason:-by $owner}"; fi
+  mark_left
+  mark_live
   set_cronjobs
   trap '' INT TERM HUP
   kube get pods -l "app=$APP${colour:+,colour=$idle_colour}" || true
@@ -952,17 +1153,33 @@ set_cronjobs() { # The scheduled tasks run the version that is live.
   change "${words[@]}" ||
     warn "The CronJobs keep their version. To set it: $(kubectl_here) $(shell_quoted "${words[@]}")"
 }
-mark_bad() { # mark_bad IMAGE WHY: --previous never rolls back to what was left or what failed
-  local found name its_image
-  found=$(fields "$IMAGES" replicasets -l "app=$APP") || return 0
-  while IFS=$US read -r name its_image; do
-    [[ $name && $its_image == "$1" ]] || continue
-    change annotate replicaset "$name" --overwrite "$GOOD-" "$BAD=$(now) $2" ||
-      warn "Could not mark replicaset/$name as rolled back"
-  done <<<"$found"
+mark_left() { # Notes that, when and why the revision was left; with a reason, that it is no rollback target any more.
+  [[ $running_set && $running_set != "$target_set" ]] || return 0
+  if [[ $reason && ! $keep ]]; then
+    mark_bad "$running_set" "$running_hash" "$reason"
+  elif [[ ! $target_left ]]; then # else the rollback that left the target is undone, which tells nothing of this one
+    note "$running_set" "$BAD=$running_hash $(now) ${reason:-by ${owner%% *}}"
+  fi
 }
-unmark_good() { # unmark_good DEPLOYMENT: or its controller would copy the mark to the ReplicaSet again
-  change annotate deployment "$1" "$GOOD-" "$BEFORE-" || warn "Could not remove $GOOD from deployment/$1"
+mark_live() { # What is live is not left any more. Another colour's copy of a good template is as good.
+  local set
+  for set in "$target_set" "${new_set:-}"; do
+    if [[ $set && $target_left ]]; then note "$set" "$BAD-"; fi
+  done
+  if [[ $verified && ${new_set:-} && $new_set != "$target_set" ]]; then note "$new_set" "$GOOD=$target $new_hash"; fi
+}
+mark_target_bad() { # mark_target_bad WHY
+  if [[ $target_set ]] && find_set "$target_set"; then mark_bad "$target_set" "$its_hash" "$1"; fi
+  if [[ ${new_set:-} && $new_set != "$target_set" ]]; then mark_bad "$new_set" "$new_hash" "$1"; fi
+}
+mark_bad() { # mark_bad REPLICASET HASH WHY: --previous never rolls back to it
+  note "$1" "$GOOD-" "$BAD=$2 $(now) $3"
+}
+note() { # note REPLICASET ANNOTATION...
+  change annotate replicaset "$@" --overwrite || warn "Could not mark replicaset/$1"
+}
+forget_before() { # forget_before DEPLOYMENT: no run of manage.py deploy goes on there
+  change annotate deployment "$1" "$BEFORE-" || warn "Could not remove $BEFORE from deployment/$1"
 }
 
 # The end, whatever it is
@@ -1066,11 +1283,15 @@ patch_lock() { # patch_lock FIELD VALUE: only while the lock is ours; the "test"
 # The ledger, if there is one. Whatever it answers, the rollback is done.
 
 record() { # record RESULT
-  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling id body http='' answer=''
+  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling kind=rollback why=$reason
+  local id body http='' answer=''
   [[ ${LEDGER_URL:-} && ! $dry ]] || return 0
   if [[ $colour ]]; then strategy=blue-green; fi
-  body="\"environment\":$(json "$environment"),\"release\":\"$target\",\"strategy\":\"$strategy\",\"kind\":\"rollback\""
-  body="{$body,\"actor\":$(json "${owner%% *}"),\"reason\":$(json "$reason")}"
+  if [[ $target == "$running" ]]; then # to the ledger a rollback is to another release
+    kind=deploy why=$(one_line "Settings rolled back${reason:+: $reason}" $REASON_LENGTH)
+  fi
+  body="\"environment\":$(json "$environment"),\"release\":\"$target\",\"strategy\":\"$strategy\",\"kind\":\"$kind\""
+  body="{$body,\"actor\":$(json "${owner%% *}"),\"reason\":$(json "$why")}"
   if ! can_record || ! api deployments "$body"; then
     warn "This rollback is not in the ledger: $(problem)
 The ledger still shows the version before it. docs/operations.md says how to record it by hand."

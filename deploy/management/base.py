@@ -166,7 +166,8 @@ exit codes:
 
         Raises DeployRefused and StepFailed.
         """
-        name = "deploy" if kind is rollout.Deploy else "rollback"
+        names: dict[Any, str] = {rollout.Deploy: "deploy", rollout.Verify: "verify"}
+        name = names.get(kind, "rollback")
         request = Request(
             config.name,
             version,

@@ -93,6 +93,9 @@ class Target(Protocol):
         Raises StepFailed.
         """
 
+    def adopt(self) -> None:
+        """Takes what is live for the release, so that it can be tested and watched as it is. Raises StepFailed."""
+
     def new_instances(self) -> list[str]:
         """The release's instances, for ask()."""
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.locks import FileLock
@@ -282,6 +283,10 @@ class Compose:
             return "health check failing"
         return "ready" if state["Status"] == "running" and health == "healthy" else "starting"
 
+    def adopt(self) -> None:
+        """Takes the colour with the traffic for the release's."""
+        self.colour = self.pointer("current")
+
     def new_instances(self) -> list[str]:
         """The service of the release's colour, once start() has chosen it."""
         return [service(self.colour)] if self.colour else []
@@ -298,7 +303,8 @@ class Compose:
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         """Sends a GET for each path over the colour's socket. Raises StepFailed if that itself is not possible."""
         colour = instance.removeprefix("web_")
-        words = ("python", "-", f"/run/web/{colour}.sock", "localhost", *paths)
+        host = urlsplit(self.config.url).hostname or ""
+        words = ("python", "-", f"/run/web/{colour}.sock", host, *paths)
         return answers(self.exec(instance, *words, given=PROGRAM, timeout=5 * len(paths) + 20))
 
     def failure_reason(self) -> str:

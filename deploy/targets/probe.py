@@ -33,8 +33,9 @@ class Answer:
 
 
 # Runs inside an instance, whatever release that is of, so it needs nothing but Python. It asks as the proxy in front
-# does, so that neither the Host check nor the redirect to TLS is in its way: over the proxy's socket, or from whichever
-# of the instance's own addresses is among TRUSTED_PROXIES.
+# does, so that the redirect to TLS is not in its way: over the proxy's socket, or from whichever of the instance's own
+# addresses is among TRUSTED_PROXIES. It asks with the environment's public host, as visitors do: a host that is missing
+# in ALLOWED_HOSTS gets 400. Without a public host, with the first of ALLOWED_HOSTS.
 #
 # What it measures of the CPU: the time that the cgroup was throttled for, by its limit, and the time that its threads
 # stood in the scheduler's queues. https://docs.kernel.org/admin-guide/cgroup-v2.html,
@@ -66,7 +67,7 @@ def waited():
     return found
 def ask(way, path):
     began, answer = time.monotonic(), {"path": path, "status": 0, "body": "", "error": ""}
-    link = http.client.HTTPConnection(hosts[0] if hosts else host, timeout=5)
+    link = http.client.HTTPConnection(host or (hosts or ["localhost"])[0], timeout=5)
     try:
         if way.startswith("/"):
             link.sock = socket.socket(socket.AF_UNIX)
@@ -114,6 +115,8 @@ def problem(answer: Answer, needed: Collection[str] = ()) -> str:
     bad = {name: state for name, state in checks(answer).items() if state != "healthy"}
     if needed and bad and not bad.keys() & needed:
         return ""
+    if answer.status == 400:
+        return f"{answer.path} answered 400 (is the environment's public host in ALLOWED_HOSTS?)"
     return f"{answer.path} answered {answer.status}" + "".join(f" ({name} is {state})" for name, state in bad.items())
 
 

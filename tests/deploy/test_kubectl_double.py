@@ -40,6 +40,8 @@ FREE = json.dumps(
         {"op": "replace", "path": "/spec/holderIdentity", "value": ""},
     ]
 )
+TEMPLATE = {"metadata": {"labels": {"app": APP}}, "spec": {"containers": [{"name": APP, "image": f"{REPO}:5"}]}}
+REPLACED = json.dumps({"spec": {"template": {"$patch": "replace", **TEMPLATE}}})
 GREEN = json.dumps({"spec": {"selector": {"colour": "green"}}})
 RIGHTS = {
     "apiVersion": "authorization.k8s.io/v1",
@@ -54,11 +56,11 @@ WARNINGS = "get events --field-selector involvedObject.name={pod},type=Warning -
 # What is said, a last word that holds spaces, and what is given.
 SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     ("get deployments --output name", "", None),
-    ("get deployments,services,pods --output json", "", None),
+    ("get deployments,replicasets,services,pods --output json", "", None),
     ("get horizontalpodautoscalers,resourcequotas --output json", "", None),
     (f"get configmap/none secret/{APP}-migrate --output name --ignore-not-found", "", None),
     ("create --validate=false --filename - --output json", "", RIGHTS),
-    (f"get deployments,services,pods {READ}", "", None),
+    (f"get deployments,replicasets,services,pods {READ}", "", None),
     (f"get jobs {READ}", "", None),
     (f"get {MIGRATE} {READ}", "", None),
     (f"get {MIGRATE} --output json", "", None),
@@ -77,6 +79,7 @@ SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     (f"patch service {APP} --type merge --patch", GREEN, None),
     (f"patch service {APP}-preview --type merge --patch", GREEN, None),
     (f"annotate deployment/{APP} --overwrite {APP}/before=2 note=b", "", None),
+    (f"annotate deployment/{APP} --overwrite other=b note-", "", None),
     (f"annotate deployment/{APP}-none --overwrite note=b", "", None),
     (f"annotate pods --selector app={APP} --overwrite note=b", "", None),
     (f"annotate pods --selector app={APP} --overwrite note-", "", None),
@@ -87,6 +90,7 @@ SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     (WARNINGS, EVENTS, None),
     (f"scale deployment/{APP} --replicas=0", "", None),
     (f"patch deployment {APP} --type strategic --patch", IMAGE, None),
+    (f"patch deployment {APP} --type strategic --patch", REPLACED, None),
     (f"get deployment {APP} {READ}", "", None),
     (f"delete {MIGRATE} --cascade=foreground --wait=true --ignore-not-found", "", None),
     (f"delete {MIGRATE} --ignore-not-found --wait=false", "", None),

@@ -26,11 +26,12 @@ from pytest_django import Settings
 
 from deploy import locks, probe_traffic, rollout, shell, watch
 from deploy.management import base
-from deploy.targets.kubernetes import objects
+from deploy.targets.kubernetes import objects, overlays
 from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.cluster import Kubernetes
 from deploy.targets.kubernetes.objects import CLOSE, annotations
 from deploy.targets.kubernetes.rolling import RollingUpdate
+from deploy.targets.probe import PROGRAM
 from ledger import rules
 from ledger.models import Deployment
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
@@ -83,11 +84,12 @@ class Apps:
                     self.lost += 1
                     return 503, "", ""
         self.turn += 1
-        version = image_of(found[self.turn % len(found)]).partition("@")[0].rpartition(":")[2]
-        return *self.page(version, path), version
+        pod = found[self.turn % len(found)]
+        version = image_of(pod).partition("@")[0].rpartition(":")[2]
+        does = self.does.get(f"{version} new" if "-config-new" in str(pod) else version, "good")
+        return *self.page(version, path, does), version
 
-    def page(self, version: str, path: str) -> tuple[int, str]:
-        does = self.does.get(version, "good")
+    def page(self, version: str, path: str, does: str) -> tuple[int, str]:
         if does == "broken" and path in (probe_traffic.READ, probe_traffic.SEND):
             return 500, ""
         if path == "/health/":
@@ -120,7 +122,9 @@ while [ "$1" != exec ]; do shift; done
 pod=$3 words="$2 $4 $5 $6 $7 $8 $9"
 [ "$words" = "--stdin --container {APP} -- python - 8000" ] || exit 99
 shift 9
-exec env ALLOWED_HOSTS="$pod" {sys.executable} -IS - "$PODS_PORT" "$@"
+[ "$1" = 127.0.0.1 ] || exit 98
+shift
+exec {sys.executable} -IS - "$PODS_PORT" "$pod" "$@"
 """)
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -285,8 +289,10 @@ def test_a_good_release_replaces_the_pods_one_after_the_other(rolling: Apps) -> 
     assert during == {f"{REPO}:2"}, "it is tried before any pod that has traffic is replaced"
     assert cluster.serving() == {f"{REPO}:3"} and rolling.lost == 0
     notes = cluster.objects["deployments", APP]["metadata"]["annotations"]
-    assert (notes[GOOD], notes[BEFORE], notes["kubernetes.io/change-cause"]) == ("3", "2", "deploy 3")
-    assert cluster.sets()[f"{REPO}:2"]["metadata"]["annotations"][GOOD] == "2", "the mark of what ran before stays"
+    assert notes["kubernetes.io/change-cause"] == "deploy 3" and BEFORE not in notes, "the run is over"
+    for version in ("2", "3"):
+        meta = cluster.sets()[f"{REPO}:{version}"]["metadata"]
+        assert meta["annotations"][GOOD] == f"{version} {meta['labels']['pod-template-hash']}", "its own mark"
     assert jobs(cluster) == {f"{APP}-migrate-3": f"{REPO}:3"}
     job = cluster.objects["jobs", f"{APP}-migrate-3"]
     assert job["spec"]["backoffLimit"] == 0 and job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
@@ -313,7 +319,7 @@ def test_a_good_release_gets_the_traffic_in_the_other_colour(colours: Apps) -> N
     assert cluster.objects["services", f"{APP}-preview"]["spec"]["selector"]["colour"] == "blue"
     assert cluster.image(f"{APP}-blue") == f"{REPO}:2", "the rollback target stays running"
     assert cluster.objects["deployments", f"{APP}-blue"]["spec"]["replicas"] == 2
-    assert cluster.objects["deployments", f"{APP}-green"]["metadata"]["annotations"][GOOD] == "3"
+    assert cluster.current(f"{APP}-green")["metadata"]["annotations"][GOOD].startswith("3 ")
     assert (row().status, row().failed_requests) == ("succeeded", 0) and colours.lost == 0
     told = next(each for each in events if each["event"] == "answers")
     assert told["version"] == "3" and min(told["answers"]["3"].values()) > 0 and "3 alone answers" in said
@@ -464,7 +470,7 @@ def test_a_bad_release_is_left_once_with_the_old_one_serving(
     assert lease(cluster)["spec"]["holderIdentity"] == ""
     if strategy == "blue-green":
         assert cluster.objects["deployments", f"{APP}-green"]["spec"]["replicas"] == 0, "the bad one is stopped"
-        assert cluster.objects["deployments", f"{APP}-green"]["metadata"]["annotations"].get(GOOD) != "3"
+        assert GOOD not in cluster.current(f"{APP}-green")["metadata"]["annotations"]
     else:
         assert cluster.image() == f"{REPO}:2"
         changed = [path for _, path, _ in cluster.writes if path.endswith(f"/deployments/{APP}")]
@@ -797,7 +803,11 @@ def test_another_release_is_tried_where_one_was_interrupted(rolling: Apps, monke
         (("lock", "status", "-e", "staging", "--reason", "Why"), 2, "Unexpected argument"),
         (("deploy", "3+1", "-e", "staging", "--dry-run"), 2, "is not a valid version"),
         (("deploy", "3", "-e", "production", "--commit", "abcdef0"), 4, "3 has not succeeded in staging"),
-        (("rollback", "2", "-e", "staging"), 4, "nothing to roll back"),
+        (
+            ("rollback", "2", "-e", "staging"),
+            4,
+            "2 is already live in deployment/backstagetest1, and no other settings",
+        ),
         (("rollback", "9", "-e", "staging"), 4, "9 is not in the history"),
     ],
 )
@@ -860,3 +870,104 @@ def test_unsafe_migrations_block_a_rollback_unless_forced(rolling: Apps) -> None
     code, _, said = command("rollback", "2", "-e", "staging")
     assert code == 4 and "migrations of 3, which 2 cannot run on" in said
     assert rolling.cluster.serving() == {f"{REPO}:3"}
+
+
+# Settings
+
+
+def settings_of(cluster: Cluster, name: str = APP) -> str:
+    (container,) = cluster.objects["deployments", name]["spec"]["template"]["spec"]["containers"]
+    return str(container["envFrom"][0]["configMapRef"]["name"]).rpartition("-")[2]
+
+
+def test_what_kubectl_has_applied_is_verified_and_marked(rolling: Apps) -> None:
+    cluster = rolling.cluster
+    cluster.deploy(APP, f"{REPO}:2", replicas=2, settings="new")
+    words = ("verify", "-e", "staging", "--watch", "0.3")
+    rolling.does["2 new"] = "broken"
+    code, events, said = command(*words)
+    assert code == 6 and "/ answered 500" in said and "still live, and not marked" in said, said
+    assert GOOD not in cluster.current()["metadata"]["annotations"]
+    rolling.does["2 new"] = "good"
+    code, events, said = command(*words)
+    assert code == 0 and list(steps(events)) == ["lock", "smoke test", "watch", "mark good"], said
+    notes, labels = (cluster.current()["metadata"][key] for key in ("annotations", "labels"))
+    assert notes[GOOD] == f"2 {labels['pod-template-hash']}" and not Deployment.objects.exists()
+    code, events, said = command(*words)
+    assert code == 0 and events[-1]["result"] == "unchanged" and lease(cluster)["spec"]["holderIdentity"] == "", said
+    code, _, said = command("rollback", "-e", "staging")
+    assert code == 0 and "envFrom" not in str(cluster.current()), f"the same version, with its earlier settings: {said}"
+
+
+OVERLAY = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: backstagetest1-config-new}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: backstagetest1}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: NAME}
+spec:
+  template:
+    metadata: {labels: LABELS}
+    spec:
+      containers:
+        - name: backstagetest1
+          image: backstagetest1:0.1.0
+          envFrom: [{configMapRef: {name: backstagetest1-config-new}}]
+"""
+
+
+@pytest.mark.usefixtures("real_kubectl")
+@pytest.mark.parametrize(("strategy", "does"), [("rolling", "good"), ("blue-green", "broken")])
+def test_new_settings_are_shipped_like_a_release(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, strategy: str, does: str
+) -> None:
+    apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
+    cluster, name = apps.cluster, APP if strategy == "rolling" else f"{APP}-green"
+    labels = cluster.objects["deployments", name]["metadata"]["labels"]
+    overlay = OVERLAY.replace("NAME", name).replace("LABELS", json.dumps(labels))
+    program = tmp_path / "manifests.py"
+    program.write_text(f"print({overlay!r})")
+    monkeypatch.setattr(overlays, "MANIFESTS", program)
+    deployed("staging", "2", at=timezone.now() - timedelta(days=1))
+    apps.does["2 new"] = does
+    live = set(image_of(pod) for pod in cluster.all("pods"))
+    words = ("deploy", "--config", "-e", "staging", "--strategy", strategy, "--watch", "0.3")
+    code, events, said = command(*words)
+    assert code == (0 if does == "good" else 5), said
+    assert steps(events)["migrate"] == "skipped" and live == {f"{REPO}:2"} == cluster.serving()
+    assert ("configmaps", f"{APP}-config-new") in cluster.objects and apps.lost == 0
+    assert (row().release.version, row().kind, row().reason) == ("2", "deploy", "New settings")
+    if does == "good":
+        assert settings_of(cluster, name) == "new" and GOOD in cluster.current(name)["metadata"]["annotations"]
+    else:
+        assert cluster.objects["services", APP]["spec"]["selector"]["colour"] == "blue"
+        assert row().status == "failed" and GOOD not in cluster.current(name)["metadata"]["annotations"]
+
+
+@pytest.mark.parametrize(("public", "asked"), [("example.com", "example.com"), ("", "typo.example.com")])
+def test_pages_are_requested_with_the_public_host(public: str, asked: str) -> None:
+    """Without one, with what the instance allows."""
+    hosts = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hosts.append(self.headers["Host"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        env = os.environ | {"ALLOWED_HOSTS": "typo.example.com"}
+        words = (sys.executable, "-", str(server.server_port), public, "/")
+        subprocess.run(words, input=PROGRAM, env=env, text=True, check=True, timeout=60)
+        server.shutdown()
+    assert hosts == [asked]

@@ -146,26 +146,47 @@ def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> Non
     assert cluster.image() == f"{REPO}:2" and cluster.serving() == {f"{REPO}:2"}
     notes = cluster.sets()[f"{REPO}:2"]["metadata"]["annotations"]
     assert notes["kubernetes.io/change-cause"] == 'rollback to 2: it\'s "bad", "image":"x"'
-    assert notes[GOOD] == "2"
+    assert notes[GOOD].startswith("2 ")
     assert GONE in cluster.sets()[f"{REPO}:3"]["metadata"]["annotations"]
     assert held(cluster) == "" and ("leases", "backstagetest1-deploy") in cluster.objects
 
 
-def test_the_way_back_never_leads_to_what_was_gone_back_from(cluster: Cluster) -> None:
-    cluster.objects["deployments", APP]["metadata"]["annotations"][GOOD] = "3"  # found good, and bad an hour later
-    assert rollback(cluster, "--previous").returncode == 0
+def test_the_way_back_never_leads_to_what_was_at_fault(cluster: Cluster) -> None:
+    cluster.mark(APP, "3")  # found good, and bad an hour later
+    assert rollback(cluster, "--previous", "--reason", "500s").returncode == 0
     assert cluster.image() == f"{REPO}:2"
-    assert rollback(cluster, "default", "--previous").returncode == 0
+    assert rollback(cluster, "default", "--previous", "--reason=500s | too").returncode == 0
     assert cluster.image() == f"{REPO}:1"
-    refused(cluster, 4, "No version other than 1 was verified good in default", "--previous")
+    refused(cluster, 4, r"No revision other than the running one \(1\) was verified good in default", "--previous")
+    said = rollback(cluster, "--list").stdout
+    assert re.search(r"\n3 +3 .*withdrawn .*\n +left \d+s ago: 500s\n", said), said
     assert rollback(cluster, "3").returncode == 0, "who names it gets it"
+
+
+def test_what_was_left_without_a_fault_stays_a_rollback_target(cluster: Cluster) -> None:
+    """Four in a row: each one further back, then to where it began, and from there once more."""
+    cluster.mark(APP, "3")
+    went = []
+    for words in (["--reason", "Drill", "--keep"], [], [], []):
+        done = rollback(cluster, "--previous", *words)
+        assert done.returncode == 0, done.stdout
+        went.append(cluster.image())
+    assert went == [f"{REPO}:{version}" for version in "2131"]
+    said = rollback(cluster, "--list").stdout
+    assert said.count("verified good") == 2 and said.count("running, good") == 1, said
+
+
+def test_a_rollback_that_is_undone_tells_nothing_of_the_release_that_it_led_to(cluster: Cluster) -> None:
+    cluster.mark(APP, "3")
+    assert rollback(cluster, "2").returncode == rollback(cluster, "3").returncode == 0
+    assert "Rollback target: 2 " in rollback(cluster, "--list").stdout
 
 
 def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) -> None:
     cluster.deploy(APP, f"{REPO}:4", replicas=2, good="4")
     done = rollback(cluster, "--list")
-    assert done.returncode == 0 and "Rollback target: 2 (rollback.sh 2 default)" in done.stdout
-    rows = [line.split()[:2] + [line[37:51].strip()] for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert done.returncode == 0 and "Rollback target: 2 (rollback.sh --previous default)" in done.stdout
+    rows = [line.split()[:2] + [line[49:63].strip()] for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert rows == [
         ["4", "4", "running, good"],
         ["3", "3", "not verified"],
@@ -174,6 +195,79 @@ def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) ->
     ]
     done = rollback(cluster, "3")
     assert done.returncode == 0 and "Warning: 3 has not been verified good in default" in done.stdout
+
+
+# Settings
+
+
+@pytest.fixture
+def settings() -> Iterator[Cluster]:
+    """Version 2 was verified with the settings "old" and runs with "typo"; version 1 ran before it."""
+    with Cluster() as found:
+        found.service()
+        found.deploy(APP, f"{REPO}:1", replicas=2, settings="first", good="1", cause="deploy 1")
+        found.deploy(APP, f"{REPO}:2", replicas=2, settings="old", good="2", cause="deploy 2")
+        old = found.current()["metadata"]["annotations"][GOOD]
+        found.objects["deployments", APP]["metadata"]["annotations"][GOOD] = old  # as kubectl rollout undo leaves it
+        found.deploy(APP, f"{REPO}:2", replicas=2, settings="typo")
+        yield found
+
+
+def settings_of(cluster: Cluster, name: str = APP) -> str:
+    (container,) = cluster.objects["deployments", name]["spec"]["template"]["spec"]["containers"]
+    return str(container["envFrom"][0]["configMapRef"]["name"]).rpartition("-")[2]
+
+
+@pytest.mark.parametrize("words", [("2",), ("--previous",), ("--to-revision", "2")])
+def test_settings_go_back_with_the_pod_template(settings: Cluster, words: tuple[str, ...]) -> None:
+    said = rollback(settings, "--list").stdout
+    assert re.search(r"\n3 +2 +typo +\S+ +running +settings only, before: old\n", said), said
+    old = settings.objects["replicasets", settings.current()["metadata"]["name"]]
+    done = rollback(settings, *words)
+    assert done.returncode == 0, done.stdout
+    assert "The version stays: only its settings differ (old, now typo)." in done.stdout
+    assert "Warning" not in done.stdout, done.stdout
+    assert settings_of(settings) == "old" and len(settings.all("replicasets")) == 3, "its own ReplicaSet came back"
+    assert "running, good" in rollback(settings, "--list").stdout
+    assert old["metadata"]["annotations"][GONE].startswith(old["metadata"]["labels"]["pod-template-hash"])
+
+
+def test_a_revision_without_its_settings_is_refused(settings: Cluster) -> None:
+    del settings.objects["configmaps", f"{APP}-config-old"]
+    refused(settings, 4, rf"lacks configmap/{APP}-config-old, which revision 2 \(2\) names. Create it first", "2")
+
+
+def test_settings_that_break_the_target_are_not_kept(settings: Cluster) -> None:
+    """The pods of the release that is left have the same image, and are not taken for the target's."""
+    settings.seconds = 600  # the pods that serve are older
+    done = rollback(settings, "2", "--timeout", "4")
+    assert done.returncode == 5 and "2 is still serving" in done.stdout, done.stdout
+    assert settings_of(settings) == "typo"
+    assert "Rollback target: 1 " in rollback(settings, "--list").stdout
+
+
+def test_settings_of_the_colour_with_the_traffic_go_back_in_the_other_one(colours: Cluster) -> None:
+    colours.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, settings="old", good="2")
+    colours.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, settings="typo")
+    done = rollback(colours, "--previous", "--reason", "400s")
+    assert done.returncode == 0, done.stdout
+    assert settings_of(colours, f"{APP}-green") == "old" and settings_of(colours, f"{APP}-blue") == "typo"
+    assert all(pod["metadata"]["labels"]["colour"] == "green" for pod in colours.all("pods") if "green" in str(pod))
+    said = rollback(colours, "--list").stdout
+    assert re.search(r"\ngreen-2 +2 +old .*running, good", said), said
+    said = rollback(colours, "--previous", "--dry-run").stdout
+    assert "revision blue-1, " in said, "not blue-2, which it is a copy of"
+
+
+@pytest.mark.parametrize(("status", "code"), [(400, 5), (200, 0)])
+def test_a_page_is_asked_for_with_the_public_host(settings: Cluster, status: int, code: int) -> None:
+    ingress = settings.add("ingresses", APP)
+    ingress["spec"] = {"rules": [{"host": "example.com"}, {"host": "www.example.com"}]}
+    says = f"page example.com {status}\npage www.example.com 400"
+    done = rollback(settings, "2", PATH=f"{kubectl_whose_exec(settings, says, 0)}:{os.environ['PATH']}")
+    assert done.returncode == code, done.stdout
+    assert ("pages fail with the public host (example.com: 400, www.example.com: 400)" in done.stdout) == (code == 5)
+    assert settings_of(settings) == ("old" if code == 0 else "typo")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +287,8 @@ def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) ->
         (("2", "--image", "a b:2"), "is not a valid image"),
         (("2", "--image", f"{REPO}:3"), "is not version 2"),
         (("2", "--list", "more"), "take no version"),
+        (("2", "--to-revision", "4;ls"), "is not valid; expected a revision as --list names it"),
+        (("--previous", "--to-revision", "2"), "cannot be combined"),
     ],
 )
 def test_wrong_usage_says_what_is_right(cluster: Cluster, words: tuple[str, ...], said: str) -> None:
@@ -208,7 +304,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_touched(cluster: Clus
     refused(
         cluster, 4, r"9 is not in the history of default, which has: 3 2 1. .*--image registry.example/team/app:9", "9"
     )
-    refused(cluster, 4, "3 is already live in deployment/backstagetest1", "3")
+    refused(cluster, 4, "3 is already live in deployment/backstagetest1, and no other settings of it were", "3")
+    refused(cluster, 4, "Revision 9 is not in the history of default", "--to-revision", "9")
+    refused(cluster, 4, "Revision 3 is already live", "--to-revision", "3")
     refused(cluster, 4, "Deployment backstagetest1 not found in namespace elsewhere", "2", "elsewhere")
     refused(cluster, 4, "context .*does not exist", "2", "--context", "nowhere")
     cluster.objects["deployments", APP]["spec"]["paused"] = True
@@ -552,7 +650,7 @@ def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
     ]
     assert [path for path, body in changed if "spec" in body] == [APP, f"{APP}-preview"], "no Deployment's pods change"
     assert changed[0][0] == f"{APP}-green" and list(changed[0][1]["metadata"]["annotations"]) == [LIVE]
-    refused(colours, 4, "No version other than 1", "--previous")
+    assert "Rollback target: 2 " in rollback(colours, "--list").stdout
 
 
 def live_since(cluster: Cluster, colour: str, version: str, at: str) -> None:
@@ -566,8 +664,8 @@ def test_the_previous_version_is_what_was_live_last_and_not_what_is_newest(colou
     for colour, version, hour in (("blue", "2", 10), ("green", "1", 11), ("blue", "3", 12)):
         live_since(colours, colour, version, f"2026-11-28T{hour}:00:00Z")
     done = rollback(colours, "--list")
-    rows = [line.split()[:3] for line in done.stdout.splitlines() if line[:1].isdigit()]
-    assert [(colour, version) for _, colour, version in rows] == [("blue", "3"), ("green", "1"), ("blue", "2")]
+    rows = [line.split()[:2] for line in done.stdout.splitlines() if re.match("(blue|green)-", line)]
+    assert rows == [["blue-2", "3"], ["green-1", "1"], ["blue-1", "2"]]
     done = rollback(colours, "--previous")
     assert done.returncode == 0 and colours.serving() == {f"{REPO}:1"}, done.stdout
     noted = colours.sets(f"{APP}-green")[f"{REPO}:1"]["metadata"]["annotations"][LIVE]
@@ -669,8 +767,11 @@ MARKS = ["|", "\x1f", "\n", "\t", '"', "\\", "'", "\u2028", "\u202e", "%s", "{{.
 
 
 def annotate(cluster: Cluster, text: str) -> None:
-    for version, key in (("3", "kubernetes.io/change-cause"), ("3", GONE), ("2", GONE)):
-        cluster.sets()[f"{REPO}:{version}"]["metadata"]["annotations"][key] = text
+    for version in ("3", "2"):
+        meta = cluster.sets()[f"{REPO}:{version}"]["metadata"]
+        left = f"{meta['labels']['pod-template-hash']} 2026-11-28T10:00:00Z {text}"
+        meta["annotations"] |= {"kubernetes.io/change-cause": text, GONE: left}
+    cluster.sets()[f"{REPO}:1"]["metadata"]["annotations"][GONE] = text
     cluster.objects["deployments", APP]["metadata"]["annotations"]["kubernetes.io/change-cause"] = text
 
 
@@ -680,7 +781,7 @@ def test_no_text_shifts_what_is_read_back(cluster: Cluster, mark: str) -> None:
     annotate(cluster, text)
     done = rollback(cluster, "--list")
     rows = [line.split()[:2] for line in done.stdout.splitlines() if line[:1].isdigit()]
-    assert rows == [["3", "3"], ["2", "2"], ["1", "1"]] and "Rollback target: 2 " in done.stdout, done.stdout
+    assert rows == [["3", "3"], ["2", "2"], ["1", "1"]] and "Rollback target: 1 " in done.stdout, done.stdout
     assert not {"\x1f", "\u202e"} & set(done.stdout)
     lease(cluster, f"bob{mark}@laptop", purpose=text)
     done = rollback(cluster, "1", "--dry-run", "--reason", text)

@@ -31,6 +31,9 @@ def test_both_languages_give_up_on_the_same_waiting_reasons() -> None:
     [
         ("APP", objects.APP),
         ("GOOD", objects.VERIFIED),
+        ("BAD", objects.WITHDRAWN),
+        ("HASH", objects.HASH),
+        ("REVISION", objects.REVISION),
         ("BEFORE", objects.BEFORE),
         ("SCHEMA_BREAK", objects.BREAK),
         ("LIVE_SINCE", objects.LIVE),

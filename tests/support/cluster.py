@@ -39,6 +39,7 @@ KINDS = {
     "cronjobs": ("batch/v1", "CronJob"),
     "pods": ("v1", "Pod"),
     "services": ("v1", "Service"),
+    "ingresses": ("networking.k8s.io/v1", "Ingress"),
     "events": ("v1", "Event"),
     "configmaps": ("v1", "ConfigMap"),
     "secrets": ("v1", "Secret"),
@@ -123,12 +124,13 @@ class Cluster:
 
     # What a test sets up and looks at
 
-    def deploy(self, name: str, image: str, *, replicas: int = 3, **notes: str) -> Object:
-        """A rollout of `image`, done at once; `notes` are annotations, with _ for what no Python name can have."""
-        annotations = {
-            {"cause": "kubernetes.io/change-cause", "good": f"{APP}/verified-good"}.get(key, key): value
-            for key, value in notes.items()
-        }
+    def deploy(
+        self, name: str, image: str, *, replicas: int = 3, settings: str = "", good: str = "", **notes: str
+    ) -> Object:
+        """A rollout of `image`, done at once; `notes` are annotations. `settings` names its ConfigMap, and `good` is
+        the version that the revision is marked as.
+        """
+        annotations = {{"cause": "kubernetes.io/change-cause"}.get(key, key): value for key, value in notes.items()}
         with self.lock:
             found = self.objects.get(("deployments", name))
             if found is None:
@@ -142,13 +144,28 @@ class Cluster:
                     "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": APP, "image": ""}]}},
                 }
             found["spec"]["replicas"] = replicas
-            found["spec"]["template"]["spec"]["containers"][0]["image"] = image
-            found["metadata"]["annotations"].pop(f"{APP}/verified-good", None)
+            container = found["spec"]["template"]["spec"]["containers"][0]
+            container["image"] = image
+            if settings:
+                self.add("configmaps", f"{APP}-config-{settings}")
+                container["envFrom"] = [{"configMapRef": {"name": f"{APP}-config-{settings}"}}]
             found["metadata"]["annotations"] |= annotations
             found["metadata"]["generation"] += 1
             for step in range(4 * replicas + 2):
                 self.reconcile(at=time.time() - 3600 + 10 * step)
+            if good:
+                self.mark(name, good)
             return found
+
+    def current(self, name: str = APP) -> Object:
+        """The ReplicaSet of a Deployment's template."""
+        revision = self.objects["deployments", name]["metadata"]["annotations"][REVISION]
+        return next(each for each in self.owned(name) if each["metadata"]["annotations"][REVISION] == revision)
+
+    def mark(self, name: str, version: str) -> None:
+        """Marks the current revision of a Deployment as verified good."""
+        meta = self.current(name)["metadata"]
+        meta["annotations"][f"{APP}/verified-good"] = f"{version} {meta['labels']['pod-template-hash']}"
 
     def service(self, colour: str = "") -> Object:
         found = self.add("services", APP)
@@ -262,6 +279,7 @@ class Cluster:
                 "ownerReferences": [{"kind": "Deployment", "name": name, "controller": True}],
             }
             current["spec"] = {"template": copy.deepcopy(spec["template"])}
+            current["spec"]["template"]["metadata"]["labels"] = dict(labels)
             # As if each had come an hour after the one before.
             current["metadata"]["creationTimestamp"] = stamp(time.time() - 3600 * (9 - len(self.all("replicasets"))))
         notes = current["metadata"]["annotations"]
@@ -593,7 +611,9 @@ def discovery(path: str) -> Object | None:
 
 
 def merge(found: Object, patch: Object) -> None:
-    """A merge patch (RFC 7396), and of the strategic one: containers are merged by their name."""
+    """A merge patch (RFC 7396), and of the strategic one: containers are merged by their name, and $patch replaces."""
+    if patch.get("$patch") == "replace":
+        found.clear()
     for key, value in patch.items():
         if key.startswith("$"):
             continue
@@ -601,7 +621,7 @@ def merge(found: Object, patch: Object) -> None:
             found.pop(key, None)
         elif isinstance(value, dict):
             merge(found.setdefault(key, {}), value)
-        elif key == "containers":
+        elif key == "containers" and key in found:
             for each in value:
                 merge(next(one for one in found[key] if one["name"] == each["name"]), each)
         else:

@@ -12,6 +12,7 @@ from deploy import build, rollout
 from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.management.base import Operation
 from deploy.targets.compose import Compose
+from deploy.targets.kubernetes.cluster import Kubernetes
 from ledger.environments import REPOSITORY, EnvironmentConfig
 
 WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
@@ -32,6 +33,7 @@ examples:
   manage.py deploy 1.4.0 -e production --dry-run
   manage.py deploy 1.4.1 -e production --hotfix --reason "Nobody can sign in"
   manage.py deploy 1.4.0 -e development --watch 20 --json
+  manage.py deploy --config -e production          new settings of k8s/overlays, without a new version
   manage.py deploy --build -e development          the working tree, as ./run deploy does
   manage.py deploy 1.4.0 -e staging --image registry.example.com/team/backstagetest1@sha256:...
 
@@ -59,6 +61,11 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             action="store_true",
             help="replace both colours by the service web, which docker compose up has started (compose only)",
         )
+        parser.add_argument(
+            "--config",
+            action="store_true",
+            help="also apply the settings of k8s/overlays; VERSION defaults to the live one (clusters only)",
+        )
         parser.add_argument("--hotfix", action="store_true", help="skip the promotion check; requires --reason")
         parser.add_argument(
             "--unsafe-migrations",
@@ -74,6 +81,14 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
                 raise InvalidUsage(
                     f"--{flag.replace('_', '-')} requires the compose target; {config.name} runs on a cluster."
                 )
+        if options["config"] and config.target != "kubernetes":
+            raise InvalidUsage(
+                f"--config requires a cluster; {config.name} runs on compose, where ./run up applies new settings."
+            )
+        if options["config"] and not version:
+            live = self.target(config, "")
+            live.validate()
+            version = live.live_version()
         if not version and not options["build"]:
             raise InvalidUsage("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
         for flag in ("hotfix", "unsafe_migrations"):
@@ -87,6 +102,9 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         if isinstance(target, Compose):
             target.onto_web = options["onto_web"]
         target.validate()
+        if options["config"] and isinstance(target, Kubernetes):
+            target.use_settings()
+            options["reason"] = options["reason"] or "New settings"
         self.confirm(config, options, f"About to deploy {version} to production")
         watch = options["watch"]
         return self.run(
@@ -97,6 +115,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             options,
             watch=WATCH.get(config.name, WATCH_ELSEWHERE) if watch is None else watch,
             unsafe_migrations=options["unsafe_migrations"],
+            settings=options["config"],
         )
 
     def build(self, config: EnvironmentConfig, version: str, options: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ examples:
                 )
         target = self.target(config, version)
         target.validate()
-        if target.live_version() == version:
+        if target.rollback_script is None and target.live_version() == version:
             raise DeployRefused(f"{version} is already live in {config.name}; nothing to roll back.")
         self.confirm(config, options, f"About to roll production back to {version}")
         return self.run(rollout.rollback, target, config, version, options, watch=options["watch"] or 0.0)

@@ -11,11 +11,9 @@ from deploy.targets.kubernetes.objects import (
     COLOURS,
     LIVE,
     Snapshot,
-    image_of,
     interrupted,
     now,
     other,
-    template,
 )
 
 
@@ -47,16 +45,21 @@ class BlueGreen(Kubernetes):
         pod gets `timeout` seconds to become ready. Where an interrupted run has switched already, it stays in the live
         colour. Returns a note. Raises StepFailed.
         """
+        self.apply_settings()
         snapshot = self.snapshot()
         active = snapshot.colour()
         live = snapshot.deployment(f"{APP}-{active}")
-        if image_of(template(live)) == self.image and interrupted(live):
+        if self.has_release(snapshot, f"{APP}-{active}") and interrupted(live):
             self.colour = active
             return f"{active} has the traffic of service/{APP} already"
         self.keep_connections(active)  # which a switch that was interrupted may have ended
         self.colour = other(active)
         self.preview(self.colour)
         return self.roll_out(f"{APP}-{self.colour}", timeout, tell, replicas=live["spec"].get("replicas", 1))
+
+    def adopt(self) -> None:
+        """Takes the colour with the traffic for the release's. Raises StepFailed."""
+        self.colour = self.snapshot().colour()
 
     def switch(self, timeout: float, tell: Progress) -> str:
         """Points the Service at the release's colour, and has the other one close the connections that clients keep

@@ -22,7 +22,7 @@ from deploy.kubectl import Done, Kubectl, error_of
 from deploy.locks import LeaseLock
 from deploy.shell import PATIENCE, READ, call, last_line, telling_lines
 from deploy.targets.base import Progress
-from deploy.targets.kubernetes import preflight
+from deploy.targets.kubernetes import overlays, preflight
 from deploy.targets.kubernetes.objects import (
     APP,
     BEFORE,
@@ -34,21 +34,26 @@ from deploy.targets.kubernetes.objects import (
     MIGRATION_TIMEOUT,
     PACE,
     VERIFIED,
+    WITHDRAWN,
     Object,
     Snapshot,
     annotations,
     complete,
     condition,
     failure_reason,
+    hash_of,
     image_of,
+    mark_of,
     migrate_job,
     migrate_job_name,
     ready,
+    released,
     running,
     tag,
     template,
     untagged,
     usual_pace,
+    verified,
 )
 from deploy.targets.probe import PROGRAM, Answer, answers
 from ledger import steps, versions
@@ -62,6 +67,7 @@ class Kubernetes(ABC):
     deployments: ClassVar[frozenset[str]]  # the names of those that the strategy needs
     strategy: ClassVar[str]
     poll_interval = 1.0  # seconds between two looks at what is being waited for
+    settings: overlays.Settings | None = None  # new ones that the release gets; else it has those of the live release
 
     def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
         self.config, self.version, self.folder = config, version, folder
@@ -176,19 +182,28 @@ class Kubernetes(ABC):
 
     def version_in(self, snapshot: Snapshot) -> str:
         """The version of most ready pods with traffic. A Deployment's own image may not have arrived there."""
-        counts = Counter(tag(image_of(pod["spec"])) for pod in snapshot.live_pods())
-        others = {version: count for version, count in counts.items() if version != self.version}
+        return self.revision_in(snapshot).partition(" ")[0]
+
+    def revision_in(self, snapshot: Snapshot) -> str:
+        """The version and the hash of most ready pods with traffic; empty if there are none."""
+        counts = Counter(f"{tag(image_of(pod['spec']))} {hash_of(pod)}" for pod in snapshot.live_pods())
+        others = {one: count for one, count in counts.items() if one.partition(" ")[0] != self.version}
         if others and not self.rolled_out(snapshot):
             counts = Counter(others)
-        return max(counts, key=lambda version: counts[version], default="")
+        return max(counts, key=lambda one: counts[one], default="")
 
     def already_live(self) -> bool:
         """Whether the release has the traffic and was verified good. Raises StepFailed."""
         snapshot = self.snapshot()
         if self.version_in(snapshot) != self.version:
             return False
-        found = snapshot.deployment(self.active(snapshot))
-        return complete(found) and annotations(found).get(VERIFIED) == self.version
+        name = self.active(snapshot)
+        if self.settings and not self.has_release(snapshot, name):
+            return False
+        return complete(snapshot.deployment(name)) and verified(snapshot.replicaset(name))
+
+    def adopt(self) -> None:
+        """Does nothing: the one Deployment has both the release and the traffic."""
 
     def previous_good(self) -> str:
         """The version that `rollback.sh --previous` would choose; empty if there is none. Raises DeployRefused."""
@@ -228,25 +243,39 @@ class Kubernetes(ABC):
         """All that a step looks at, in one call, as kubectl takes 0.1 s to start. Raises StepFailed if the cluster
         refuses, and NoAnswer.
         """
-        return Snapshot(self.config.namespace, self.kube.get("deployments,services,pods").get("items", []))
+        found = self.kube.get("deployments,replicasets,services,pods")
+        return Snapshot(self.config.namespace, found.get("items", []))
 
     def new_pods(self, snapshot: Snapshot) -> list[Object]:
-        """The release's own pods."""
-        found = snapshot.deployment(self.incoming(snapshot))
-        image = image_of(template(found))
-        pods = snapshot.pods(found["spec"]["selector"]["matchLabels"])
-        return [pod for pod in pods if image_of(pod["spec"]) == image]
+        """The release's own pods: those of its Deployment's revision, as an older one may have the same image."""
+        name = self.incoming(snapshot)
+        wanted = hash_of(snapshot.replicaset(name))
+        pods = snapshot.pods(snapshot.deployment(name)["spec"]["selector"]["matchLabels"])
+        return [pod for pod in pods if wanted and hash_of(pod) == wanted]
+
+    def has_release(self, snapshot: Snapshot, name: str) -> bool:
+        """Whether the Deployment has the release's pod template. Raises StepFailed."""
+        return bool(snapshot.deployment(name)["spec"]["template"] == self.desired(snapshot, name))
+
+    def desired(self, snapshot: Snapshot, name: str) -> Object:
+        """The pod template that the Deployment gets for the release: with the new settings, or else with those of the
+        live release, which another colour may not have. Raises StepFailed.
+        """
+        live = snapshot.deployment(self.active(snapshot))["spec"]["template"]
+        return released(self.settings.template if self.settings else live, self.image, name)
 
     @cached_property
     def image(self) -> str:
-        """The release's image. Where environments.toml names no registry, it is that of the live release: without one
-        the nodes would pull from their default registry.
+        """The release's image: the very same if its version is live. Where environments.toml names no registry, it is
+        that of the live release: without one the nodes would pull from their default registry.
         """
         config = self.config
+        snapshot = self.snapshot()
+        live = image_of(template(snapshot.deployment(self.active(snapshot))))
         if "/" not in config.image:
-            snapshot = self.snapshot()
-            live = image_of(template(snapshot.deployment(self.active(snapshot))))
             config = replace(config, image=untagged(live))
+        if tag(live) == self.version and untagged(live) == config.image and not config.digest:
+            return live
         return config.tagged(self.version)
 
     # What is done
@@ -337,7 +366,8 @@ class Kubernetes(ABC):
     def roll_out(
         self, name: str, timeout: float, tell: Progress, *, replicas: int | None = None, live_since: str | None = None
     ) -> str:
-        """Sets the image of Deployment `name` and waits until its rollout has ended; an interrupted rollout goes on.
+        """Gives Deployment `name` the release's pod template and waits until its rollout has ended; an interrupted one
+        goes on.
 
         `replicas` is the number of pods, as it is if None; `live_since` the new mark of when it became live. `timeout`
         is the seconds that each further pod gets to become ready. Returns a note. Raises StepFailed.
@@ -347,15 +377,14 @@ class Kubernetes(ABC):
         if pace := usual_pace(found):
             patch = json.dumps({"metadata": {"annotations": {PACE: None}}, "spec": pace})
             self.kubectl("patch", "deployment", name, "--type", "merge", "--patch", patch)
-        if image_of(template(found)) != self.image or not found["spec"].get("replicas", 1):
-            # In one write: the Deployment's controller copies its annotations to the ReplicaSet of the image.
+        if not self.has_release(snapshot, name) or not found["spec"].get("replicas", 1):
+            # In one write: the Deployment's controller copies its annotations to the ReplicaSet of the template.
             notes = {
-                CAUSE: f"deploy {self.version}",
-                BEFORE: self.version_in(snapshot),
-                VERIFIED: None,
+                CAUSE: f"deploy {self.version}{' with new settings' if self.settings else ''}",
+                BEFORE: self.revision_in(snapshot),
                 LIVE: live_since,
             }
-            spec: Object = {"template": {"spec": {"containers": [{"name": APP, "image": self.image}]}}}
+            spec: Object = {"template": {"$patch": "replace", **self.desired(snapshot, name)}}
             if replicas is not None:
                 spec["replicas"] = replicas
             patch = json.dumps({"metadata": {"annotations": notes}, "spec": spec})
@@ -401,7 +430,7 @@ class Kubernetes(ABC):
 
     def ask(self, instance: str, paths: Sequence[str]) -> list[Answer]:
         """Sends a GET for each path from inside the pod. Raises StepFailed if that itself is not possible."""
-        host = urlsplit(self.config.url).hostname or "localhost"
+        host = urlsplit(self.config.url).hostname or ""
         words = ("exec", "--stdin", instance, "--container", APP, "--", "python", "-", "8000", host, *paths)
         return answers(self.kube.read(*words, given=PROGRAM, timeout=5 * len(paths) + 30))
 
@@ -415,7 +444,7 @@ class Kubernetes(ABC):
         Takes a pod that is not ready if there is one. Empty if no pod was made, or if the cluster cannot be asked at
         once: whoever wants to see them has a failure to tell of.
         """
-        done = self.try_kubectl("get", "deployments,services,pods", "--output", "json")
+        done = self.try_kubectl("get", "deployments,replicasets,services,pods", "--output", "json")
         if done.returncode:
             return ""
         pods = sorted(self.new_pods(Snapshot(self.config.namespace, json.loads(done.stdout)["items"])), key=ready)
@@ -445,19 +474,19 @@ class Kubernetes(ABC):
         version that is live then. Raises StepFailed.
         """
         snapshot = self.snapshot()
-        found = snapshot.deployment(self.incoming(snapshot))
-        if image_of(template(found)) != self.image:
+        name = self.incoming(snapshot)
+        if not self.has_release(snapshot, name):
             return self.version_in(snapshot)
-        before = annotations(found).get(BEFORE, "")
-        if not before:
-            raise StepFailed("The previous version is unknown. Choose one that scripts/rollback.sh --list shows.")
-        tell(f"scripts/rollback.sh {before}")
-        done = self.script(before, "--yes", "--reason", clean(reason, 500), checked="yes")
+        before, _, revision = annotations(snapshot.deployment(name)).get(BEFORE, "").partition(" ")
+        # Without a note of what was live before, the settings of the live version were changed by somebody else.
+        to = f"--to-revision={revision}" if revision else "--previous"
+        tell(f"scripts/rollback.sh {to}")
+        done = self.script(to, "--yes", "--reason", clean(reason, 500), checked="yes")
         if done.returncode:
             text = (done.stdout + done.stderr).strip()
             details = "\n".join(text.splitlines()[-20:])
             raise StepFailed(f"rollback.sh exited with code {done.returncode}: {last_line(text)}", details)
-        return before
+        return before or self.live_version()
 
     def rollback_script(self, reason: str, timeout: float, dry_run: bool) -> tuple[int, str]:
         """Has rollback.sh return to the release; its pods get `timeout` seconds. Returns the exit code and the output.
@@ -484,17 +513,54 @@ class Kubernetes(ABC):
         return call(command, timeout=1800, env=env | {"DEPLOY_CHECKED": checked})
 
     def mark_good(self) -> str:
-        """Marks the Deployment's release as verified, and gives the CronJobs its image: the schema is only promised to
+        """Marks the release's revision as verified, and gives the CronJobs its image: the schema is only promised to
         work for one release back. Returns a note. Raises StepFailed.
         """
-        name = self.incoming(self.snapshot())
-        self.kubectl("annotate", f"deployment/{name}", "--overwrite", f"{VERIFIED}={self.version}")
+        snapshot = self.snapshot()
+        name = self.incoming(snapshot)
+        found = snapshot.replicaset(name)
+        if not found:
+            raise StepFailed(f"deployment/{name} has no ReplicaSet to mark.")
+        words = ("--overwrite", f"{VERIFIED}={mark_of(found)}", f"{WITHDRAWN}-")
+        self.kubectl("annotate", f"replicaset/{found['metadata']['name']}", *words)
+        self.kubectl("annotate", f"deployment/{name}", f"{BEFORE}-")
+        if self.settings:
+            self.apply(self.settings.tasks)
         tasks = self.try_kubectl("set", "image", "cronjobs", "--selector", f"app={APP}-tasks", f"{APP}={self.image}")
         note = f"; the CronJobs keep their image: {error_of(tasks)}" if tasks.returncode else ""
-        return f"deployment/{name} marked as verified{note}"
+        return f"deployment/{name}, revision {hash_of(found)} marked as verified{note}"
 
     def mark_bad(self, version: str) -> None:
         """Does nothing: rollback.sh removes the mark itself."""
+
+    # New settings
+
+    def use_settings(self) -> None:
+        """Has the release get the settings of k8s/overlays, as `./run manifests` prints them. Changes nothing.
+
+        Raises DeployRefused if the overlay or the cluster does not take them, and StepFailed.
+        """
+        snapshot = self.snapshot()
+        name = self.incoming(snapshot)
+        found = overlays.load(self.config, self.kube, name)
+        patch = json.dumps({"spec": {"template": {"$patch": "replace", **released(found.template, self.image, name)}}})
+        words = ("--type", "strategic", "--patch", patch, "--dry-run=server", "--output", "json")
+        done = self.kube.read("patch", "deployment", name, *words)
+        if done.returncode:
+            raise DeployRefused(f"The cluster refuses the settings: {error_of(done)}")
+        # As the API server stores it, with its defaults, so that it can be compared.
+        self.settings = replace(found, template=json.loads(done.stdout)["spec"]["template"])
+
+    def apply_settings(self) -> None:
+        """Creates the ConfigMaps of the new settings. Those of earlier revisions stay. Raises StepFailed."""
+        if self.settings:
+            self.apply(self.settings.config_maps)
+
+    def apply(self, objects: Sequence[Object]) -> None:
+        """Applies the objects. Raises StepFailed."""
+        if objects:
+            given = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+            self.kubectl("apply", "--validate=false", "--filename", "-", given=given)
 
     # kubectl
 

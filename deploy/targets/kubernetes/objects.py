@@ -4,6 +4,7 @@ docs/kubernetes.md lists their names. Nothing here talks to the cluster.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from copy import deepcopy
@@ -17,10 +18,16 @@ TRIAL = f"{APP}-trial"  # the Job with the one pod that a rolling release is tes
 COLOURS = ("blue", "green")
 
 # Annotations of a Deployment; scripts/rollback.sh reads and writes the same.
-VERIFIED, BEFORE, BREAK = f"{APP}/verified-good", f"{APP}/before", f"{APP}/schema-break"
+BEFORE = f"{APP}/before"  # while a run is unfinished: the version and the hash of the revision that it replaces
+BREAK = f"{APP}/schema-break"
 LIVE = f"{APP}/live-since"  # when the revision last became live: RFC 3339, UTC
 PACE = f"{APP}/pace"  # minReadySeconds, maxSurge and maxUnavailable, which rollback.sh restores once it is done
 CAUSE = "kubernetes.io/change-cause"
+# Annotations of a ReplicaSet, which is a revision: a pod template, so an image and its settings. Each names the hash
+# that it is about, as the Deployment's controller and `kubectl rollout undo` copy annotations to other revisions.
+VERIFIED, WITHDRAWN = f"{APP}/verified-good", f"{APP}/withdrawn"
+REVISION = "deployment.kubernetes.io/revision"
+HASH = "pod-template-hash"
 
 # Annotation of a pod: since when it closes each connection with its next answer. The pod reads it as a file.
 # https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
@@ -71,6 +78,17 @@ class Snapshot:
             raise StepFailed(f"Deployment {name} not found in namespace {self.namespace}.")
         return found
 
+    def replicaset(self, name: str) -> Object:
+        """The ReplicaSet of the Deployment's pod template; empty until its controller has made it. Raises StepFailed if
+        there is no such Deployment.
+        """
+        found = self.deployment(name)
+        if found.get("status", {}).get("observedGeneration", 0) < found["metadata"]["generation"]:
+            return {}
+        number = annotations(found).get(REVISION)
+        owned = (one for one in self.items if one["kind"] == "ReplicaSet" and owner(one) == name)
+        return next((one for one in owned if annotations(one).get(REVISION) == number), {})
+
     def selector(self) -> dict[str, str]:
         """The labels of the pods that the active Service sends traffic to. Raises StepFailed without such a Service."""
         found = self.find("Service", APP).get("spec", {}).get("selector")
@@ -98,6 +116,36 @@ class Snapshot:
 def annotations(found: Object) -> dict[str, str]:
     """The object's annotations."""
     return dict(found["metadata"].get("annotations", {}))
+
+
+def owner(found: Object) -> str:
+    """The name of the object that controls this one; empty if there is none."""
+    owners = found["metadata"].get("ownerReferences", [])
+    return next((str(one["name"]) for one in owners if one.get("controller")), "")
+
+
+def hash_of(found: Object) -> str:
+    """The hash of the pod template of a ReplicaSet or pod; empty for any other object."""
+    return str(found.get("metadata", {}).get("labels", {}).get(HASH, ""))
+
+
+def verified(replicaset: Object) -> bool:
+    """Whether the revision was verified good."""
+    return bool(replicaset) and annotations(replicaset).get(VERIFIED) == mark_of(replicaset)
+
+
+def mark_of(replicaset: Object) -> str:
+    """How a mark names the revision: its version and its hash."""
+    return f"{tag(image_of(template(replicaset)))} {hash_of(replicaset)}"
+
+
+def released(pods: Object, image: str, name: str) -> Object:
+    """The pod template `pods` with this image of the app, and the colour of the Deployment `name` where it has one."""
+    colour = name.removeprefix(APP).removeprefix("-")
+    text = json.dumps(pods)
+    found: Object = json.loads(re.sub(r'"colour": "[a-z]*"', f'"colour": "{colour}"', text) if colour else text)
+    next(each for each in found["spec"]["containers"] if each["name"] == APP)["image"] = image
+    return found
 
 
 def template(deployment: Object) -> Object:
@@ -173,8 +221,7 @@ def usual_pace(deployment: Object) -> Object:
 
 def interrupted(deployment: Object) -> bool:
     """Whether an interrupted run started what the Deployment has, and did not get to verify it."""
-    notes = annotations(deployment)
-    return BEFORE in notes and notes.get(VERIFIED) != tag(image_of(template(deployment)))
+    return BEFORE in annotations(deployment)
 
 
 def failure_reason(pods: Sequence[Object], *, one_shot: bool = False) -> str:

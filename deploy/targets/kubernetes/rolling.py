@@ -55,20 +55,24 @@ class RollingUpdate(Kubernetes):
         If no release is live, there is no traffic to protect. If the Deployment already has the image, an interrupted
         run has done the trial. In both cases the rollout follows at once. Returns a note. Raises StepFailed.
         """
+        self.apply_settings()
         snapshot = self.snapshot()
-        if snapshot.live_pods() and image_of(template(snapshot.deployment(APP))) != self.image:
+        if snapshot.live_pods() and not self.has_release(snapshot, APP):
             return self.try_out(timeout, tell)
         return self.roll_out(APP, timeout, tell, live_since=now())
 
     def try_out(self, timeout: float, tell: Progress) -> str:
         """Starts the trial, or finds the one of an interrupted run. Returns a note. Raises StepFailed."""
         found = self.get("job", TRIAL)
-        ended = bool(found.get("status", {}).get("conditions"))
+        ended = bool(found.get("status", {}).get("conditions")) or bool(self.settings)
         if found and (ended or image_of(template(found)) != self.image or self.why_not_started(found)):
             self.remove_job(TRIAL)
             found = {}
         if not found:
-            self.create(trial_job(self.snapshot().deployment(APP), self.version, self.image, timeout))
+            snapshot = self.snapshot()
+            deployment = snapshot.deployment(APP)
+            deployment["spec"]["template"] = self.desired(snapshot, APP)
+            self.create(trial_job(deployment, self.version, self.image, timeout))
         self.trial, clock = True, self.kube.patience.clock
         began = clock()
         while True:
