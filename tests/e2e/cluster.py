@@ -201,6 +201,21 @@ class Environment:
         version, *options = words
         return self.run("scripts/rollback.sh", version, self.namespace, "--yes", *options)
 
+    @contextmanager
+    def hosts(self, names: str) -> Iterator[None]:
+        """With other ALLOWED_HOSTS in the overlay."""
+        file = self.overlay / "kustomization.yaml"
+        before = file.read_text()
+        self.edit(file, r"ALLOWED_HOSTS=\S+", f"ALLOWED_HOSTS={names}")
+        try:
+            yield
+        finally:
+            file.write_text(before)
+
+    def apply_again(self) -> Run:
+        """Applies the overlay to what runs, as docs/kubernetes.md says."""
+        return self.run("bash", "-euo", "pipefail", "-c", f"./run manifests {self.name} | kubectl apply -f -")
+
     # The environment
 
     def create(self) -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster import FIRST, NGINX, POSTGRES, REDIS, Environment, Request, Run, load, release, table
+from tests.e2e.cluster import APP, FIRST, NGINX, POSTGRES, REDIS, Environment, Request, Run, load, release, table
 from tests.e2e.test_deploy import spoil, steps, wsgi
+from tests.support.servers import eventually
 
 pytestmark = pytest.mark.skipif(not os.environ.get("KUBECONFIG_E2E"), reason="KUBECONFIG_E2E names no cluster")
 
@@ -81,14 +82,14 @@ class Seen:
         return sum(each.release == version for each in self.requests)
 
 
-def measure(figures: Figures, scenario: str, place: Environment, run: Run, old: str = "") -> Seen:
-    """Adds a row. `old` is the release that a switch has left."""
+def measure(figures: Figures, scenario: str, place: Environment, run: Run, old: str = "", bad: float = 0.0) -> Seen:
+    """Adds a row. `old` is the release that a switch has left; `bad` when a release was found bad, if not by `run`."""
     requests = [each for each in place.requests() if each.at >= run.began]
     failed = [each for each in requests if each.failed]
     switched = next((at for at, _ in place.switches if at >= run.began), run.ended)
     left = [each for each in requests if old and each.release == old and each.at > switched]
     late = [each for each in left if each.at > switched + SETTLED]
-    bad = next((each["at"] for each in run.events if each.get("outcome") == "failed"), 0.0)
+    bad = bad or next((each["at"] for each in run.events if each.get("outcome") == "failed"), 0.0)
     counts = (run.code, round(run.seconds), len(requests), len(failed))
     old_counts = (len(left), len(late)) if old else ("-", "-")
     after = f"{max(0.0, failed[-1].at - bad):.1f}" if failed and bad else "-"
@@ -129,6 +130,30 @@ def test_a_rolling_release_that_fails_its_visitors_is_taken_back(
     seen = measure(figures, "rolling, 500 to visitors", place, run)
     assert run.code == 5, run.said
     assert seen.failed and {each.outcome for each in seen.failed} == {"500"}, told(place, seen.failed)
+
+
+@rolling
+def test_settings_that_break_the_pages_meet_no_visitor(place: Environment, figures: Figures) -> None:
+    with place.hosts("typo.example.com"):
+        run = place.manage("deploy", "--config", "-e", place.name, "--json", "--commit", "0200000", "--watch", "10")
+    seen = measure(figures, "rolling, wrong settings deployed", place, run)
+    assert run.code == 5, run.said
+    assert not seen.failed, told(place, seen.failed)
+
+
+@rolling
+def test_settings_that_kubectl_applied_are_rolled_back(place: Environment, figures: Figures) -> None:
+    with place.hosts("typo.example.com"):
+        applied = place.apply_again()
+    assert applied.code == 0, applied.said
+    place.kubectl("rollout", "status", f"deployment/{APP}", "--timeout=5m")
+    eventually(lambda: place.requests()[-1].outcome == "400", every=1)
+    run = place.rollback("--previous", "--reason", "Wrong hosts")
+    place.settle()
+    seen = measure(figures, "rolling, settings rolled back", place, run, bad=run.began)
+    assert run.code == 0, run.said
+    assert {each.outcome for each in seen.failed} == {"400"}, told(place, seen.failed)
+    assert seen.answered_by("0.2.0")
 
 
 @rolling
