@@ -277,7 +277,7 @@ class Run(ABC):
             time.sleep(min(0.2, ALONE))
         answers, recent = self.traffic.sources() - self.earlier, self.traffic.sources(ALONE)
         after = self.traffic.last_from_others(version, began)
-        self.output.event("answers", version=version, seconds=round(after, 2), answers=by_release(answers))
+        self.output.event("answers", version=version, after=round(after, 2), answers=by_release(answers))
         kept, new = (answers.pop(Source(version, kept), 0) for kept in (True, False))
         who = f"{kept} answers over kept and {new} over new connections came from {version}"
         who += f", {answers.total()} from {watch.named(answers)}" if answers else ""

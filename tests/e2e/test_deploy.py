@@ -136,7 +136,7 @@ def test_a_good_release_goes_out_without_a_failed_request_and_back_again(own: De
     assert not load.failed and load.outcomes["302"] > SEEN and member.signed_in()
     assert -5 < last < 5
     (told,) = [each for each in events if each["event"] == "answers"]
-    assert told["version"] == "2.0.0" and told["seconds"] < 5, "so says who asked from outside"
+    assert told["version"] == "2.0.0" and told["after"] < 5, "so says who asked from outside"
     assert min(told["answers"]["2.0.0"].values()) > 0 and events[-1]["answers"].keys() == {"1.0.0", "2.0.0"}
     assert list(steps(events)) == ALL and set(steps(events).values()) == {"succeeded"}
     assert events[-1]["probe_requests"] > 50 and events[-1]["failed_requests"] == 0
