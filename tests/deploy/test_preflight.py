@@ -53,9 +53,10 @@ def container(cluster: Cluster) -> Any:
 
 
 def with_container(cluster: Cluster, **more: Any) -> None:
-    """Has all pods made anew from a container with more in it."""
+    """Has the pods of both versions made anew from a container with more in it."""
     container(cluster).update(more)
-    cluster.deploy(APP, f"{REPO}:2", replicas=2, good="2")
+    for version in ("1", "2"):
+        cluster.deploy(APP, f"{REPO}:{version}", replicas=2, good=version)
 
 
 def with_quota(cluster: Cluster, what: str, hard: str, used: str) -> None:
@@ -106,7 +107,7 @@ CASES = [
             envFrom=[{"configMapRef": {"name": "gone"}}, {"secretRef": {"name": "may-be", "optional": True}}],
             env=[{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "lost", "key": "key"}}}],
         ),
-        r"lacks configmap/gone, secret/lost, which deployment/\S+ .*names?\. Create it first",
+        r"lacks configmap/gone, secret/lost, which (deployment/\S+ .*|revision \S+ \(1\)) names?\. Create it first",
     ),
 ]
 

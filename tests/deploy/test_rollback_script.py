@@ -862,8 +862,9 @@ def test_a_real_cluster_goes_back() -> None:
     try:
         run(*here, "apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
         run(*here, "rollout", "status", f"deployment/{APP}", "--timeout=180s")
-        run(*here, "annotate", f"deployment/{APP}", f"{GOOD}=3.9")
-        assert eventually(lambda: GOOD in run(*here, "get", "replicasets", "--output", "yaml"))
+        hashed = "jsonpath={.items[0].metadata.labels.pod-template-hash}"
+        verified = run(*here, "get", "replicasets", "--output", hashed)
+        run(*here, "annotate", f"replicaset/{APP}-{verified}", f"{GOOD}=3.9 {verified}")
         run(*here, "set", "image", f"deployment/{APP}", f"{APP}={image}:3.10")
         run(*here, "rollout", "status", f"deployment/{APP}", "--timeout=180s")
         assert "Rollback target: 3.9" in run(SCRIPT, "--list", place)

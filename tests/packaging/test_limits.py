@@ -167,6 +167,7 @@ ELSEWHERE = {
     (schemas.NewDeployment, "release"): (Release, "version"),
     (schemas.DeploymentQuery, "search"): (Release, "version"),
     (schemas.DeploymentQuery, "cursor"): None,  # read, and never stored
+    (schemas.Ending, "result"): None,  # one of the model's own states
 }
 
 
