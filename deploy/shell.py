@@ -46,7 +46,7 @@ def call(
 
 
 class Patience:
-    """Repeats reads of a server that does not answer: what cannot be seen is no evidence against a release.
+    """Retries reads while a server does not answer: an outage is no evidence against a release.
 
     `server` is its name in messages, and `unanswered` says why a read got no answer; empty if it got one. `seconds` is
     how long a read is repeated; at first not at all. `tell` shows why, and what it raises ends the wait.

@@ -24,7 +24,7 @@ Row = TypeVar("Row", bound=Any)
 class Page(Generic[Row]):
     """Some rows, newest first, and the cursors of the pages after (older) and before (newer).
 
-    A cursor is None if there is no such page; `previous` is None also on the first page, which needs no cursor.
+    A cursor is None if that page does not exist. `previous` is also None on the first page, which needs no cursor.
     """
 
     rows: list[Row]

@@ -43,8 +43,8 @@ def make(
 def rotate(name: str, expires: datetime | None = None) -> tuple[ApiToken, str]:
     """Gives a token a new secret, and invalidates the old one. Its rights and its deployments stay.
 
-    Returns its row and the new secret. `expires` replaces its expiry; None keeps it. Raises ApiToken.DoesNotExist if
-    there is no such token, or if it is revoked or expired even so.
+    Returns its row and the new secret. `expires` replaces its expiry; None keeps it. Raises ApiToken.DoesNotExist
+    if the token does not exist, is revoked, or is expired even with the new expiry.
     """
     token = PREFIX + secrets.token_urlsafe(32)
     with transaction.atomic():

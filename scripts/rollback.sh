@@ -233,9 +233,9 @@ options:
   --to-revision NAME     roll back to this revision, as --list names it; a revision is a version with its settings
   --dry-run              print each command and have the cluster validate it without changing anything
   -y, --yes              do not ask for confirmation, not even in production
-  --reason TEXT          what was wrong (one line, 500 characters): the change cause, recorded in the ledger. What is
-                         left is no rollback target any more, for this reason
-  --keep                 what is left stays a rollback target whatever the reason, as it was not at fault
+  --reason TEXT          what was wrong (one line, 500 characters): the change cause, recorded in the ledger. The
+                         revision that is left stops being a rollback target
+  --keep                 with --reason: the revision that is left was not at fault and stays a rollback target
   --timeout SECONDS      how long the version may take to become ready (default: 180)
   --context NAME         kubectl context (default: the current one)
   -n, --namespace NAME   the namespace, as an option
@@ -568,7 +568,7 @@ check() { # Refuses what cannot work. Sets moving (the Deployment that gets the 
   fi
   # The colour that gets the target has it already, or gets its template, with a hash that is not known yet.
   if [[ $target_deployment != "$moving" ]]; then target_hash=''; fi
-  # manage.py deploy has looked at all before it began, and its way back must not take long.
+  # manage.py deploy ran all checks before it began, and its rollback must be fast.
   if [[ ${DEPLOY_CHECKED:-} ]]; then run_checks 'paused replicas'; else run_checks "$CHECKS"; fi
   [[ $verified ]] || warn "$target has not been verified good in $namespace"
   say '  The database is left as it is; a rollback does not undo migrations.'
@@ -1153,7 +1153,7 @@ set_cronjobs() { # The scheduled tasks run the version that is live.
   change "${words[@]}" ||
     warn "The CronJobs keep their version. To set it: $(kubectl_here) $(shell_quoted "${words[@]}")"
 }
-mark_left() { # Notes that, when and why the revision was left; with a reason, that it is no rollback target any more.
+mark_left() { # Records when and why the revision was left; with a reason, it stops being a rollback target.
   [[ $running_set && $running_set != "$target_set" ]] || return 0
   if [[ $reason && ! $keep ]]; then
     mark_bad "$running_set" "$running_hash" "$reason"

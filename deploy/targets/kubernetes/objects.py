@@ -79,8 +79,8 @@ class Snapshot:
         return found
 
     def replicaset(self, name: str) -> Object:
-        """The ReplicaSet of the Deployment's pod template; empty until its controller has made it. Raises StepFailed if
-        there is no such Deployment.
+        """The ReplicaSet of the Deployment's pod template; empty until its controller has created it. Raises
+        StepFailed if the Deployment does not exist.
         """
         found = self.deployment(name)
         if found.get("status", {}).get("observedGeneration", 0) < found["metadata"]["generation"]:

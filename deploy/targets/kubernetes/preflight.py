@@ -121,7 +121,7 @@ def paused(facts: Facts) -> str:
 
 
 def replicas(facts: Facts) -> str:
-    """There is no pod that could be verified."""
+    """The live Deployment is scaled to zero, so no pod could be verified."""
     if facts.live["spec"].get("replicas", 1):
         return ""
     name = f"deployment/{facts.active}"

@@ -52,8 +52,8 @@ class RollingUpdate(Kubernetes):
     def start(self, timeout: float, tell: Progress) -> str:
         """Starts one pod without traffic and waits until it is ready, `timeout` seconds at most.
 
-        If no release is live, there is no traffic to protect. If the Deployment already has the image, an interrupted
-        run has done the trial. In both cases the rollout follows at once. Returns a note. Raises StepFailed.
+        The trial is skipped if no release is live, or if an interrupted run has completed it (the Deployment already
+        has the image). The rollout then follows at once. Returns a note. Raises StepFailed.
         """
         self.apply_settings()
         snapshot = self.snapshot()
