@@ -15,6 +15,7 @@ from tests.support import gotemplate, kubectl_reads
 from tests.support.cluster import APP, Cluster
 from tests.support.kubectl import EVENTS, Kubectl
 from tests.support.servers import PATIENCE, ROOT
+from tests.support.tools import needs
 
 NAMESPACE = "backstagetest1-staging"
 REPO = "registry.example/team/app"
@@ -123,7 +124,7 @@ def answers(quick: bool) -> list[tuple[str, int, str, str]]:
         return found
 
 
-NO_KUBECTL = pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl not found")
+NO_KUBECTL = needs("kubectl")
 
 
 @NO_KUBECTL

@@ -37,6 +37,7 @@ from ledger.models import Deployment
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
+from tests.support.tools import needs
 
 REPO = "registry.example/team/app"
 NAMESPACE = "backstagetest1-staging"
@@ -50,7 +51,7 @@ DIGEST = "sha256:" + "ab" * 32
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.django_db,
-    pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl not found"),
+    needs("kubectl"),
 ]
 
 

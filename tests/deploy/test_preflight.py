@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,11 @@ from tests.deploy.test_rollback_source import constant
 from tests.support.cluster import APP, Cluster
 from tests.support.kubectl import Kubectl
 from tests.support.servers import PATIENCE, ROOT
+from tests.support.tools import needs
 
 REPO = "registry.example/team/app"
 PLACE = environment_configs()["staging"]
-kubectl_wanted = pytest.mark.skipif(
-    not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl not found"
-)
+kubectl_wanted = needs("kubectl")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tests.support import kubectl_reads
 from tests.support.cluster import APP, Cluster, Refusal
 from tests.support.ledgers import deployed, release, token
 from tests.support.servers import PATIENCE, ROOT, eventually
+from tests.support.tools import needs
 
 SCRIPT = ROOT / "scripts" / "rollback.sh"
 REPO = "registry.example/team/app"
@@ -33,10 +34,7 @@ FULL_SPEED = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "100%", "ma
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not shutil.which("kubectl") and not os.environ.get("CI"),
-        reason="kubectl not found: apt install kubernetes-client",
-    ),
+    needs("kubectl"),
 ]
 
 
@@ -709,7 +707,7 @@ def test_a_bad_colour_does_not_keep_the_traffic(colours: Cluster, does: str) -> 
     assert colours.serving() == {f"{REPO}:2"}
 
 
-@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl not found")
+@needs("curl")
 @pytest.mark.django_db(transaction=True)
 def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: LiveServer) -> None:
     for version in ("2", "3"):
@@ -724,7 +722,7 @@ def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: 
     assert done.returncode == 0 and "This rollback is not in the ledger: curl: (7)" in done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl not found")
+@needs("curl")
 @pytest.mark.django_db(transaction=True)
 def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
     colours: Cluster, live_server: LiveServer
@@ -740,7 +738,7 @@ def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
     assert "The reason was trimmed to one line of at most 500 characters: 500s" in done.stdout
 
 
-@pytest.mark.skipif(not shutil.which("curl") and not os.environ.get("CI"), reason="curl not found")
+@needs("curl")
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
     ("env", "said"),

@@ -26,6 +26,7 @@ from ledger.environments import environment_configs
 from settings import base
 from tests.support.cluster import APP, Cluster
 from tests.support.servers import PATIENCE, ROOT, Postgres
+from tests.support.tools import needs
 
 Object = dict[str, Any]
 OVERLAYS = ("testing", "staging", "production")
@@ -37,10 +38,7 @@ HOSTS = {  # those of docs/guide.md
     "production": {"backstagetest1.com", "www.backstagetest1.com"},
 }
 
-pytestmark = pytest.mark.skipif(
-    not shutil.which("kubectl") and not os.environ.get("CI"),
-    reason="kubectl is not here: requirements-dev.txt has none for this machine",
-)
+pytestmark = needs("kubectl")
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
 

@@ -15,6 +15,7 @@ from django.core.management import load_command_class
 
 from tests.support.cluster import APP, Cluster
 from tests.support.servers import PATIENCE, ROOT
+from tests.support.tools import needs
 
 WORKFLOWS = ROOT / ".github" / "workflows"
 NAMES = sorted(path.name for path in WORKFLOWS.glob("*.yml"))
@@ -292,7 +293,7 @@ def test_a_release_image_goes_to_the_registry_with_its_sbom_and_provenance() -> 
     assert release["cache-to"] == ["type=registry,ref=registry.example:5000/team/app:cache,mode=max"]
 
 
-@pytest.mark.skipif(not shutil.which("kubectl") and not os.environ.get("CI"), reason="kubectl is not here")
+@needs("kubectl")
 @pytest.mark.parametrize(("asked", "found"), [("1", "1"), ("", "2")])
 def test_the_rollback_step_goes_back(tmp_path: Path, asked: str, found: str) -> None:
     with Cluster("backstagetest1-staging") as cluster:
