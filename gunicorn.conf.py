@@ -102,6 +102,12 @@ def on_starting(server: Any) -> None:
     assets.share()
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    from metrics import exits
+
+    exits.pre_fork(worker)
+
+
 def post_fork(server: Any, worker: Any) -> None:
     from metrics import store
 
@@ -126,6 +132,18 @@ def left() -> bool:
         return bool(close_file) and os.stat(close_file).st_size > 0
     except OSError:
         return False
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    from metrics import exits
+
+    exits.worker_exit(worker)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    from metrics import exits
+
+    exits.child_exit(worker)
 
 
 def on_exit(server: Any) -> None:

@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,8 +28,13 @@ def inconclusive(report: dict[str, Any]) -> bool:
     return bool(wrong) and all(state == "unhealthy: timeout" for state in wrong)
 
 
-def ask(url: str, timeout: float = TIMEOUT) -> dict[str, Any]:
+def ask(
+    url: str, timeout: float = TIMEOUT, on_certificate: Callable[[float], None] = lambda expiry: None
+) -> dict[str, Any]:
     """Returns the report (the JSON object of /health/) at `url`, whose path defaults to /health/. `timeout`: seconds.
+
+    `on_certificate` is called with the time at which the server's certificate expires (Unix time), also if it then
+    sends no report; not if the certificate is not trusted, as one that has expired.
 
     Uses no proxy and follows no redirect. Raises ValueError if `url` is not valid, and Unreachable.
     """
@@ -40,6 +46,8 @@ def ask(url: str, timeout: float = TIMEOUT) -> dict[str, Any]:
     link = kind(parts.hostname, parts.port, timeout=timeout)  # parts.port raises ValueError
     try:
         link.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
+        if isinstance(link.sock, ssl.SSLSocket) and (certificate := link.sock.getpeercert()):
+            on_certificate(ssl.cert_time_to_seconds(str(certificate["notAfter"])))
         with link.getresponse() as response:
             body = response.read(MAX_BYTES)
     except ssl.SSLCertVerificationError as error:

@@ -1,8 +1,11 @@
 """Metrics of deployments, counted by the instance that finishes them. docs/metrics.md describes them."""
 
-from prometheus_client import Counter, Histogram
+from collections.abc import Iterable
 
-from ledger.models import FINISHED, Deployment, Environment
+from prometheus_client import Counter, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+
+from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment
 from metrics.registry import REGISTRY
 
 DEPLOYMENTS = Counter(
@@ -43,3 +46,18 @@ def count(deployment: Deployment, first: bool) -> None:
         DURATION.labels(environment, deployment.strategy).observe(deployment.duration.total_seconds())
     if first and deployment.finished:
         LEAD_TIME.labels(environment).observe((deployment.finished - deployment.release.built_at).total_seconds())
+
+
+def in_progress() -> Iterable[Metric]:
+    """Returns deployment_in_progress_since_timestamp_seconds{environment}, no series while there is none. A collector;
+    one query.
+    """
+    family = GaugeMetricFamily(
+        "deployment_in_progress_since_timestamp_seconds",
+        "Unix time since which a deployment to the environment is pending or running.",
+        labels=["environment"],
+    )
+    found = Deployment.objects.filter(status__in=IN_FLIGHT).order_by().values_list("environment__name", "created")
+    for environment, created in found:
+        family.add_metric([environment], created.timestamp())
+    return [family]

@@ -5,6 +5,8 @@ them by dotted path, so any app can have one. A collector may wait for the netwo
 which lives as long as the process. One that fails, or takes longer than METRICS_COLLECTOR_TIMEOUT seconds, is left out
 of the scrape and counted in metrics_collector_errors_total. While it is stuck it is not started again, so a frozen
 database holds no more than one thread and one connection.
+
+Those in a tuple run one after the other in one thread, and so share a database connection and the deadline.
 """
 
 import logging
@@ -14,7 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, time
 from typing import Any
 
 from django.conf import settings
@@ -35,19 +37,22 @@ ACTIVE_SECONDS = 15 * 60  # a user seen in this time is active
 NOTED_SECONDS = 60  # a worker records the same user at most once in this time
 
 
-class CollectorThread:
-    """Runs one collector in a long-lived thread. Scrapes that come while it runs share the run."""
+Found = dict[str, "list[Metric] | Exception"]  # by the collector's path
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+
+class CollectorThread:
+    """Runs the collectors of one group in a long-lived thread. Scrapes that come while it runs share the run."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self.paths = paths
         self.lock = threading.Lock()
-        self.jobs: SimpleQueue[Future[list[Metric]] | None] = SimpleQueue()
-        self.running: Future[list[Metric]] | None = None
+        self.jobs: SimpleQueue[Future[Found] | None] = SimpleQueue()
+        self.running: Future[Found] | None = None
         self.started_at = 0.0
-        self.thread = threading.Thread(target=self.work, name=f"collector {path}", daemon=True)
+        self.thread = threading.Thread(target=self.work, name=f"collector {paths[0]}", daemon=True)
         self.thread.start()
 
-    def ask(self) -> tuple["Future[list[Metric]]", float]:
+    def ask(self) -> tuple["Future[Found]", float]:
         """Returns the current run, or a new one, and its deadline (time.monotonic())."""
         with self.lock:
             if self.running is None or self.running.done():
@@ -58,12 +63,16 @@ class CollectorThread:
     def work(self) -> None:
         """Runs in the thread: collects for one job after the other until it gets None."""
         while job := self.jobs.get():
-            try:
-                close_old_connections()  # no request does it for this thread
-                job.set_result(list(import_string(self.path)()))
-            except Exception as error:
-                job.set_exception(error)
+            close_old_connections()  # no request does it for this thread
+            job.set_result({path: self.run(path) for path in self.paths})
         connections.close_all()
+
+    def run(self, path: str) -> list[Metric] | Exception:
+        """Returns what the collector returns, or the exception that it raised."""
+        try:
+            return list(import_string(path)())
+        except Exception as error:
+            return error
 
     def stop(self) -> None:
         """Stops the thread after its current run, and closes its connections."""
@@ -71,7 +80,7 @@ class CollectorThread:
         self.thread.join(settings.METRICS_COLLECTOR_TIMEOUT)
 
 
-_threads: dict[str, CollectorThread] = {}
+_threads: dict[tuple[str, ...], CollectorThread] = {}
 _starting = threading.Lock()
 
 
@@ -87,20 +96,28 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def collect() -> list[Metric]:
     """Returns what the collectors return. Those that fail or miss the deadline are left out, counted and logged."""
+    groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in settings.METRICS_COLLECTORS]
     with _starting:
-        for path in settings.METRICS_COLLECTORS:
-            if path not in _threads:
-                _threads[path] = CollectorThread(path)
-        asked = [(path, *_threads[path].ask()) for path in settings.METRICS_COLLECTORS]
+        for group in groups:
+            if group not in _threads:
+                _threads[group] = CollectorThread(group)
+        asked = [(group, *_threads[group].ask()) for group in groups]
     families: list[Metric] = []
-    for path, run, deadline in asked:
+    for group, run, deadline in asked:
         try:
-            families += run.result(max(0.0, deadline - monotonic()))
-        except Exception as error:
-            COLLECTOR_ERRORS.labels(path).inc()
-            late = not run.done()
-            why = "missed its deadline" if late else "failed"
-            logger.warning("Collector %s %s; left out of this scrape.", path, why, exc_info=None if late else error)
+            found = run.result(max(0.0, deadline - monotonic()))
+        except TimeoutError as overdue:
+            found = dict.fromkeys(group, overdue)
+        for path, result in found.items():
+            if isinstance(result, Exception):
+                COLLECTOR_ERRORS.labels(path).inc()
+                late = not run.done()
+                why = "missed its deadline" if late else "failed"
+                logger.warning(
+                    "Collector %s %s; left out of this scrape.", path, why, exc_info=None if late else result
+                )
+            else:
+                families += result
     return families
 
 
@@ -139,22 +156,48 @@ for _counter in (CACHE_HITS, CACHE_MISSES):
 _CACHE_TOTALS = store.Exposition(_CACHE_REGISTRY)
 
 
-def database_connections() -> Iterable[Metric]:
-    """Returns database_connections_active: all client connections to this database; with SQLite, this process's own.
+# A role may not use the connections that are reserved for others, nor more than its own limit and the database's, of
+# which -1 means none. reserved_connections and its role came with PostgreSQL 16.
+# https://www.postgresql.org/docs/current/runtime-config-connection.html
+_DATABASE = """
+SELECT
+    (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'),
+    (SELECT CASE WHEN rolsuper THEN current_setting('max_connections')::int ELSE least(
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int - CASE
+            WHEN (SELECT pg_has_role(session_user, oid, 'USAGE') FROM pg_roles
+                WHERE rolname = 'pg_use_reserved_connections') THEN 0
+            ELSE coalesce(current_setting('reserved_connections', true)::int, 0) END,
+        nullif(rolconnlimit, -1),
+        nullif(datconnlimit, -1)) END
+    FROM pg_roles, pg_database WHERE rolname = session_user AND datname = current_database()),
+    extract(epoch FROM clock_timestamp())::float
+"""
+
+
+def database() -> Iterable[Metric]:
+    """Returns database_connections_active, database_connections_limit and clock_offset_seconds.
+
+    With SQLite, the first counts this process's own connections, and the others have no series: nothing limits
+    connections, and the clock is the same. The offset is exact to half of the time that the query takes.
 
     https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
     """
+    active = GaugeMetricFamily("database_connections_active", "Open connections to the database.")
+    limit = GaugeMetricFamily("database_connections_limit", "Connections to the database that this app's role may use.")
+    offset = GaugeMetricFamily("clock_offset_seconds", "This instance's clock minus that of the database.")
     connection = connections[DEFAULT_DB_ALIAS]
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT count(*) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND backend_type = 'client backend'"
-            )
-            count = cursor.fetchone()[0]
+            before = time()
+            cursor.execute(_DATABASE)
+            count, most, now = cursor.fetchone()
+            offset.add_metric([], (before + time()) / 2 - now)
+        if most is not None:
+            limit.add_metric([], most)
     else:
         count = sum(one.connection is not None for one in list(_opened))
-    return [GaugeMetricFamily("database_connections_active", "Open connections to the database.", count)]
+    active.add_metric([], count)
+    return [active, limit, offset]
 
 
 # What requests record for the collectors

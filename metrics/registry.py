@@ -59,6 +59,12 @@ DATABASE_QUERY_DURATION = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5),
     registry=REGISTRY,
 )
+WORKER_EXITS = Counter(
+    "worker_exits_total",
+    "Workers of gunicorn that ended without being told to.",
+    ["reason"],
+    registry=REGISTRY,
+)
 SCRAPES = Counter("metrics_scrapes_total", "Responses of /metrics.", ["status"], registry=REGISTRY)
 COLLECTOR_ERRORS = Counter(
     "metrics_collector_errors_total",
@@ -73,5 +79,8 @@ for reason in ("timeout", "connection", "response", "skipped"):
     CACHE_ERRORS.labels(reason)
 for alias in settings.DATABASES:
     DATABASE_QUERY_DURATION.labels(alias)
-for collector in settings.METRICS_COLLECTORS:
-    COLLECTOR_ERRORS.labels(collector)
+for reason in ("timeout", "crash", "recycled"):
+    WORKER_EXITS.labels(reason)
+for entry in settings.METRICS_COLLECTORS:
+    for path in (entry,) if isinstance(entry, str) else entry:
+        COLLECTOR_ERRORS.labels(path)

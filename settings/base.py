@@ -220,9 +220,12 @@ METRICS_COLLECTORS = [
     "metrics.collectors.app_info",
     "metrics.collectors.active_users",
     "metrics.collectors.cache_hit_ratio",
-    "metrics.collectors.database_connections",
     "metrics.process.process",
-    "health.collector.health_check_up",
+    "metrics.resources.container_memory",
+    "metrics.resources.media_disk",
+    "health.collector.health_checks",
+    # In one thread of each worker, and so with one connection to the database
+    ("metrics.collectors.database", "ledger.metrics.in_progress", "statuspage.uptime.uptime_samples"),
 ]
 
 # Seconds that a 503 names in Retry-After while the database is unavailable.

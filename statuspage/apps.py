@@ -9,6 +9,7 @@ class StatusPageConfig(AppConfig):
     name = "statuspage"
 
     def ready(self) -> None:
+        import statuspage.metrics  # noqa: F401  # declared before the first scrape
         from statuspage.uptime import start_with_the_first_request
 
         if settings.SAMPLE_UPTIME:

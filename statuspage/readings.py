@@ -7,8 +7,10 @@ at all does it wait, and for DEADLINE at most. An environment that hangs occupie
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 from django.conf import settings
@@ -19,6 +21,7 @@ from health.runner import Report, report
 from ledger.environments import environment_configs
 from ledger.models import Environment
 from statuspage import simulation
+from statuspage.metrics import CERTIFICATE_EXPIRY
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,11 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
     return found | {settings.ENVIRONMENT: own_reading(sure=sure)}
 
 
+def is_monitored(name: str) -> bool:
+    """Tells whether the environment's health is known to this one, or requested by it."""
+    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and environment_configs()[name].url)
+
+
 def simulated_readings() -> dict[str, Reading]:
     """Returns a healthy reading of each simulated environment by name; none outside development."""
     now = datetime.now(UTC)
@@ -151,7 +159,7 @@ def request_reading(name: str, url: str) -> Reading:
     while True:
         started = time.monotonic()
         try:
-            health: dict[str, Any] = ask(url, TIMEOUT)
+            health: dict[str, Any] = ask(url, TIMEOUT, partial(note_certificate, name))
             if not inconclusive(health) or started + RETRY > until:
                 break
         except (Unreachable, ValueError) as error:
@@ -163,3 +171,19 @@ def request_reading(name: str, url: str) -> Reading:
     latency_ms = round(1000 * (time.monotonic() - started), 1)
     version = str(health.get("version", ""))[:64]
     return Reading(name, state, version, health["checks"], latency_ms, datetime.now(UTC))
+
+
+def note_certificate(name: str, expiry: float) -> None:
+    """Records when the certificate of the environment `name` expires (Unix time)."""
+    CERTIFICATE_EXPIRY.labels(name).set(expiry)
+
+
+def look_at_own_certificate() -> None:
+    """Records when this environment's own certificate expires, as visitors get it; nothing if there is none to see.
+
+    Own health is known without a request, so no reading has seen it.
+    """
+    url = environment_configs()[settings.ENVIRONMENT].url
+    if settings.WATCH_ENVIRONMENTS and url.startswith("https:"):
+        with suppress(Unreachable, ValueError):
+            ask(url, TIMEOUT, partial(note_certificate, settings.ENVIRONMENT))

@@ -5,7 +5,7 @@ from datetime import date
 from typing import Any
 
 from statuspage import verdict
-from statuspage.readings import PRODUCTION_FIRST, Reading
+from statuspage.readings import PRODUCTION_FIRST, Reading, is_monitored
 
 FULL_HEIGHT = 40  # of a bar, in the drawing's units
 HEIGHTS = {"ok": FULL_HEIGHT, "warn": 28, "bad": 16, "idle": 3}  # by tone, so that height says the same as colour
@@ -73,7 +73,7 @@ class Row:
     @property
     def monitored(self) -> bool:
         """Whether its state is known at all."""
-        return verdict.is_monitored(self.name)
+        return is_monitored(self.name)
 
     @property
     def bars(self) -> list[DayBar]:

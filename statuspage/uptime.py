@@ -9,20 +9,23 @@ import logging
 import random
 import threading
 from collections import deque
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
 from django.core.signals import request_started
 from django.db import DatabaseError, connection, transaction
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import TruncDate
 from django.utils import timezone
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
 
 from health.checks import SERVING
 from ledger.models import Environment
 from statuspage.models import Day, Sample
-from statuspage.readings import Reading, readings, request_reading
+from statuspage.readings import Reading, is_monitored, look_at_own_certificate, readings, request_reading
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +111,24 @@ def minutes_by_day(first: date) -> dict[int, dict[date, tuple[int, int]]]:
     return found
 
 
+def uptime_samples() -> Iterable[Metric]:
+    """Returns uptime_sample_timestamp_seconds{environment}, of the environments that are monitored and have samples. A
+    collector; one query.
+    """
+    family = GaugeMetricFamily(
+        "uptime_sample_timestamp_seconds",
+        "Unix time of the minute of the environment's last uptime sample.",
+        labels=["environment"],
+    )
+    last = Sample.objects.filter(environment=OuterRef("pk")).order_by("-minute").values("minute")[:1]
+    monitored = [name for name in Environment.Name.values if is_monitored(name)]
+    found = Environment.objects.filter(name__in=monitored).annotate(last=Subquery(last)).values_list("name", "last")
+    for name, minute in found:
+        if minute:
+            family.add_metric([name], minute.timestamp())
+    return [family]
+
+
 class Sampler(threading.Thread):
     """A thread that takes a sample at a random second of each minute, so that processes do not all query at once.
 
@@ -151,6 +172,7 @@ class Sampler(threading.Thread):
                 self.rolled_up = minute.date()
         except DatabaseError as error:
             logger.warning("Uptime sample kept in memory; database unavailable: %s", type(error).__name__)
+        look_at_own_certificate()
 
 
 def start_with_the_first_request(**_: object) -> None:

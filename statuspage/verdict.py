@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from django.conf import settings
 
-from ledger.environments import environment_configs
 from statuspage import uptime
 from statuspage.models import Incident
-from statuspage.readings import KEPT, PRODUCTION_FIRST, Reading, readings
+from statuspage.readings import KEPT, PRODUCTION_FIRST, Reading, is_monitored, readings
 
 State = Literal["up", "degraded", "down", "unknown"]
 
@@ -31,11 +29,6 @@ def current_readings() -> dict[str, Reading]:
     """Returns a reading of every environment by name, production first. One older than KEPT is `unknown`."""
     taken = readings()
     return {name: taken[name] if taken[name].age <= KEPT else Reading(name) for name in PRODUCTION_FIRST}
-
-
-def is_monitored(name: str) -> bool:
-    """Tells whether the environment's health is known to this one, or requested by it."""
-    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and environment_configs()[name].url)
 
 
 def state_of(reading: Reading) -> State:

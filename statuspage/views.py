@@ -15,7 +15,7 @@ from pages import fragments
 from statuspage import history, incidents, verdict
 from statuspage.forms import NewIncident, NewUpdate
 from statuspage.models import Incident
-from statuspage.readings import PRODUCTION_FIRST
+from statuspage.readings import PRODUCTION_FIRST, is_monitored
 from statuspage.rows import STATE_STYLES, rows
 
 
@@ -67,7 +67,7 @@ def as_json(request: HttpRequest) -> JsonResponse:
                     "at": each.at.isoformat() if each.at else None,
                 }
                 for each in current.values()
-                if each.environment == "production" or each.simulated or verdict.is_monitored(each.environment)
+                if each.environment == "production" or each.simulated or is_monitored(each.environment)
             ],
             "environments": known["environments"] if known else None,
             "incidents": known["incidents"] if known else None,

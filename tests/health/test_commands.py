@@ -1,14 +1,13 @@
 """manage.py health and python -m health: what people and scripts get, and the exit codes."""
 
 import json
-import shutil
 import socket
-import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from io import StringIO
 from pathlib import Path
@@ -19,8 +18,9 @@ from pytest_django import Settings
 
 from health import client, runner
 from health.client import Unreachable, ask
+from tests.support.certificates import secure, self_signed
 from tests.support.gate import Silent
-from tests.support.servers import ROOT, free_port
+from tests.support.servers import PATIENCE, ROOT, free_port
 
 HEALTHY = b'{"status": "healthy", "version": "7", "checks": {"database": "healthy"}, "durations_ms": {"database": 1.5}}'
 UNHEALTHY = b'{"status": "unhealthy", "checks": {"database": "unhealthy: timeout", "cache": "healthy"}}'
@@ -51,9 +51,7 @@ def answering(
 
     with Server(("127.0.0.1", 0), Handler) as server:
         if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
+            secure(server, certificate)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -195,19 +193,29 @@ def test_https_where_there_is_none() -> None:
 
 
 def test_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
-    openssl = shutil.which("openssl")
-    assert openssl, "openssl is missing: install it (Debian, Ubuntu: apt install openssl)"
-    pem = tmp_path / "server.pem"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]
-        + ["-subj", "/CN=127.0.0.1", "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")],
-        check=True,
-        capture_output=True,
-    )
-    pem.write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "cert").read_bytes())
-    with answering(HEALTHY, certificate=pem) as url:
+    seen: list[float] = []
+    with answering(HEALTHY, certificate=self_signed(tmp_path)) as url:
         with pytest.raises(Unreachable, match=r"certificate not trusted \(self-signed certificate\)"):
-            ask(url)
+            ask(url, on_certificate=seen.append)
+    assert seen == []
+
+
+@pytest.mark.parametrize("body", [HEALTHY, b"Bad Gateway"])
+def test_the_end_of_a_trusted_certificate_is_told_whatever_the_answer(
+    tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    seen: list[float] = []
+    with answering(body, certificate=pem) as url, suppress(Unreachable):
+        ask(url, on_certificate=seen.append)
+    (expiry,) = seen
+    assert abs(expiry - time.time() - 24 * 3600) < PATIENCE
+
+
+def test_without_tls_no_certificate_is_told() -> None:
+    with answering(HEALTHY) as url:
+        assert ask(url, on_certificate=pytest.fail)["status"] == "healthy"
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://host:port", "http://[::1"])

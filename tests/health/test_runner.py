@@ -17,7 +17,7 @@ from backstagetest1.proxy import request_id
 from backstagetest1.logs import RequestIdFilter
 from health import runner
 from health.checks import Check
-from health.collector import health_check_up
+from health.collector import health_checks
 from health.reasons import Reason, Unhealthy
 from health.runner import report
 from tests.support.servers import eventually
@@ -221,8 +221,7 @@ def test_what_has_never_answered_is_unhealthy_and_known_to_be_late_only(settings
     settings.HEALTH_DOWN_AFTER = 600
     assert state() == "unhealthy: timeout"
     assert report().checks["fake"].late
-    (family,) = health_check_up()
-    assert family.samples == []
+    assert [family.samples for family in health_checks()] == [[], []]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -296,14 +295,19 @@ def test_who_will_not_wait_gets_what_was_known_before(settings: Settings) -> Non
     assert eventually(lambda: str(report(wait=0.01).checks["fake"]) == "unhealthy: timeout"), "overdue"
 
 
-def test_the_gauge_is_one_or_zero(settings: Settings) -> None:
+def test_the_gauges_are_one_or_zero(settings: Settings) -> None:
     settings.HEALTH_CACHE_SECONDS = 0
-    for error, value in ((None, 1.0), (Unhealthy(Reason.REFUSED), 0.0)):
+    failures = (Unhealthy(Reason.REFUSED), Unhealthy(Reason.READ_ONLY), Unhealthy(Reason.PENDING_MIGRATIONS))
+    for error in (None, *failures, ZeroDivisionError()):
         Fake.error = error
-        (family,) = health_check_up()
-        assert [(sample.name, sample.labels, sample.value) for sample in family.samples] == [
-            ("health_check_up", {"check": "fake"}, value)
+        up, why = health_checks()
+        assert [(sample.name, sample.labels, sample.value) for sample in up.samples] == [
+            ("health_check_up", {"check": "fake"}, float(error is None))
         ]
+        named = getattr(error, "reason", Reason.ERROR if error else None)
+        assert {(sample.labels["check"], sample.labels["reason"]): sample.value for sample in why.samples} == {
+            ("fake", str(reason)): float(reason == named) for reason in Reason
+        }
 
 
 def test_an_exception_is_told_to_the_log_and_not_to_the_client(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.db import IntegrityError, connection, connections, transaction
 
+from ledger import metrics as ledger_metrics
 from ledger import rules
 from ledger.models import ENVIRONMENTS, Deployment, Environment, Release, Step
 from ledger.rules import Invalid, RuleViolation
@@ -372,3 +373,19 @@ def test_an_ended_deployment_is_counted_and_timed(django_capture_on_commit_callb
         for result in ("failed", "succeeded", "succeeded"):
             rules.finish(begun("testing", "1.0", strategy="blue-green").pk, result)
     assert [after - old for after, old in zip(totals(), before, strict=True)] == [2, 1, 3, 1]
+
+
+def test_a_deployment_in_progress_is_shown_with_its_beginning(django_assert_num_queries: Any) -> None:
+    def shown() -> dict[str, float]:
+        (family,) = ledger_metrics.in_progress()
+        return {each.labels["environment"]: each.value for each in family.samples}
+
+    deployed("testing", "1.0")
+    assert shown() == {}
+    running = begun("testing", "1.1", at=START)
+    release("1.2")
+    rules.create("development", "1.2", "rolling", "ci", at=START + timedelta(minutes=5))
+    with django_assert_num_queries(1):
+        assert shown() == {"testing": START.timestamp(), "development": START.timestamp() + 300}
+    rules.finish(running.pk, "failed")
+    assert list(shown()) == ["development"], "a pending one blocks its environment, too"

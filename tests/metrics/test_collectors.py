@@ -36,6 +36,11 @@ def quick() -> Iterable[Metric]:
     return [GaugeMetricFamily("quick", "Answers at once.", 1)]
 
 
+def quick_too() -> Iterable[Metric]:
+    runs.append(threading.get_ident())
+    return [GaugeMetricFamily("quick_too", "Answers at once, too.", 1)]
+
+
 def stuck() -> Iterable[Metric]:
     runs.append(threading.get_ident())
     release.wait(STUCK)
@@ -101,6 +106,18 @@ def test_a_collector_that_comes_unstuck_is_back_in_the_next_scrape(settings: Set
     assert names() == []
     release.set()
     assert eventually(names) == ["stuck"]
+
+
+def test_collectors_of_a_group_share_a_thread_and_its_deadline(settings: Settings) -> None:
+    settings.METRICS_COLLECTORS = [tuple(f"{__name__}.{name}" for name in ("quick", "failing", "quick_too", "stuck"))]
+    settings.METRICS_COLLECTORS += [f"{__name__}.quick"]
+    before = errors(failing), errors(quick), errors(stuck)
+    assert names() == ["quick"], "of a group that is late, nothing is shown"
+    assert (errors(failing), errors(quick), errors(stuck)) == tuple(each + 1 for each in before)
+    release.set()
+    assert eventually(lambda: names() if len(names()) > 1 else None) == ["quick", "quick_too", "stuck", "quick"]
+    assert errors(failing) > before[0] + 1, "the others do not suffer from one that fails"
+    assert len(set(runs)) == 2
 
 
 @pytest.mark.parametrize("function", [failing, lazy])
@@ -181,16 +198,84 @@ def test_the_cache_ratio_is_of_the_totals() -> None:
     assert value(collectors.cache_hit_ratio()) == (hits + 3) / (hits + misses + 4)
 
 
+def of_database() -> dict[str, float]:
+    return {family.name: sample.value for family in collectors.database() for sample in family.samples}
+
+
 @pytest.mark.django_db
 def test_connections_to_this_database_are_counted() -> None:
-    before = value(collectors.database_connections())
+    before = of_database()["database_connections_active"]
     other = connection.copy()
     try:
         other.connect()
         connection.cursor().execute("SELECT pg_stat_clear_snapshot()")  # kept for the length of a transaction
-        assert value(collectors.database_connections()) == before + 1
+        assert of_database()["database_connections_active"] == before + 1
     finally:
         other.close()
+
+
+@pytest.mark.django_db
+def test_the_limit_of_connections_is_what_the_role_may_use() -> None:
+    with connection.cursor() as cursor:
+
+        def shown(name: str) -> int:
+            cursor.execute(f"SHOW {name}")
+            return int(cursor.fetchone()[0])
+
+        def limit(*changes: str, role: str = "limited") -> float:
+            for change in changes:
+                cursor.execute(change)
+            cursor.execute(f"SET SESSION AUTHORIZATION {role}")
+            try:
+                return of_database()["database_connections_limit"]
+            finally:
+                cursor.execute("RESET SESSION AUTHORIZATION")
+
+        most, for_superusers, reserved = (
+            shown(name) for name in ("max_connections", "superuser_reserved_connections", "reserved_connections")
+        )
+        assert for_superusers > 0 and reserved > 0
+        assert of_database()["database_connections_limit"] == most, "of the tests' role, a superuser"
+        name = connection.settings_dict["NAME"]
+        assert limit("CREATE ROLE limited") == most - for_superusers - reserved
+        assert limit("GRANT pg_use_reserved_connections TO limited") == most - for_superusers
+        assert limit(f'ALTER DATABASE "{name}" CONNECTION LIMIT 7') == 7
+        assert limit("ALTER ROLE limited CONNECTION LIMIT 5") == 5
+        assert limit("ALTER ROLE limited CONNECTION LIMIT 9") == 7
+
+
+@pytest.mark.django_db
+def test_the_offset_is_that_of_the_own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert abs(of_database()["clock_offset_seconds"]) < 0.5 * PATIENCE
+    monkeypatch.setattr(collectors, "time", lambda: time.time() + 86_400)
+    assert abs(of_database()["clock_offset_seconds"] - 86_400) < 0.5 * PATIENCE
+
+
+def test_the_offset_is_measured_at_the_middle_of_the_round_trip(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        """A database whose clock is 5 s ahead, and whose network takes 4 s each way."""
+
+        vendor, now = "postgresql", 1_000.0
+
+        def cursor(self) -> "Slow":
+            return self
+
+        def __enter__(self) -> "Slow":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def execute(self, sql: str) -> None:
+            self.now += 8
+
+        def fetchone(self) -> tuple[int, None, float]:
+            return 1, None, self.now - 4 + 5
+
+    slow = Slow()
+    monkeypatch.setattr(collectors, "connections", {"default": slow})
+    monkeypatch.setattr(collectors, "time", lambda: slow.now)
+    assert of_database() == {"database_connections_active": 1, "clock_offset_seconds": -5}, "no limit is known"
 
 
 @pytest.mark.django_db

@@ -16,6 +16,8 @@ from health.reasons import Reason
 from health.client import Unreachable, ask
 from health.runner import Report, Result
 from statuspage import readings, uptime
+from statuspage.metrics import CERTIFICATE_EXPIRY
+from tests.support.certificates import secure, self_signed
 from tests.support.gate import Silent
 from tests.support.servers import PATIENCE, eventually, free_port
 
@@ -27,6 +29,7 @@ class Environment(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
+        self.scheme = "http"
         self.asked = 0
         self.status = 200
         self.later: tuple[int, str] | None = None  # what it answers from the second question on
@@ -34,7 +37,7 @@ class Environment(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -69,6 +72,7 @@ def alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings.ENVIRONMENTS_FILE.touch()
     monkeypatch.setattr("statuspage.readings.report", lambda: Report(datetime.now(UTC), {"cache": Result(None, 0)}))
     readings.latest.clear()
+    CERTIFICATE_EXPIRY.clear()
     yield
     for thread in list(readings.asking.values()):
         thread.join(PATIENCE)
@@ -175,7 +179,7 @@ def test_one_that_hangs_or_dawdles_is_down_in_the_samples(settings: Settings, mo
         finished.wait(PATIENCE)
         raise Unreachable
 
-    monkeypatch.setattr(readings, "ask", lambda url, timeout: (dawdle if "slow" in url else ask)(url, timeout))
+    monkeypatch.setattr(readings, "ask", lambda url, timeout, _: (dawdle if "slow" in url else ask)(url, timeout))
     with Silent() as silent:
         at(settings, staging=f"http://127.0.0.1:{silent.port}", production="http://slow.example")
         try:
@@ -228,3 +232,45 @@ def test_nobody_is_asked_unless_it_is_switched_on(settings: Settings, staging: E
     settings.WATCH_ENVIRONMENTS = False
     at(settings, staging=staging.url)
     assert readings.readings()["staging"].state == "unknown" and staging.asked == 0
+
+
+def certificates() -> dict[str, float]:
+    """The metric's values by environment."""
+    return {
+        each.labels["environment"]: each.value for family in CERTIFICATE_EXPIRY.collect() for each in family.samples
+    }
+
+
+def test_the_end_of_a_certificate_is_recorded_and_kept_while_the_environment_is_unreachable(
+    settings: Settings, staging: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pem = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    secure(staging, pem)
+    staging.scheme = "https"
+    assert readings.request_reading("staging", staging.url).state == "healthy"
+    (expiry,) = certificates().values()
+    assert abs(expiry - time.time() - 24 * 3600) < PATIENCE
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert readings.request_reading("staging", staging.url).state == "unreachable", "it is not trusted any more"
+    assert certificates() == {"staging": expiry}
+
+
+def test_without_tls_there_is_no_certificate(settings: Settings, staging: Environment) -> None:
+    at(settings, staging=staging.url, testing=staging.url)
+    readings.readings()
+    readings.look_at_own_certificate()
+    assert certificates() == {} and staging.asked == 1
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_the_own_certificate_is_looked_at_as_visitors_get_it(
+    settings: Settings, staging: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watched: bool
+) -> None:
+    pem = self_signed(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    secure(staging, pem)
+    staging.scheme, staging.status, settings.WATCH_ENVIRONMENTS = "https", 502, watched
+    at(settings, testing=staging.url)
+    readings.look_at_own_certificate()
+    assert list(certificates()) == ["testing"] * watched

@@ -2,12 +2,14 @@
 
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.core.cache import cache
 from django.db import Error, InterfaceError, OperationalError, connection
 from django.test import Client
+from pytest_django import Settings
 
 from ledger.models import Environment
 from statuspage import history, incidents, uptime
@@ -96,6 +98,27 @@ def test_four_that_roll_up_at_once_count_each_sample_once() -> None:
     assert sorted(rolled_up) == [0, 0, 0, 2880]
     assert days() == [("staging", "03-12", 1000, 440), ("production", "03-12", 1000, 440)]
     assert not Sample.objects.exists()
+
+
+def last_samples() -> dict[str, float]:
+    (family,) = uptime.uptime_samples()
+    return {each.labels["environment"]: each.value for each in family.samples}
+
+
+@pytest.mark.django_db
+def test_the_last_sample_of_each_monitored_environment_is_a_metric(
+    settings: Settings, tmp_path: Path, django_assert_num_queries: Any
+) -> None:
+    settings.WATCH_ENVIRONMENTS, settings.ENVIRONMENTS_FILE = True, tmp_path / "environments.toml"
+    settings.ENVIRONMENTS_FILE.write_text('[production]\nurl = "https://a.example"\n[development]\nurl = ""\n')
+    assert last_samples() == {}
+    sampled("production", BORDER, 0, 3)
+    sampled("testing", BORDER, 1, 0)
+    sampled("development", BORDER, 1, 0)
+    with django_assert_num_queries(1):
+        assert last_samples() == {"testing": BORDER.timestamp(), "production": BORDER.timestamp() + 120}
+    settings.WATCH_ENVIRONMENTS = False
+    assert last_samples() == {"testing": BORDER.timestamp()}, "nobody samples the others now"
 
 
 @pytest.mark.parametrize(

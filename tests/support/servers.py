@@ -213,6 +213,7 @@ class Postgres(Server):
             "synchronous_commit": "off",
             "full_page_writes": "off",
             "max_connections": 200,
+            "reserved_connections": 2,  # what an app may use is less
             "shared_buffers": "64MB",
         }
         words = [f"-c{name}={value}" for name, value in options.items()]
