@@ -215,7 +215,7 @@ def test_the_end_of_a_trusted_certificate_is_told_whatever_the_answer(
 
 def test_without_tls_no_certificate_is_told() -> None:
     with answering(HEALTHY) as url:
-        assert ask(url, on_certificate=pytest.fail)["status"] == "healthy"
+        assert ask(url, on_certificate=lambda expiry: pytest.fail(str(expiry)))["status"] == "healthy"
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://127.0.0.1", "http://", "http://host:port", "http://[::1"])
