@@ -214,7 +214,7 @@ HEALTH_READY_FILE = f"{HEALTH_DRAIN_FILE}.ready"  # created when the instance is
 # metrics/: who may read /metrics, the upper bounds of the buckets of http_request_duration_seconds (seconds), and the
 # collectors that run at each scrape with their deadline (seconds).
 METRICS_TOKEN = env.text("METRICS_TOKEN")
-METRICS_BUCKETS = env.ascending("METRICS_BUCKETS", "0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10")
+METRICS_BUCKETS = env.ascending("METRICS_BUCKETS", "0.005,0.01,0.025,0.05,0.1,0.25,0.3,0.5,1,2.5,5,10")
 METRICS_COLLECTOR_TIMEOUT = env.number("METRICS_COLLECTOR_TIMEOUT", 0.5, minimum=0.01)
 METRICS_COLLECTORS = [
     "metrics.collectors.app_info",
