@@ -163,6 +163,12 @@ readonly ROLLOUT='
 {{- with .status.replicas}}{{.}}{{else}}0{{end}}{{$us}}
 {{- with .status.updatedReplicas}}{{.}}{{else}}0{{end}}{{$us}}
 {{- with .status.availableReplicas}}{{.}}{{else}}0{{end}}'
+readonly CONFIG_MAPS='{{range .spec.template.spec.containers}}{{if eq .name $app}}
+  {{- range .envFrom}}{{with .configMapRef}}{{.name}} {{end}}{{end}}
+{{- end}}{{end}}'
+# By jsonpath, which prints a list as JSON: of each CronJob its name and where its environment comes from.
+readonly TASK='.spec.jobTemplate.spec.template.spec.containers[?(@.name=="'$APP'")].envFrom'
+readonly TASKS='{range .items[*]}{.metadata.name} {'$TASK'}{"\n"}{end}'
 readonly PROGRESS='{{range .status.conditions}}{{if eq .type "Progressing"}}{{.reason}}{{end}}{{end}}'
 readonly SPEED='
 {{- with index (or .metadata.annotations .metadata) $pace}}{{printf "%q" .}}{{end}}{{$us}}
@@ -588,6 +594,7 @@ find_target() { # Sets target_image and other target_..., verified, last_live, r
     say "  revision $its_name${target_settings:+, settings $target_settings}, live $(age "$its_start") ago"
     if [[ $target_image == "$running_image" ]]; then
       say "  The version stays: only its settings differ${target_settings:+ ($target_settings, now $running_settings)}."
+      say '  Secrets have no history: it gets those of today.'
     fi
   else
     target_set='' target_image=$explicit_image
@@ -1148,10 +1155,27 @@ show_in_preview() { # show_in_preview COLOUR: the one without traffic, if there 
   [[ $(kube get service "$APP-preview" --ignore-not-found -o name || true) ]] || return 0
   select_colour "$APP-preview" "$1" || warn "Could not point service/$APP-preview to $1"
 }
-set_cronjobs() { # The scheduled tasks run the version that is live.
-  local words=(set image cronjobs -l "app=$APP-tasks" "$APP=$target_image")
-  change "${words[@]}" ||
-    warn "The CronJobs keep their version. To set it: $(kubectl_here) $(shell_quoted "${words[@]}")"
+set_cronjobs() { # The scheduled tasks run the version that is live, with its ConfigMaps.
+  local maps tasks map name from container failed=''
+  if [[ $target_set ]]; then
+    maps=$(fields "$CONFIG_MAPS" replicaset "$target_set" || true)
+  else
+    maps=$(fields "$CONFIG_MAPS" deployment "$moving" || true)
+  fi
+  tasks=$(patiently kube get cronjobs -l "app=$APP-tasks" -o "jsonpath=$TASKS") || failed=' all of them'
+  while read -r name from; do
+    [[ $name ]] || continue
+    container="\"name\":\"$APP\",\"image\":$(json "$target_image")"
+    for map in $maps; do # the name of a ConfigMap ends in a hash of its content
+      from=$(printf '%s' "$from" | sed "s/\"name\":\"${map%-*}-[a-z0-9]*\"/\"name\":\"$map\"/")
+    done
+    container="{$container${from:+,\"envFrom\":$from}}"
+    change patch cronjob "$name" --type=strategic -p "$(
+      printf '{"spec":{"jobTemplate":{"spec":{"template":{"spec":{"containers":[%s]}}}}}}' "$container"
+    )" || failed="$failed cronjob/$name"
+  done <<<"$tasks"
+  [[ ! $failed ]] || warn "These CronJobs keep their version and settings:$failed. To set the version:" \
+    "$(kubectl_here) set image cronjobs -l app=$APP-tasks $APP=$target_image"
 }
 mark_left() { # Records when and why the revision was left; with a reason, it stops being a rollback target.
   [[ $running_set && $running_set != "$target_set" ]] || return 0

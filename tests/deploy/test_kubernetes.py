@@ -920,6 +920,19 @@ spec:
         - name: backstagetest1
           image: backstagetest1:0.1.0
           envFrom: [{configMapRef: {name: backstagetest1-config-new}}]
+---
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: backstagetest1-clearsessions, labels: {app: backstagetest1-tasks}}
+spec:
+  jobTemplate:
+    spec:
+      template:
+        spec:
+          containers:
+            - name: backstagetest1
+              image: backstagetest1:0.1.0
+              envFrom: [{configMapRef: {name: backstagetest1-config-new}}]
 """
 
 
@@ -938,6 +951,10 @@ def test_new_settings_are_shipped_like_a_release(
     deployed("staging", "2", at=timezone.now() - timedelta(days=1))
     apps.does["2 new"] = does
     live = set(image_of(pod) for pod in cluster.all("pods"))
+    task = cluster.add("cronjobs", f"{APP}-clearsessions")
+    spec = {"containers": [{"name": APP, "image": f"{REPO}:1"}]}
+    task["metadata"]["labels"] = {"app": f"{APP}-tasks"}
+    task["spec"] = {"jobTemplate": {"spec": {"template": {"spec": spec}}}}
     words = ("deploy", "--config", "-e", "staging", "--strategy", strategy, "--watch", "0.3")
     code, events, said = command(*words)
     assert code == (0 if does == "good" else 5), said
@@ -946,6 +963,12 @@ def test_new_settings_are_shipped_like_a_release(
     assert (row().release.version, row().kind, row().reason) == ("2", "deploy", "New settings")
     if does == "good":
         assert settings_of(cluster, name) == "new" and GOOD in cluster.current(name)["metadata"]["annotations"]
+        (task,) = cluster.all("cronjobs")
+        (scheduled,) = task["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        assert scheduled["image"] == f"{REPO}:2" and "config-new" in str(scheduled)
+        assert [verb for verb, path, _ in cluster.writes if "config" in path or "cronjobs" in path] == [
+            "PATCH"
+        ] * 2, "applied by the API server, so that nothing of the overlay's is lost that others have changed"
     else:
         assert cluster.objects["services", APP]["spec"]["selector"]["colour"] == "blue"
         assert row().status == "failed" and GOOD not in cluster.current(name)["metadata"]["annotations"]

@@ -124,11 +124,17 @@ def held(cluster: Cluster) -> str:
     return str(found["spec"].get("holderIdentity", ""))
 
 
-def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> None:
+def scheduled(cluster: Cluster, image: str, **more: Any) -> list[dict[str, Any]]:
+    """A scheduled task. Returns its containers."""
     task = cluster.add("cronjobs", f"{APP}-clearsessions")
     task["metadata"]["labels"] = {"app": f"{APP}-tasks"}
-    pod = {"containers": [{"name": APP, "image": f"{REPO}:3"}]}
-    task["spec"] = {"jobTemplate": {"spec": {"template": {"spec": pod}}}}
+    containers: list[dict[str, Any]] = [{"name": APP, "image": image} | more]
+    task["spec"] = {"jobTemplate": {"spec": {"template": {"spec": {"containers": containers}}}}}
+    return containers
+
+
+def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> None:
+    (task,) = scheduled(cluster, f"{REPO}:3")
     before = copy.deepcopy(speed(cluster))
     done = rollback(cluster, "2", "--reason", 'it\'s "bad",\n"image":"x"')
     assert done.returncode == 0, done.stdout
@@ -136,7 +142,7 @@ def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> Non
     assert [each["minReadySeconds"] for each in hurried] == [0, 5], "all pods start at once"
     assert [each["strategy"]["rollingUpdate"]["maxSurge"] for each in hurried] == ["100%", 1]
     assert speed(cluster) == before and PACE not in cluster.objects["deployments", APP]["metadata"]["annotations"]
-    assert pod["containers"][0]["image"] == f"{REPO}:2", "the scheduled tasks follow"
+    assert task["image"] == f"{REPO}:2", "the scheduled tasks follow"
     lines = done.stdout.splitlines()
     assert lines[0] == "Rolling back to version: 2" and lines[-1] == "Rollback completed successfully"
     assert "context test" in lines[1] and "now 3" in lines[1]
@@ -221,10 +227,17 @@ def test_settings_go_back_with_the_pod_template(settings: Cluster, words: tuple[
     said = rollback(settings, "--list").stdout
     assert re.search(r"\n3 +2 +typo +\S+ +running +settings only, before: old\n", said), said
     old = settings.objects["replicasets", settings.current()["metadata"]["name"]]
+    sources = [{"configMapRef": {"name": f"{APP}-config-typo"}}, {"secretRef": {"name": "mail"}}]
+    (task,) = scheduled(settings, f"{REPO}:2", envFrom=sources)
     done = rollback(settings, *words)
     assert done.returncode == 0, done.stdout
     assert "The version stays: only its settings differ (old, now typo)." in done.stdout
+    assert "Secrets have no history: it gets those of today." in done.stdout
     assert "Warning" not in done.stdout, done.stdout
+    assert [each for source in task["envFrom"] for each in source.values()] == [
+        {"name": f"{APP}-config-old"},
+        {"name": "mail"},
+    ], "the scheduled tasks follow, and keep what is theirs"
     assert settings_of(settings) == "old" and len(settings.all("replicasets")) == 3, "its own ReplicaSet came back"
     assert "running, good" in rollback(settings, "--list").stdout
     assert old["metadata"]["annotations"][GONE].startswith(old["metadata"]["labels"]["pod-template-hash"])

@@ -484,6 +484,8 @@ class Cluster:
                 raise Refusal(409, "AlreadyExists", f'{resource} "{key[1]}" already exists')
             return self.store(resource, sent)
         found = self.objects.get(key)
+        if found is None and "apply-patch" in kind:
+            return self.store(resource, json.loads(body))
         if found is None:
             raise self.missing(*key)
         if method == "DELETE":

@@ -28,6 +28,7 @@ from deploy.targets.kubernetes.objects import (
     BEFORE,
     BREAK,
     CAUSE,
+    FIELD_MANAGER,
     GONE,
     LIVE,
     MIGRATE_CAUSE,
@@ -54,6 +55,7 @@ from deploy.targets.kubernetes.objects import (
     untagged,
     usual_pace,
     verified,
+    with_image,
 )
 from deploy.targets.probe import PROGRAM, Answer, answers
 from ledger import steps, versions
@@ -525,7 +527,7 @@ class Kubernetes(ABC):
         self.kubectl("annotate", f"replicaset/{found['metadata']['name']}", *words)
         self.kubectl("annotate", f"deployment/{name}", f"{BEFORE}-")
         if self.settings:
-            self.apply(self.settings.tasks)
+            self.apply([with_image(task, self.image) for task in self.settings.tasks])
         tasks = self.try_kubectl("set", "image", "cronjobs", "--selector", f"app={APP}-tasks", f"{APP}={self.image}")
         note = f"; the CronJobs keep their image: {error_of(tasks)}" if tasks.returncode else ""
         return f"deployment/{name}, revision {hash_of(found)} marked as verified{note}"
@@ -557,10 +559,11 @@ class Kubernetes(ABC):
             self.apply(self.settings.config_maps)
 
     def apply(self, objects: Sequence[Object]) -> None:
-        """Applies the objects. Raises StepFailed."""
+        """Applies the objects, whoever has changed them since. Raises StepFailed."""
         if objects:
             given = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-            self.kubectl("apply", "--validate=false", "--filename", "-", given=given)
+            words = ("--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}", "--validate=false")
+            self.kubectl("apply", *words, "--filename", "-", given=given)
 
     # kubectl
 

@@ -33,6 +33,11 @@ HASH = "pod-template-hash"
 # https://kubernetes.io/docs/concepts/workloads/pods/downward-api/
 CLOSE = f"{APP}/close-connections"
 
+# Who applies the overlays: `./run manifests | kubectl apply --server-side` by kubectl's own name, and the deployer by
+# the same. By another name, each later change of a schedule, say, would be refused as a conflict with the deployer's.
+# https://kubernetes.io/docs/reference/using-api/server-side-apply/#managers
+FIELD_MANAGER = "kubectl"
+
 MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' owner
 MIGRATE_CAUSE = "migrate for "  # how the cause of a migrate Job that the deployer made begins
 MIGRATION_TIMEOUT = 1800  # seconds that a migrate Job may run
@@ -145,6 +150,14 @@ def released(pods: Object, image: str, name: str) -> Object:
     text = json.dumps(pods)
     found: Object = json.loads(re.sub(r'"colour": "[a-z]*"', f'"colour": "{colour}"', text) if colour else text)
     next(each for each in found["spec"]["containers"] if each["name"] == APP)["image"] = image
+    return found
+
+
+def with_image(cron_job: Object, image: str) -> Object:
+    """The CronJob with this image of the app."""
+    found = deepcopy(cron_job)
+    job = found["spec"]["jobTemplate"]["spec"]
+    job["template"] = released(job["template"], image, APP)
     return found
 
 
