@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import runpy
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -13,13 +14,14 @@ from urllib.parse import urlencode
 from urllib.request import urlopen
 
 import pytest
-import yaml
 
-from scripts import dashboards
+from tests.monitoring.promql import Expression
+from tests.monitoring.test_rules import known
 from tests.support.prometheus import PrometheusServer
 from tests.support.servers import PATIENCE, ROOT, Gunicorn, Postgres, Redis, eventually
 from tests.support.tools import needs
 
+SCRIPT = runpy.run_path(str(ROOT / "scripts/dashboards.py"))
 FILES = sorted((ROOT / "monitoring/dashboards").glob("*.json"))
 RULES = sorted((ROOT / "monitoring/rules").glob("*.yml"))
 DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in FILES}
@@ -27,8 +29,7 @@ PANELS = [panel for dashboard in DASHBOARDS.values() for panel in dashboard["pan
 # https://grafana.com/docs/grafana/latest/panels-visualizations/configure-standard-options/#unit
 UNITS = {"none", "s", "bytes", "Bps", "reqps", "cps", "ops", "percentunit"}
 # Of Prometheus itself: https://prometheus.io/docs/concepts/jobs_instances/
-OF_PROMETHEUS = {"up", "scrape_duration_seconds", "scrape_samples_scraped", "ALERTS"}
-WORDS = {"by", "on", "and", "or", "unless", "offset", "group_left", "group_right", "ignoring", "without", "bool"}
+OF_PROMETHEUS = {"scrape_duration_seconds", "scrape_samples_scraped", "ALERTS"}
 
 
 def expressions(panel: dict[str, Any]) -> list[str]:
@@ -47,7 +48,7 @@ def filled(expression: str, environment: str, instance: str) -> str:
 
 
 def test_the_files_are_those_of_the_script() -> None:
-    assert {path: path.read_text() for path in FILES} == dashboards.files(), "run scripts/dashboards.py"
+    assert {path: path.read_text() for path in FILES} == SCRIPT["files"](), "run scripts/dashboards.py"
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
@@ -74,34 +75,9 @@ def test_no_two_panels_overlap() -> None:
                 for x in range(place["x"], place["x"] + place["w"])
                 for y in range(place["y"], place["y"] + place["h"])
             }
-            assert max(x for x, _ in cells) < dashboards.WIDTH and not cells & taken, panel["title"]
+            assert max(x for x, _ in cells) < SCRIPT["WIDTH"] and not cells & taken, panel["title"]
             taken |= cells
         assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
-
-
-def names_in(expression: str) -> set[str]:
-    """The metrics that a query names."""
-    bare = re.sub(r'\{[^}]*\}|"[^"]*"|\[[^\]]*\]', " ", expression)
-    bare = re.sub(r"\b(by|on|ignoring|without|group_left|group_right)\s*\([^)]*\)", " ", bare)
-    bare = re.sub(r"\boffset\s+\w+", " ", bare)
-    return set(re.findall(r"(?<![\w:.])([a-zA-Z_][\w:]*)(?!\w|\s*\()", bare)) - WORDS
-
-
-def reference() -> dict[str, set[str]]:
-    """The labels of each metric of docs/metrics.md; of a histogram, those of its three series."""
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*)\|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
-    found: dict[str, set[str]] = {}
-    for name, kind, labels in rows:
-        own = set(labels.replace(",", " ").split()) | {"instance", "job"}
-        for suffix in ("_bucket", "_sum", "_count") if kind == "histogram" else ("",):
-            found[name + suffix] = own | ({"le"} if suffix == "_bucket" else set())
-    return found
-
-
-def recorded() -> set[str]:
-    """The names of the recording rules."""
-    groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
-    return {rule["record"] for group in groups for rule in group["rules"] if "record" in rule}
 
 
 def queries() -> list[str]:
@@ -115,13 +91,14 @@ def queries() -> list[str]:
     return found
 
 
-def test_every_metric_and_every_label_that_a_query_selects_is_there() -> None:
-    metrics, rules = reference(), recorded()
+def test_every_metric_is_there_and_used_as_its_type_allows_and_every_label_that_is_selected() -> None:
     for query in queries():
-        assert names_in(query) <= metrics.keys() | rules | OF_PROMETHEUS, query
-        for name, selector in re.findall(r"([a-zA-Z_]\w*)\{([^}]*)\}", query):
-            if name in metrics:
-                assert set(re.findall(r"(\w+)\s*[=!]", selector)) <= metrics[name], query
+        for each in Expression(query).selectors:
+            kind, labels = (
+                ("gauge", {"alertstate", "environment"}) if each.metric in OF_PROMETHEUS else known(each.metric)
+            )
+            assert each.matchers.keys() <= labels | {"instance", "job"}, query
+            assert (kind == "counter") == bool({"rate", "increase"} & set(each.inside)), query
 
 
 @needs("promtool")
@@ -214,7 +191,8 @@ def monitored(django_db_setup: None, own_postgres: Postgres, own_redis: Redis) -
         for _ in range(5):  # while the counters are scraped, as those that begin with a number have no rate
             visit(services[RUNNING], "/", "/accounts/login/", "/nowhere/", "/static/nothing", "/status/")
             visit(services[FROZEN], "/accounts/login/", "/nowhere/", "/fails/")
-        own_postgres.pause(), own_redis.pause()
+        own_postgres.pause()
+        own_redis.pause()
         stack.callback(own_redis.resume)
         stack.callback(own_postgres.resume)
         yield found
@@ -246,7 +224,7 @@ def test_no_panel_of_a_running_service_is_empty(monitored: Monitored) -> None:
 def test_an_empty_panel_of_a_frozen_or_a_fresh_service_says_why_in_words_of_its_own(
     monitored: Monitored, environment: str, unknown: set[str]
 ) -> None:
-    general = {one["title"] for one in PANELS if one["fieldConfig"]["defaults"]["noValue"] == dashboards.NOT_SCRAPED}
+    general = {one["title"] for one in PANELS if one["fieldConfig"]["defaults"]["noValue"] == SCRIPT["NOT_SCRAPED"]}
 
     def as_expected() -> bool:
         found = empty(monitored, environment)
