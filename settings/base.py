@@ -228,6 +228,10 @@ METRICS_COLLECTORS = [
     ("metrics.collectors.database", "ledger.metrics.in_progress", "statuspage.uptime.uptime_samples"),
 ]
 
+# The Prometheus that the board and the deployer ask (metrics/prometheus.py). environments.toml may name others.
+PROMETHEUS_TOKEN = env.text("PROMETHEUS_TOKEN")
+PROMETHEUS_URL = env.prometheus("PROMETHEUS_URL", PROMETHEUS_TOKEN)
+
 # Seconds that a 503 names in Retry-After while the database is unavailable.
 RETRY_AFTER = 30
 

@@ -139,6 +139,10 @@ def path(name: str, default: str) -> str:
 def is_site(value: str) -> bool:
     """Whether `value` is the address of a web site without a path, such as https://example.com."""
     found = SITE.fullmatch(value)
+    try:
+        urlsplit(value)
+    except ValueError:  # what is in brackets is not an address of IPv6
+        return False
     return found is not None and (found["port"] is None or 0 < int(found["port"]) < 65536)
 
 
@@ -150,12 +154,31 @@ def site(name: str) -> str:
     return value
 
 
+def is_private(value: str) -> bool:
+    """Whether nobody in between can read what is sent to the address `value`: https, or this machine."""
+    host = urlsplit(value).hostname or ""
+    local = host == "localhost" or bool(re.fullmatch(r"127(\.\d+){3}|::1", host))
+    return local or not value.startswith("http://")
+
+
 def private_site(name: str) -> str:
     """Returns what site() does, but only https or this machine, as secrets are sent there. Raises ConfigError."""
     value = site(name)
-    host = urlsplit(value).hostname or ""
-    local = host == "localhost" or bool(re.fullmatch(r"127(\.\d+){3}|::1", host))
-    if value.startswith("http://") and not local:
+    if not is_private(value):
+        raise invalid(name, "https://, because over http:// anyone in between can read the token (except to localhost)")
+    return value
+
+
+def prometheus(name: str, token: str) -> str:
+    """Returns the address of a Prometheus, perhaps with a path before /api, without a slash at its end; "" for none.
+
+    Raises ConfigError, also if the `token` would be sent over http to another machine.
+    """
+    value = read(name, "", "prometheus").rstrip("/")
+    site, path = re.fullmatch(r"(https?://[^/]*)?(.*)", value, re.DOTALL).groups(default="")  # type: ignore[union-attr]
+    if value and not (is_site(site) and re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path)):
+        raise invalid(name, "an address such as http://prometheus:9090 or https://example.com/prometheus")
+    if token and not is_private(site):
         raise invalid(name, "https://, because over http:// anyone in between can read the token (except to localhost)")
     return value
 
