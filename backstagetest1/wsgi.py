@@ -3,14 +3,13 @@
 import os
 import sys
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.wsgi import get_wsgi_application
-
-from settings.env import ConfigError
 
 # The strictest by default: it does not start without its secrets.
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings.production")
 
 try:
     application = get_wsgi_application()
-except ConfigError as reason:
+except ImproperlyConfigured as reason:
     sys.exit(str(reason))

@@ -78,8 +78,8 @@ class Ledger(Protocol):
     def start(self, key: int) -> None:
         """Makes a pending deployment a running one."""
 
-    def step(self, key: int, name: str, outcome: str) -> None:
-        """Records a step of a running deployment, or a new outcome of it."""
+    def step(self, key: int, name: str, outcome: str, note: str = "") -> None:
+        """Records a step of a running deployment, or a new outcome of it. `note` says what happened."""
 
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
         """Ends a deployment. `failed_requests` is None if nobody counted."""
@@ -175,9 +175,9 @@ class DatabaseLedger:
         rules.start(key)
 
     @database_errors()
-    def step(self, key: int, name: str, outcome: str) -> None:
+    def step(self, key: int, name: str, outcome: str, note: str = "") -> None:
         """By the ledger's rules."""
-        rules.step(key, name, outcome)
+        rules.step(key, name, outcome, note=note)
 
     @database_errors()
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
@@ -292,9 +292,9 @@ class RemoteLedger:
         """POST /api/deployments/KEY/start."""
         self.ask(f"deployments/{key}/start", method="POST")
 
-    def step(self, key: int, name: str, outcome: str) -> None:
+    def step(self, key: int, name: str, outcome: str, note: str = "") -> None:
         """POST /api/deployments/KEY/steps."""
-        self.ask(f"deployments/{key}/steps", {"name": name, "outcome": outcome})
+        self.ask(f"deployments/{key}/steps", {"name": name, "outcome": outcome} | ({"note": note} if note else {}))
 
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
         """POST /api/deployments/KEY/finish."""

@@ -17,7 +17,8 @@ from typing import Any
 from deploy.errors import DeployRefused
 from deploy.ledger_client import Ledger, LedgerUnavailable, OpenDeployment, Request
 from ledger import rules, steps
-from ledger.models import FINISHED
+from ledger.models import FINISHED, NOTE
+from settings.text import clean
 
 TRIES = 3  # attempts to record what is left at the end
 PAUSE = 2.0  # seconds between them
@@ -169,13 +170,13 @@ class Recorder:
 
     # While it is carried out
 
-    def step(self, name: str, outcome: str) -> None:
-        """Records a step's outcome: running, succeeded, failed or skipped. A step that an interrupted run has ended is
-        recorded once more, as "NAME (again)".
+    def step(self, name: str, outcome: str, note: str = "") -> None:
+        """Records a step's outcome: running, succeeded, failed or skipped; and what happened, reduced to one line of
+        NOTE characters. A step that an interrupted run has ended is recorded once more, as "NAME (again)".
         """
         name = f"{name} (again)" if name in self.ended else name
         if name not in self.ended:
-            self.enqueue("step", name, outcome)
+            self.enqueue("step", name, outcome, *filter(None, [clean(note, NOTE)]))
 
     def finish(self, result: str, failed_requests: int | None) -> None:
         """Records the result and the number of failed probe requests, None if there was no probe traffic.

@@ -209,7 +209,7 @@ class Run(ABC):
         """Shows how the step ended, and tells the ledger if it is `recorded`."""
         self.output.end(outcome, note)
         if recorded:
-            self.recorder.step(name, outcome)
+            self.recorder.step(name, outcome, note)
 
     def acquire_lock(self) -> str:
         """Acquires the environment's lock, within the seconds of --wait. Returns a note. Raises LockHeld."""

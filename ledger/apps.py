@@ -10,6 +10,9 @@ class LedgerConfig(AppConfig):
     def ready(self) -> None:
         import ledger.metrics  # noqa: F401  # declared before the first scrape: its series are there from the start
 
+        from ledger.environments import environment_configs
+
+        environment_configs()  # an invalid file stops the process at its start
         post_migrate.connect(restore_environments, sender=self)
 
 

@@ -20,6 +20,7 @@ FINISHED = ("succeeded", "failed", "rolled_back")
 # A token is recorded by its name: names are unique, never change, and stay taken after a token is revoked.
 OR_COMMAND = "Empty if a command wrote directly to the database."
 IN_FLIGHT = ("pending", "running")
+NOTE = 2_000  # characters of a step's note
 SEARCHED = 1_000  # releases that a search considers
 
 
@@ -306,6 +307,9 @@ class Step(models.Model):
     position = models.PositiveSmallIntegerField()
     name = models.CharField(max_length=100, validators=[text.one_line])
     outcome = models.CharField(max_length=10, choices=Outcome.choices, default=Outcome.RUNNING)
+    note = models.CharField(
+        max_length=NOTE, blank=True, validators=[text.one_line], help_text="What happened, for operators."
+    )
     token = models.CharField(
         "API token", max_length=100, blank=True, help_text=f"Token that reported it last. {OR_COMMAND}"
     )

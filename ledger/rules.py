@@ -205,14 +205,17 @@ def start(key: int, *, at: datetime | None = None) -> Deployment:
         return deployment
 
 
-def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | None = None) -> tuple[Step, bool]:
+def step(
+    key: int, name: str, outcome: str, *, note: str = "", token: str = "", at: datetime | None = None
+) -> tuple[Step, bool]:
     """Records a step's outcome (models.Step.Outcome). Returns the step, and whether it is new.
 
     A new name starts a step, which finishes at once unless its outcome is running; the same name again finishes it.
+    `note` says what happened.
 
     Raises Deployment.DoesNotExist, Invalid, and RuleViolation (wrong-state, too-many-steps).
     """
-    validate_text(Step, name=name)
+    validate_text(Step, name=name, **({"note": note} if note else {}))
     now = at or timezone.now()
     ended = None if outcome == Step.Outcome.RUNNING else now
     with violations_in_the_database(), transaction.atomic():
@@ -232,13 +235,13 @@ def step(key: int, name: str, outcome: str, *, token: str = "", at: datetime | N
                         "wrong-state",
                         f"Step {name} has already finished ({one.outcome}). Report a repeat under another name.",
                     )
-                one.outcome, one.finished, one.token = outcome, ended, token
-                one.save(update_fields=["outcome", "finished", "token"])
+                one.outcome, one.finished, one.note, one.token = outcome, ended, note, token
+                one.save(update_fields=["outcome", "finished", "note", "token"])
                 return one, False
         if len(steps) >= MAX_STEPS:
             raise RuleViolation("too-many-steps", f"A deployment can have at most {MAX_STEPS} steps.")
         position = steps[-1].position + 1 if steps else 1
-        given = {"name": name, "outcome": outcome, "started": now, "finished": ended, "token": token}
+        given = {"name": name, "outcome": outcome, "started": now, "finished": ended, "note": note, "token": token}
         return deployment.steps.create(position=position, **given), True
 
 

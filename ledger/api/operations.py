@@ -231,8 +231,11 @@ def start_deployment(request: HttpRequest, key: Path[Key], idempotency_key: Retr
 @api.post("/deployments/{key}/steps", response=ADVANCED, summary="Report a step")
 def report_step(request: HttpRequest, key: Path[Key], body: StepReport, idempotency_key: Retry = None) -> HttpResponse:
     """A new name starts a step; the same name again finishes it with its outcome."""
-    token = token_of(request).name
-    return advance(request, key, idempotency_key, lambda key: rules.step(key, body.name, body.outcome, token=token))
+
+    def act(key: int) -> object:
+        return rules.step(key, body.name, body.outcome, note=body.note, token=token_of(request).name)
+
+    return advance(request, key, idempotency_key, act)
 
 
 @api.post("/deployments/{key}/finish", response=ADVANCED, summary="Finish a deployment")

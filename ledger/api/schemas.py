@@ -38,6 +38,7 @@ def final(value: str) -> str:
 
 Line500 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=500), AfterValidator(one_line)]
 Line100 = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100), AfterValidator(one_line)]
+LineOfNote = Annotated[str, StringConstraints(strip_whitespace=True, max_length=models.NOTE), AfterValidator(one_line)]
 
 
 Version = Annotated[
@@ -112,6 +113,7 @@ class StepReport(Strict):
         Field(examples=["smoke test"]),
     ]
     outcome: models.Step.Outcome
+    note: Annotated[LineOfNote, Field(description="What happened, for operators.")] = ""
 
 
 class Ending(Strict):
@@ -164,6 +166,7 @@ class StepOut(Schema):
     position: int
     name: str
     outcome: str
+    note: Annotated[str, Field(description="What happened, for operators; empty if nothing was reported.")]
     started: datetime
     finished: datetime | None
     token: Annotated[str, Field(description="Token that reported it last; empty if a command did.")]

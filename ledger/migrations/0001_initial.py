@@ -302,6 +302,15 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "note",
+                    models.CharField(
+                        blank=True,
+                        help_text="What happened, for operators.",
+                        max_length=2000,
+                        validators=[settings.text.one_line],
+                    ),
+                ),
+                (
                     "token",
                     models.CharField(
                         blank=True,

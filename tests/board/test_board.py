@@ -98,7 +98,7 @@ def test_a_stranger_sees_no_names_no_commands_and_no_reasons() -> None:
     deployed("staging", "1.0", at=START)
     row = deployed("staging", "1.1", at=START + HOUR)
     hotfix = deployed("production", "1.2", hotfix=True, reason="secret-reason", run_url="https://ci.example.com/secret")
-    begun("testing", "1.3")
+    rules.step(begun("testing", "1.3").pk, "watch", "running", note="secret")
     stranger = Client()
     for url in ("/", "/deployments/", "/insights/", f"/deployments/{row.pk}/", f"/deployments/{hotfix.pk}/"):
         text = text_of(stranger, url)
@@ -112,13 +112,14 @@ def test_members_see_the_token_beside_the_actor(member: Client) -> None:
     release("1.0")
     row = rules.create("testing", "1.0", "rolling", "ann@example.com", token="ci-token")
     rules.start(row.pk)
-    rules.step(row.pk, "migrate", "succeeded", token="other-token")
+    rules.step(row.pk, "migrate", "succeeded", token="other-token", note="2 migrations applied.")
     for _ in range(2):
         for url in ("/", "/deployments/"):
             assert "ann@example.com" in text_of(member, url) and "via ci-token" in text_of(member, url)
             assert "ci-token" not in text_of(Client(), url)
         page, stranger = text_of(member, f"/deployments/{row.pk}/"), text_of(Client(), f"/deployments/{row.pk}/")
         assert "ci-token" in page and "reported via other-token" in page and "token" not in stranger
+        assert "2 migrations applied." in page and "applied" not in stranger
         if not row.is_finished:
             row = rules.finish(row.pk, "succeeded", token="rescue-token")
     assert "finished via rescue-token" in page

@@ -18,7 +18,7 @@ from deploy.errors import DeployRefused
 from deploy.ledger_client import DatabaseLedger, LedgerUnavailable, OpenDeployment, RemoteLedger, Request
 from deploy.recorder import Recorder
 from ledger import rules, versions
-from ledger.models import Deployment, Release
+from ledger.models import NOTE, Deployment, Release
 from tests.support.ledgers import START, begun, deployed, release, token
 from tests.support.servers import ROOT
 
@@ -62,6 +62,20 @@ class Notes(list[str]):
 def record(book: Any, folder: Path, version: str = "1.0", **more: Any) -> tuple[Recorder, Notes]:
     notes = Notes()
     return Recorder(book, Request("testing", version, "rolling", "ann", **more), folder, notes.append), notes
+
+
+def test_what_happened_is_recorded_with_the_step_in_one_line(tmp_path: Path) -> None:
+    book = Flaky()
+    one, _ = record(book, tmp_path)
+    one.begin("4f2a9c1", START.isoformat(), "")
+    book.down = {"all"}
+    one.step("watch", "running")
+    one.step("watch", "failed", "5 of 20\nwere 5xx" + "." * NOTE)
+    one.finish("failed", 0)
+    book.down = set()
+    carry_out(book, tmp_path, "1.1")
+    first = Deployment.objects.order_by("pk")[0].steps.get()
+    assert first.note.startswith("5 of 20 were 5xx..") and len(first.note) == NOTE
 
 
 def carry_out(book: Any, folder: Path, version: str = "1.0", **more: Any) -> Notes:

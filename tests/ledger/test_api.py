@@ -84,8 +84,9 @@ def test_a_pipeline_reports_a_deployment_from_its_beginning_to_its_end(pipeline:
     where = created["Location"].removeprefix("/api/")
     assert pipeline.post(f"{where}/start").json()["status"] == "running"
     pipeline.post(f"{where}/steps", {"name": "smoke test", "outcome": "running"})
-    steps = pipeline.post(f"{where}/steps", {"name": "smoke test", "outcome": "succeeded"}).json()["steps"]
-    assert [(step["name"], step["outcome"]) for step in steps] == [("smoke test", "succeeded")]
+    steps = pipeline.post(f"{where}/steps", {"name": "smoke test", "outcome": "succeeded", "note": "well"}).json()
+    steps = steps["steps"]
+    assert [(step["name"], step["outcome"], step["note"]) for step in steps] == [("smoke test", "succeeded", "well")]
     ended = pipeline.post(f"{where}/finish", {"result": "succeeded"}).json()
     assert ended["status"] == "succeeded" and ended["duration_seconds"] >= 0
     assert pipeline.get(where).json() == ended

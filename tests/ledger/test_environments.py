@@ -8,8 +8,9 @@ from pytest_django import Settings
 
 from deploy.errors import InvalidUsage
 from deploy.management.commands.deploy import with_image
-from ledger.environments import EnvironmentConfig, environment_configs
+from ledger.environments import Check, EnvironmentConfig, WatchConfig, environment_configs
 from ledger.models import ENVIRONMENTS, Environment
+from metrics.prometheus import Prometheus
 
 
 def test_the_file_of_the_repository_has_every_environment_of_the_ledger() -> None:
@@ -24,6 +25,35 @@ def test_what_a_section_leaves_out_has_its_default(tmp_path: Path, settings: Set
     settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "https://staging.example.com/"\n')
     assert environment_configs()["staging"] == EnvironmentConfig("staging", url="https://staging.example.com")
     assert environment_configs()["production"] == EnvironmentConfig("production")
+
+
+CHECK, GOOD = "[[staging.watch.checks]]", "name = 'a'\nquery = 'up'\n"
+
+
+def test_what_releases_are_judged_by_is_declared(tmp_path: Path, settings: Settings) -> None:
+    settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
+    settings.ENVIRONMENTS_FILE.write_text("""
+        [staging]
+        prometheus_url = "https://example.com/prometheus/"
+        error_budget = "hold"
+        [staging.watch]
+        max_error_rate = 0.01
+        [[staging.watch.checks]]
+        name = "jobs that wait"
+        query = 'sum(jobs{environment="$environment", version="$version"})'
+        max = 100
+        """)
+    found = environment_configs()["staging"]
+    check = Check("jobs that wait", 'sum(jobs{environment="$environment", version="$version"})', max=100)
+    assert found.watch == WatchConfig(0.01, 1.0, (check,)) and found.error_budget == "hold"
+    assert check.expression("staging", "1.4.0") == 'sum(jobs{environment="staging", version="1.4.0"})'
+    assert [check.exceeded(value) for value in (99, 100, 101)] == [False, False, True]
+    assert [Check("a", "up", min=1).exceeded(value) for value in (0.9, 1, 2)] == [True, False, False]
+    settings.PROMETHEUS_TOKEN = "secret"
+    assert found.prometheus == Prometheus("https://example.com/prometheus", "secret")
+    assert environment_configs()["production"].prometheus is None
+    settings.PROMETHEUS_URL = "http://localhost:9090"
+    assert environment_configs()["production"].prometheus == Prometheus("http://localhost:9090", "secret")
 
 
 @pytest.mark.parametrize(
@@ -44,9 +74,33 @@ def test_what_a_section_leaves_out_has_its_default(tmp_path: Path, settings: Set
         ("[staging]\nnamespace = 'A;b'", '"A;b": expected lower-case letters'),
         ("[staging]\nimage = 'app:1'", '"app:1": expected a repository without tag'),
         ("[staging", "is not valid TOML"),
+        ("[staging]\nerror_budget = 'spend'", r'\[staging\] error_budget = "spend": expected hold or report'),
+        ("[staging]\nprometheus_url = 'http://me:secret@host'", r"\[staging\] prometheus_url: expected a URL without"),
+        (
+            "[staging]\nprometheus_url = 'http://host'",
+            r"\[staging\] prometheus_url: expected https://, as PROMETHEUS_TOK",
+        ),
+        ("[staging]\nwatch = 1", r"\[staging.watch\]: not a section. Write \[staging.watch\]"),
+        (
+            "[staging.watch]\nmax_errors = 1",
+            r"\[staging.watch\] max_errors: unknown key; expected one of max_error_rate",
+        ),
+        ("[staging.watch]\nmax_error_rate = 5", r"\[staging.watch\] max_error_rate = 5: expected a share above 0, at"),
+        ("[staging.watch]\nmax_error_rate = true", r"max_error_rate = True: expected a share above 0"),
+        ("[staging.watch]\nmax_p95_seconds = nan", r"\[staging.watch\] max_p95_seconds = nan: expected seconds above"),
+        ("[staging.watch]\nmax_p95_seconds = '1'", "max_p95_seconds = '1': expected seconds above 0, such as 1.0."),
+        ("[staging.watch]\nchecks = 'a'", r"\[\[staging.watch.checks\]\]: expected tables"),
+        (f"{CHECK}\n{GOOD}max = 1\nmaxi = 1", r"\[\[staging.watch.checks\]\] number 1 maxi: unknown key"),
+        (f"{CHECK}\n{GOOD}max = 1\n{CHECK}\nname = 'b'", r"\[\[staging.watch.checks\]\] number 2 query: expected text"),
+        (f"{CHECK}\n{GOOD}max = 1\n{CHECK}\n{GOOD}min = 1", r'\[\[staging.watch.checks\]\] name = "a": used twice'),
+        (f"{CHECK}\n{GOOD}", r"\[\[staging.watch.checks\]\] number 1: expected either max or min, a number."),
+        (f"{CHECK}\n{GOOD}max = 1\nmin = 0", "number 1: expected either max or min"),
+        (f"{CHECK}\n{GOOD}max = inf", "number 1: expected either max or min"),
+        (f"{CHECK}\nquery = 'up'\nname = 'a\tb'\nmax = 1", "number 1 name: expected one line"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, settings: Settings, text: str, message: str) -> None:
+    settings.PROMETHEUS_TOKEN = "secret"
     settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
     settings.ENVIRONMENTS_FILE.write_text(text)
     with pytest.raises(ImproperlyConfigured, match=message):
