@@ -10,7 +10,7 @@ from django.middleware.security import SecurityMiddleware
 
 class Headers:
     """Adds the headers of SecurityMiddleware (HSTS over TLS, nosniff, ...), lets only this site embed the response, and
-    names the release that gave it, by which the deployer counts who answers.
+    names the release that gave it, and its revision, by which the deployer counts who answers.
 
     A response that has a header of the first two keeps it.
     https://fetch.spec.whatwg.org/#cross-origin-resource-policy-header
@@ -23,3 +23,5 @@ class Headers:
         self.security.process_response(request, response)  # type: ignore[arg-type]
         response.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
         response.headers["App-Version"] = settings.VERSION
+        if settings.REVISION:
+            response.headers["App-Revision"] = settings.REVISION

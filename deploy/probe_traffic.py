@@ -22,14 +22,21 @@ TIMEOUT = 10.0  # seconds for an answer
 READ, SEND, FORM = "/", "/accounts/logout/", "/accounts/login/"  # signing out nobody: changes nothing, is not limited
 GOOD = (200, 302)
 SLOW = 2.0  # seconds after which a visitor notices
-RELEASE = "App-Version"  # the header in which an answer names the release that gave it
+RELEASE, REVISION = "App-Version", "App-Revision"  # the headers in which an answer names what gave it
 
 
 class Source(NamedTuple):
-    """Where an answer came from: the release, empty if it did not say, over a connection that was kept or a new one."""
+    """Where an answer came from: the release, empty if it did not say, over a connection that was kept or a new one.
+    Its revision tells two of one version apart, which differ in their settings; empty if it did not say.
+    """
 
     release: str
     kept: bool
+    revision: str = ""
+
+    def of(self, release: str, revision: str) -> bool:
+        """Whether it is this release, in this revision as far as both are known."""
+        return self.release == release and (self.revision == revision or not self.revision or not revision)
 
 
 class Sample(NamedTuple):
@@ -62,22 +69,27 @@ class Traffic:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
 
-    def start(self) -> str:
-        """Starts the requests. Returns why there are none, or fewer: no URL, or a site that fails already."""
+    def start(self, judged: bool = False) -> str:
+        """Starts the requests. Returns why there are none, or fewer: no URL, or a site that fails already. If it is
+        `judged` by them, its failures count from the beginning.
+        """
         if not self.parts.hostname:
             return "the environment has no url in environments.toml"
-        link = self.connect()
+        link, problem, body, cookies = self.connect(), "", "", ""
         try:
             status, _, _ = self.request(link, "GET", READ, {})
             if status not in GOOD:
-                return f"{self.parts.geturl()}{READ} already answers {status}"
+                problem = f"{self.parts.geturl()}{READ} already answers {status}"
             _, headers, body = self.request(link, "GET", FORM, {})
+            cookies = headers.get("Set-Cookie", "")
         except (OSError, http.client.HTTPException) as error:
-            return f"{self.parts.geturl()} does not answer ({error or type(error).__name__})"
+            problem = problem or f"{self.parts.geturl()} does not answer ({error or type(error).__name__})"
         finally:
             link.close()
+        if problem and not judged:
+            return problem
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', body)
-        cookie = re.search(r"((?:__Host-)?csrf(?:token)?=[^;]+)", headers.get("Set-Cookie", ""))
+        cookie = re.search(r"((?:__Host-)?csrf(?:token)?=[^;]+)", cookies)
         jobs: list[tuple[str, str, dict[str, str], str, bool]] = [("GET", READ, {}, "", True)]
         jobs.append(("GET", READ, {"Connection": "close"}, "", False))
         if token and cookie:
@@ -91,7 +103,9 @@ class Traffic:
             thread = threading.Thread(target=self.run, args=job, daemon=True)
             thread.start()
             self.threads.append(thread)
-        return "" if token and cookie else f"{FORM} has no usable form, so only GET requests are sent"
+        if problem or (token and cookie):
+            return problem
+        return f"{FORM} has no usable form, so only GET requests are sent"
 
     def stop(self) -> None:
         """Ends the requests and waits for those in flight. May be called again."""
@@ -115,10 +129,10 @@ class Traffic:
                 return Counter(self.answers)
             return Counter(each.source for each in self.recent if each.source and each.at >= since)
 
-    def last_from_others(self, release: str, since: float) -> float:
+    def last_from_others(self, release: str, revision: str, since: float) -> float:
         """How many seconds after `since`, by the monotonic clock, anybody but the release last answered; else 0."""
         with self.counting:
-            times = [each.at for each in self.recent if each.source and each.source.release != release]
+            times = [each.at for each in self.recent if each.source and not each.source.of(release, revision)]
         return max(0.0, max(times, default=since) - since)
 
     def connect(self) -> http.client.HTTPConnection:
@@ -151,7 +165,8 @@ class Traffic:
             try:
                 status, told, _ = self.request(link, method, path, headers, body)
                 # With an Age (RFC 9111, section 5.1) it came from a cache, and says who answered somebody else.
-                source = Source("" if "Age" in told else told.get(RELEASE, ""), kept)
+                release, revision = ("" if "Age" in told else told.get(name, "") for name in (RELEASE, REVISION))
+                source = Source(release, kept, revision)
                 if status not in GOOD:
                     said = f"answered {status}"
             except (OSError, http.client.HTTPException) as error:

@@ -62,6 +62,7 @@ class Run(ABC):
         self.baseline = math.nan  # p95 latency of the live release in seconds; NaN if unknown
         self.before = ""  # the version that was live when the run began
         self.earlier: Counter[Source] = Counter()  # the answers from outside that came before the switch
+        self.revision = ""  # of what has the traffic, as its answers name it; empty if unknown
         self.switched = False  # whether the release has, or may have, traffic
         self.touched = False  # whether anything may have been changed
         self.at = PROMOTION_CHECK
@@ -270,20 +271,29 @@ class Run(ABC):
         if not self.traffic.threads:
             return "who answers is unknown without probe traffic"
         began, self.earlier = time.monotonic(), self.traffic.sources()
-        wanted = {Source(version, kept=True), Source(version, kept=False)}
+        revision = self.revision = self.target.live_revision()
+
+        def alone() -> bool:
+            found = self.traffic.sources(ALONE)
+            return {each.kept for each in found} == {True, False} and all(each.of(version, revision) for each in found)
+
         time.sleep(ALONE)
-        while self.traffic.sources(ALONE).keys() != wanted and time.monotonic() - began < MOVING:
+        while not alone() and time.monotonic() - began < MOVING:
             tell(f"waiting until {version} alone answers")
             time.sleep(min(0.2, ALONE))
-        answers, recent = self.traffic.sources() - self.earlier, self.traffic.sources(ALONE)
-        after = self.traffic.last_from_others(version, began)
-        self.output.event("answers", version=version, after=round(after, 2), answers=by_release(answers))
-        kept, new = (answers.pop(Source(version, kept), 0) for kept in (True, False))
+        answers, done = self.traffic.sources() - self.earlier, alone()
+        after = self.traffic.last_from_others(version, revision, began)
+        mine = {each: answers.pop(each) for each in list(answers) if each.of(version, revision)}
+        told = {"revision": revision, "after": round(after, 2), "from_others": answers.total()}
+        self.output.event("answers", version=version, **told, answers=by_release(answers + Counter(mine)))
+        kept, new = (sum(number for each, number in mine.items() if each.kept == kept) for kept in (True, False))
         who = f"{kept} answers over kept and {new} over new connections came from {version}"
         who += f", {answers.total()} from {watch.named(answers)}" if answers else ""
-        if recent.keys() != wanted:
+        if not done:
             return f"{version} is not alone in answering the probe traffic after {MOVING:.0f} s: {who}"
-        same = ", as what was live before is called, too" if version == self.before and self.kind == "deploy" else ""
+        same = ""
+        if version == self.before and self.kind == "deploy" and not (revision and all(each.revision for each in mine)):
+            same = ", as what was live before is called, too"
         return f"{version} alone answers the probe traffic after {after:.1f} s: {who}{same}"
 
     def look(self, text: str) -> None:
@@ -314,12 +324,12 @@ class Run(ABC):
             return f"{note}; not seen from outside, as the environment has no url"
         answers = self.traffic.sources() - self.earlier
         recent = self.traffic.sources(min(watch.WINDOW, time.monotonic() - began))
-        if why := watch.unseen(answers, recent, version):
+        if why := watch.unseen(answers, recent, version, self.revision):
             raise Unseen(
                 f"{version} is live, but not marked as good: {why}. Check that {url} leads to it and that this machine "
                 "can reach it, then run the same command again to watch it once more."
             )
-        count = sum(number for source, number in answers.items() if source.release == version)
+        count = sum(number for source, number in answers.items() if source.of(version, self.revision))
         return f"{note}, {count} answers from outside"
 
     def mark_good(self) -> str:
@@ -514,6 +524,8 @@ class Verify(Run):
             self.target.adopt()
             try:
                 self.verify()
+            except Unseen as error:
+                return self.report("failed", ExitCode.NEEDS_OPERATOR, str(error))
             except (StepFailed, LockLost) as error:
                 self.output.details(getattr(error, "details", ""))
                 return self.report("failed", ExitCode.NEEDS_OPERATOR, f"{error} It is still live, and not marked.")
@@ -526,19 +538,24 @@ class Verify(Run):
             self.target.lock.release()
 
     def verify(self) -> None:
-        """Tests and watches what is live, and marks it. Raises StepFailed and LockLost."""
-        problem = self.traffic.start()
+        """Tests and watches what is live, and marks it. What visitors see counts from the beginning, also if they see
+        errors only. Raises StepFailed, LockLost and Unseen.
+        """
+        self.revision = self.target.live_revision()
+        if problem := self.traffic.start(judged=True):
+            self.output.note(f"Probe traffic: {problem}.")
         self.step(steps.SMOKE_TEST, self.smoke_test, recorded=False)
-        if problem:
-            self.output.note(f"No probe traffic: {problem}.")
         if self.options.watch > 0:
             self.step(steps.WATCH, self.watch, recorded=False)
         self.step(steps.MARK_GOOD, self.mark_good, recorded=False)
 
     def report(self, result: str, code: int, why: str = "") -> int:
         """Shows the result and returns `code`."""
-        self.output.event("result", result=result, version=self.options.version, why=why, exit_code=code)
-        self.output.line(f"{self.options.version}: {result}. {why}".strip(), "red" if code else "bold")
+        self.traffic.stop()
+        counts = {"probe_requests": self.traffic.total, "failed_requests": self.traffic.failed}
+        self.output.event("result", result=result, version=self.options.version, why=why, exit_code=code, **counts)
+        first = f" First failure: {self.traffic.first}." if self.traffic.first else ""
+        self.output.line(f"{self.options.version}: {result}. {why}{first}".strip(), "red" if code else "bold")
         if code == ExitCode.NEEDS_OPERATOR:
             self.output.note(f"To roll back: manage.py rollback -e {self.recorder.request.environment}")
         return code

@@ -98,23 +98,24 @@ def failures(failed: int, tried: int) -> str:
     return ""
 
 
-def unseen(answers: Counter[Source], recent: Counter[Source], version: str) -> str:
+def unseen(answers: Counter[Source], recent: Counter[Source], version: str, revision: str = "") -> str:
     """Why the release cannot be called good by the answers that the probe traffic got, as a clause; empty if it can.
 
     `answers` are all since the switch, and `recent` those of the last WINDOW seconds, or since the watch began.
     """
-    count = sum(number for source, number in answers.items() if source.release == version)
+    count = sum(number for source, number in answers.items() if source.of(version, revision))
     if count < FEWEST_ANSWERS:
         return f"{count} of {answers.total()} answers from outside came from {version}, fewer than {FEWEST_ANSWERS}"
-    others = Counter({source: number for source, number in recent.items() if source.release != version})
+    others = Counter({source: number for source, number in recent.items() if not source.of(version, revision)})
     if others:
         return f"{others.total()} of {recent.total()} answers at the end of the watch came from {named(others)}"
     return ""
 
 
 def named(answers: Counter[Source]) -> str:
-    """The releases that gave these answers."""
-    return ", ".join(sorted({source.release or "a release that does not say which" for source in answers}))
+    """The releases that gave these answers, and their revisions."""
+    names = {(source.release or "a release that does not say which", source.revision) for source in answers}
+    return ", ".join(f"{release} ({revision})" if revision else release for release, revision in sorted(names))
 
 
 def slowness(recent: Counters, limit: float, tried: int = 0, median: float = 0.0) -> tuple[str, float]:

@@ -20,6 +20,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 ENVIRONMENT = "development"
 VERSION = env.text("APP_VERSION", "dev")
 COMMIT = env.text("APP_COMMIT", "unknown")
+REVISION = env.text("APP_REVISION")
 
 DEBUG = False
 ROOT_URLCONF = "backstagetest1.urls"

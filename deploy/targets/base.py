@@ -66,6 +66,11 @@ class Target(Protocol):
     def live_version(self) -> str:
         """The version that has the traffic; empty if there is none. Raises StepFailed."""
 
+    def live_revision(self) -> str:
+        """What the answers of the instances that have the traffic name beside the version; empty if that is unknown.
+        Raises StepFailed.
+        """
+
     def already_live(self) -> bool:
         """Whether the release has the traffic and was verified good: there is nothing left to do. Raises StepFailed."""
 

@@ -88,6 +88,10 @@ class Compose:
         """The version of the container that has the traffic; empty if there is none. Raises StepFailed."""
         return self.version_of(self.pointer("current"))
 
+    def live_revision(self) -> str:
+        """The colour that has the traffic, or web. Raises StepFailed."""
+        return self.pointer("current")
+
     def already_live(self) -> bool:
         """Whether this very image has the traffic, and its version was verified good. Raises StepFailed."""
         if self.onto_web and self.pointer("current") != "web":

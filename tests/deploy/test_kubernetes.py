@@ -67,13 +67,14 @@ class Apps:
         self.does: dict[str, str] = {}
         self.scrapes = self.turn = 0
         self.lost = 0  # requests by the Ingress that nobody was there for
+        self.down = False  # whether the Ingress answers 502 to everybody
         self.sticky = False  # whether a kept connection stays on the release that it led to first, as conntrack has it
 
     def answer(self, host: str, path: str) -> tuple[int, str]:
         return self.reply(host, path)[:2]
 
-    def reply(self, host: str, path: str) -> tuple[int, str, str]:
-        """The status, the body, and the version that answers; empty if nobody does."""
+    def reply(self, host: str, path: str) -> tuple[int, str, str, str]:
+        """The status, the body, and the version and revision that answer; empty if nobody does."""
         with self.cluster.lock:
             self.cluster.reconcile()
             if pod := self.cluster.objects.get(("pods", host)):
@@ -83,12 +84,14 @@ class Apps:
                 found = [each for each in self.cluster.all("pods") if is_ready(each) and matches(each, selector)]
                 if not found:
                     self.lost += 1
-                    return 503, "", ""
+                    return 503, "", "", ""
+                if self.down:
+                    return 502, "", "", ""
         self.turn += 1
         pod = found[self.turn % len(found)]
         version = image_of(pod).partition("@")[0].rpartition(":")[2]
         does = self.does.get(f"{version} new" if "-config-new" in str(pod) else version, "good")
-        return *self.page(version, path, does), version
+        return *self.page(version, path, does), version, objects.hash_of(pod)
 
     def page(self, version: str, path: str, does: str) -> tuple[int, str]:
         if does == "broken" and path in (probe_traffic.READ, probe_traffic.SEND):
@@ -143,14 +146,15 @@ def apps(
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            first = ""  # the version that the connection led to first
+            first = ("", "")  # the version and revision that the connection led to first
 
             def do_GET(self) -> None:
-                code, text, version = found.reply(self.headers["Host"].partition(":")[0], self.path)
-                self.first = self.first or version
-                version = self.first if found.sticky else version
+                code, text, *source = found.reply(self.headers["Host"].partition(":")[0], self.path)
+                self.first = self.first if any(self.first) else (source[0], source[1])
                 self.send_response(302 if self.command == "POST" and code == 200 else code)
+                version, revision = self.first if found.sticky else source
                 self.send_header(probe_traffic.RELEASE, version)
+                self.send_header(probe_traffic.REVISION, revision)
                 if self.path == probe_traffic.FORM:
                     self.send_header("Set-Cookie", "csrftoken=abc; Path=/")
                 self.send_header("Content-Length", str(len(text)))
@@ -241,6 +245,10 @@ def deploy(version: str, *words: str, strategy: str = "rolling") -> tuple[int, E
 
 def steps(events: Events) -> dict[str, str]:
     return {each["name"]: each["outcome"] for each in events if each["event"] == "step"}
+
+
+def result(events: Events) -> dict[str, Any]:
+    return next(each for each in events if each["event"] == "result")
 
 
 def row() -> Deployment:
@@ -341,7 +349,7 @@ def test_a_release_that_visitors_do_not_get_is_not_called_good(colours: Apps, mo
     code, events, said = deploy("3", strategy="blue-green")
     assert code == 6 and steps(events)["watch"] == "failed" and "mark good" not in steps(events), said
     assert "3 is not alone in answering the probe traffic after" in said
-    assert "3 is live, but not marked as good: " in events[-1]["why"] and "came from 2." in events[-1]["why"]
+    assert "3 is live, but not marked as good: " in events[-1]["why"] and "came from 2 (" in events[-1]["why"]
     assert colours.cluster.serving() == {f"{REPO}:3"}, "nothing speaks against it either"
     assert GOOD not in colours.cluster.current(f"{APP}-green")["metadata"]["annotations"]
     assert row().status == "failed" and events[-1]["answers"]["2"]["kept"] > 0
@@ -888,8 +896,13 @@ def test_what_kubectl_has_applied_is_verified_and_marked(rolling: Apps) -> None:
     rolling.does["2 new"] = "broken"
     code, events, said = command(*words)
     assert code == 6 and "/ answered 500" in said and "still live, and not marked" in said, said
-    assert GOOD not in cluster.current()["metadata"]["annotations"]
-    rolling.does["2 new"] = "good"
+    assert "failed_requests" in result(events) and GOOD not in cluster.current()["metadata"]["annotations"]
+    rolling.does["2 new"], rolling.down = "good", True
+    code, events, said = command("verify", "-e", "staging", "--watch", "60")
+    assert code == 6 and "probe requests in the last 10 s failed" in result(events)["why"], said
+    assert result(events)["failed_requests"] >= watch.FEWEST_ERRORS
+    assert GOOD not in cluster.current()["metadata"]["annotations"], "the pods are well, and nobody reaches them"
+    rolling.down = False
     code, events, said = command(*words)
     assert code == 0 and list(steps(events)) == ["lock", "smoke test", "watch", "mark good"], said
     notes, labels = (cluster.current()["metadata"][key] for key in ("annotations", "labels"))
@@ -937,7 +950,9 @@ spec:
 
 
 @pytest.mark.usefixtures("real_kubectl")
-@pytest.mark.parametrize(("strategy", "does"), [("rolling", "good"), ("blue-green", "broken")])
+@pytest.mark.parametrize(
+    ("strategy", "does"), [("rolling", "good"), ("blue-green", "broken"), ("blue-green", "sticky")]
+)
 def test_new_settings_are_shipped_like_a_release(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, strategy: str, does: str
 ) -> None:
@@ -949,7 +964,8 @@ def test_new_settings_are_shipped_like_a_release(
     program.write_text(f"print({overlay!r})")
     monkeypatch.setattr(overlays, "MANIFESTS", program)
     deployed("staging", "2", at=timezone.now() - timedelta(days=1))
-    apps.does["2 new"] = does
+    apps.does["2 new"], apps.sticky = does, does == "sticky"
+    monkeypatch.setattr(rollout, "MOVING", 0.5)
     live = set(image_of(pod) for pod in cluster.all("pods"))
     task = cluster.add("cronjobs", f"{APP}-clearsessions")
     spec = {"containers": [{"name": APP, "image": f"{REPO}:1"}]}
@@ -957,7 +973,7 @@ def test_new_settings_are_shipped_like_a_release(
     task["spec"] = {"jobTemplate": {"spec": {"template": {"spec": spec}}}}
     words = ("deploy", "--config", "-e", "staging", "--strategy", strategy, "--watch", "0.3")
     code, events, said = command(*words)
-    assert code == (0 if does == "good" else 5), said
+    assert code == {"good": 0, "broken": 5, "sticky": 6}[does], said
     assert steps(events)["migrate"] == "skipped" and live == {f"{REPO}:2"} == cluster.serving()
     assert ("configmaps", f"{APP}-config-new") in cluster.objects and apps.lost == 0
     assert (row().release.version, row().kind, row().reason) == ("2", "deploy", "New settings")
@@ -966,9 +982,14 @@ def test_new_settings_are_shipped_like_a_release(
         (task,) = cluster.all("cronjobs")
         (scheduled,) = task["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
         assert scheduled["image"] == f"{REPO}:2" and "config-new" in str(scheduled)
-        assert [verb for verb, path, _ in cluster.writes if "config" in path or "cronjobs" in path] == [
-            "PATCH"
-        ] * 2, "applied by the API server, so that nothing of the overlay's is lost that others have changed"
+        verbs = [verb for verb, path, _ in cluster.writes if "config" in path or "cronjobs" in path]
+        assert verbs == ["PATCH"] * 2, "applied by the API server, of the ConfigMap and the task"
+        (told,) = [each for each in events if each["event"] == "answers"]
+        assert told["revision"] == objects.hash_of(cluster.current(name))
+        assert "2 alone answers" in said and "is called, too" not in said, "revisions tell the two apart"
+    elif does == "sticky":
+        assert "2 is live, but not marked as good" in events[-1]["why"]
+        assert f"came from 2 ({objects.hash_of(cluster.current(f'{APP}-blue'))})" in events[-1]["why"]
     else:
         assert cluster.objects["services", APP]["spec"]["selector"]["colour"] == "blue"
         assert row().status == "failed" and GOOD not in cluster.current(name)["metadata"]["annotations"]

@@ -60,6 +60,9 @@ class Recording:
     def cleanup(self) -> None:
         self.done.append("cleanup")
 
+    def live_revision(self) -> str:
+        return ""
+
     def live_version(self) -> str:
         return self.live
 

@@ -54,11 +54,16 @@ def test_kept_connections_follow_the_traffic_within_five_seconds_and_no_request_
 
 
 @pytest.mark.parametrize(
-    ("headers", "release"),
-    [({"App-Version": "1.4.0"}, "1.4.0"), ({}, ""), ({"App-Version": "1.3.0", "Age": "7"}, "")],
-    ids=["says", "does-not-say", "from-a-cache"],
+    ("headers", "release", "revision"),
+    [
+        ({"App-Version": "1.4.0"}, "1.4.0", ""),
+        ({"App-Version": "1.4.0", "App-Revision": "5d8f"}, "1.4.0", "5d8f"),
+        ({}, "", ""),
+        ({"App-Version": "1.3.0", "App-Revision": "5d8f", "Age": "7"}, "", ""),
+    ],
+    ids=["says", "says-its-revision", "does-not-say", "from-a-cache"],
 )
-def test_an_answer_counts_for_the_release_that_gave_it(headers: dict[str, str], release: str) -> None:
+def test_an_answer_counts_for_the_release_that_gave_it(headers: dict[str, str], release: str, revision: str) -> None:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -77,6 +82,22 @@ def test_an_answer_counts_for_the_release_that_gave_it(headers: dict[str, str], 
     with Traffic(f"http://127.0.0.1:{server.server_port}") as traffic:
         assert "no usable form" in traffic.start()
         eventually(lambda: len(traffic.sources()) == 2)
-        assert traffic.sources().keys() == {Source(release, kept=True), Source(release, kept=False)}
+        assert traffic.sources().keys() == {Source(release, kept, revision) for kept in (True, False)}
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "same"),
+    [
+        (Source("1", True, "a"), "a", True),
+        (Source("1", True, "a"), "b", False),
+        (Source("1", True), "b", True),
+        (Source("1", True, "a"), "", True),
+        (Source("2", True, "a"), "a", False),
+    ],
+)
+def test_revisions_tell_two_of_one_version_apart_where_both_are_known(
+    source: Source, revision: str, same: bool
+) -> None:
+    assert source.of("1", revision) == same

@@ -239,6 +239,11 @@ def test_the_verdict_names_what_is_wrong_and_its_limit(
         ),
         ({}, {}, "0 of 0 answers from outside came from 2, fewer than 20"),
         (
+            {("2", True, "old"): 30, ("2", False, "new"): 30},
+            {("2", True, "old"): 4, ("2", False, "new"): 5},
+            "4 of 9 answers at the end of the watch came from 2 (old)",
+        ),
+        (
             {("1", True): 100, ("2", False): 100},
             {("1", True): 5, ("", True): 1, ("2", False): 4},
             "6 of 10 answers at the end of the watch came from 1, a release that does not say which",
@@ -246,12 +251,12 @@ def test_the_verdict_names_what_is_wrong_and_its_limit(
     ],
 )
 def test_a_release_is_called_good_only_if_it_alone_answers_and_often_enough(
-    answers: dict[tuple[str, bool], int], recent: dict[tuple[str, bool], int], told: str
+    answers: dict[tuple[Any, ...], int], recent: dict[tuple[Any, ...], int], told: str
 ) -> None:
     counts = [
         Counter({probe_traffic.Source(*key): number for key, number in each.items()}) for each in (answers, recent)
     ]
-    found = watch.unseen(counts[0], counts[1], "2")
+    found = watch.unseen(counts[0], counts[1], "2", "new")
     assert found == told
 
 

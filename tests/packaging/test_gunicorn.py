@@ -88,7 +88,9 @@ def leaving(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> 
     """A server with the files that move its clients elsewhere: the traffic has left it, it drains."""
     folder = tmp_path_factory.mktemp("leaving")
     left, drain = folder / "close-connections", folder / "drain"
-    with Gunicorn(CLOSE_CONNECTIONS_FILE=str(left), HEALTH_DRAIN_FILE=str(drain), APP_VERSION="1.4.0") as server:
+    with Gunicorn(
+        CLOSE_CONNECTIONS_FILE=str(left), HEALTH_DRAIN_FILE=str(drain), APP_VERSION="1.4.0", APP_REVISION="5d8f7c"
+    ) as server:
         yield server, left, drain
 
 
@@ -148,6 +150,7 @@ def test_every_answer_says_which_release_gave_it(leaving: tuple[Gunicorn, Path, 
     ):
         response = get(leaving[0], path)
         assert (response.status, response.headers["App-Version"]) == (status, "1.4.0"), path
+        assert response.headers["App-Revision"] == "5d8f7c", path
     assert get(leaving[0], "/", Host="elsewhere.example").headers["App-Version"] == "1.4.0"
 
 

@@ -255,7 +255,7 @@ def test_every_key_that_is_referred_to_exists(overlay: str) -> None:
         for source in container.get("envFrom", []):
             assert source["configMapRef"]["name"] in maps, name
         for variable in container["env"]:
-            if "valueFrom" in variable:
+            if "secretKeyRef" in variable.get("valueFrom", {}):
                 ref = variable["valueFrom"]["secretKeyRef"]
                 used.setdefault(ref["name"], set()).add(ref["key"])
                 if not ref.get("optional"):

@@ -412,7 +412,15 @@ def test_the_stack_passes_on_every_variable_that_makes_sense_in_it() -> None:
     documented = set(examples())
     passed = re.findall(r"^    ([A-Z][A-Z0-9_]*?)(?:_FILE)?:", (ROOT / "docker-compose.yml").read_text(), re.M)
     of_the_image = {"APP_VERSION", "APP_COMMIT", "MEDIA_ROOT", "STATIC_ROOT", "METRICS_DIR", "ENVIRONMENTS_FILE"}
-    of_the_stack = {"BIND", "CLOSE_CONNECTIONS_FILE", "DB_PASSWORD", "DEBUG", "HEALTH_DRAIN_FILE", "STATIC_SHARED"}
+    of_the_stack = {
+        "APP_REVISION",
+        "BIND",
+        "CLOSE_CONNECTIONS_FILE",
+        "DB_PASSWORD",
+        "DEBUG",
+        "HEALTH_DRAIN_FILE",
+        "STATIC_SHARED",
+    }
     of_commands = {"HOST", "PORT", "PYTHON", "TEST_PROCESSES", "LEDGER_URL", "LEDGER_TOKEN"}
     assert documented - set(passed) == of_the_image | of_the_stack | of_commands
 

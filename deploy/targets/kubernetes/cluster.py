@@ -182,6 +182,10 @@ class Kubernetes(ABC):
         """The version that has the traffic; empty if there is none. Raises StepFailed."""
         return self.version_in(self.snapshot())
 
+    def live_revision(self) -> str:
+        """The hash of the pod template of most ready pods with traffic; empty if there are none. Raises StepFailed."""
+        return self.revision_in(self.snapshot()).partition(" ")[2]
+
     def version_in(self, snapshot: Snapshot) -> str:
         """The version of most ready pods with traffic. A Deployment's own image may not have arrived there."""
         return self.revision_in(snapshot).partition(" ")[0]
