@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -177,3 +177,34 @@ def test_the_runbook_and_the_list_of_alerts_have_every_alert_in_this_order_and_n
     assert listed == [
         (alert["alert"], alert["alert"].lower(), alert["labels"]["severity"], alert["for"]) for alert in ALERTS
     ]
+
+
+# The unit tests themselves
+
+
+def assertions() -> dict[str, list[Rule]]:
+    """What monitoring/tests says about each alert."""
+    found: dict[str, list[Rule]] = defaultdict(list)
+    for file in TESTS:
+        for test in yaml.safe_load(file.read_text())["tests"]:
+            for one in test.get("alert_rule_test", []):
+                found[one["alertname"]].append(one)
+    return found
+
+
+def test_the_assertions_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    found = assertions()
+    silent = sum(not one["exp_alerts"] for each in found.values() for one in each)
+    with capsys.disabled():
+        print(f"\n{sum(map(len, found.values()))} assertions about {len(found)} alerts; {silent} that nothing fires")
+    assert set(found) <= {alert["alert"] for alert in ALERTS}
+
+
+@alerts
+def test_an_alert_is_seen_to_fire_not_to_fire_and_to_name_its_environment(alert: Rule) -> None:
+    found = assertions()[alert["alert"]]
+    fires = [one for one in found if one["exp_alerts"]]
+    assert len(found) >= 3 and fires and len(fires) < len(found)
+    for one in fires:
+        for expected in one["exp_alerts"]:
+            assert expected["exp_labels"]["environment"] and expected["exp_labels"]["severity"]
