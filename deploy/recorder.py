@@ -98,6 +98,14 @@ class Recorder:
             return f"the ledger is unavailable, so this is recorded later: {error}"
         return f"recorded in {self.ledger.name}"
 
+    def resumes(self) -> bool:
+        """Whether the ledger has this deployment from an interrupted run; False if it is unavailable."""
+        try:
+            left = self.ledger.in_flight(self.request.environment)
+        except LedgerUnavailable:
+            return False
+        return left is not None and self.is_this(left) and bool(OWN_STEPS & left.steps.keys())
+
     def begin(self, commit: str, built_at: str, image: str) -> OpenDeployment | None:
         """Opens the row, or resumes the one of an interrupted run of the same deployment, which it returns.
 

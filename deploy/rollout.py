@@ -21,13 +21,20 @@ from typing import ClassVar
 from deploy import probe_traffic, smoke, watch
 from deploy.console import Output
 from deploy.errors import DeployRefused, ExitCode, LockHeld, LockLost, NoAnswer, StepFailed, Unseen
+from deploy.objectives import Evidence, check_budget
 from deploy.probe_traffic import Source, Traffic
 from deploy.recorder import Recorder
 from deploy.shell import last_line
 from deploy.targets.base import RollbackScript, Target
 from ledger import steps
+from ledger.environments import WatchConfig
+from metrics.prometheus import Prometheus
 
-PROMOTION_CHECK, LOCK = "promotion check", "lock"  # steps of the run, which the ledger has no rows for
+PROMOTION_CHECK, ERROR_BUDGET, LOCK = (
+    "promotion check",
+    "error budget",
+    "lock",
+)  # steps of the run, which the ledger has no rows for
 RETRY = 1.0  # seconds between two attempts to get the lock
 ALONE = 2.0  # seconds in which the release alone must have answered the probe traffic, for a switch to be done
 MOVING = 15.0  # seconds to wait for that
@@ -48,6 +55,9 @@ class Options:
     commit: str = ""
     built_at: str = ""
     image: str = ""
+    limits: WatchConfig = WatchConfig()  # what it is judged by
+    prometheus: Prometheus | None = None  # that of the environment
+    hold: bool = False  # whether a spent error budget holds deployments
 
 
 class Run(ABC):
@@ -66,12 +76,16 @@ class Run(ABC):
         self.switched = False  # whether the release has, or may have, traffic
         self.touched = False  # whether anything may have been changed
         self.at = PROMOTION_CHECK
+        self.evidence = Evidence()  # of the watch
 
     def run(self) -> int:
         """Carries it out. Raises DeployRefused if nothing was changed, and StepFailed if the look before it failed."""
         note = self.recorder.check_promotion()
         self.output.begin(PROMOTION_CHECK)
         self.output.end("succeeded", note)
+        if note := self.check_budget():
+            self.output.begin(ERROR_BUDGET)
+            self.output.end("succeeded", note)
         self.step(LOCK, self.acquire_lock, recorded=False)
         try:
             self.target.validate()  # again: whoever had the lock may have changed it
@@ -87,6 +101,10 @@ class Run(ABC):
         finally:
             self.traffic.stop()
             self.target.lock.release()
+
+    def check_budget(self) -> str:
+        """Returns a note about the error budget; empty if it does not matter. Raises DeployRefused."""
+        return ""
 
     def preflight(self) -> None:
         """Raises DeployRefused if the environment is in no state for such a run; by default, any will do."""
@@ -158,6 +176,8 @@ class Run(ABC):
             f"Dry run: {options.purpose}, {options.strategy}. Live: {self.target.live_version() or 'none'}."
         )
         self.planned(PROMOTION_CHECK, self.recorder.check_promotion())
+        if note := self.check_budget():
+            self.planned(ERROR_BUDGET, note)
         self.target.lock.check_free()
         self.planned(LOCK, "free")
         self.planned("ledger", self.recorder.preview(bool(options.commit)))
@@ -210,7 +230,8 @@ class Run(ABC):
         """Shows how the step ended, and tells the ledger if it is `recorded`."""
         self.output.end(outcome, note)
         if recorded:
-            self.recorder.step(name, outcome, note)
+            asked = self.evidence.record() if name == steps.WATCH else ""
+            self.recorder.step(name, outcome, f"{note} {asked}")
 
     def acquire_lock(self) -> str:
         """Acquires the environment's lock, within the seconds of --wait. Returns a note. Raises LockHeld."""
@@ -257,7 +278,7 @@ class Run(ABC):
         """Gives the release the traffic, and waits until it alone answers. Returns a note; empty if there is nothing to
         switch. Raises StepFailed.
         """
-        self.comparison = watch.Comparison(self.target, self.baseline)
+        self.comparison = watch.Comparison(self.target, self.baseline, self.options.limits)
         self.switched = True  # or about to be: a switch that fails half-way is rolled back, too
         note = self.target.switch(self.options.timeout, self.look)
         if not self.traffic.threads:
@@ -300,7 +321,9 @@ class Run(ABC):
         """Shows the text. Raises StepFailed once visitors notice a release that gets the traffic bit by bit."""
         self.output.tell(text)
         failed, tried, median = self.traffic.lately(watch.WINDOW)
-        against = watch.failures(failed, tried) or self.comparison.slow(watch.Counters(), tried, median, [])
+        against = watch.failures(failed, tried, self.options.limits) or self.comparison.slow(
+            watch.Counters(), tried, median, []
+        )
         if against:
             raise StepFailed(f"{against}.", self.target.logs())
 
@@ -308,18 +331,25 @@ class Run(ABC):
         """Shows why the release cannot be seen for the moment. Raises StepFailed if visitors notice it meanwhile."""
         self.output.tell(text)
         failed, tried, _ = self.traffic.lately(watch.WINDOW)
-        if self.at in (steps.SWITCH, steps.WATCH) and (against := watch.failures(failed, tried)):
+        if self.at in (steps.SWITCH, steps.WATCH) and (against := watch.failures(failed, tried, self.options.limits)):
             raise StepFailed(f"{against}.", self.target.logs())
 
     def watch(self) -> str:
         """Watches the release for the seconds of --watch. Returns a note. Raises StepFailed and LockLost, and Unseen if
         nothing is wrong with it but too few answers from outside came from it.
         """
-        began = time.monotonic()
+        began, options = time.monotonic(), self.options
+        version, url = options.version, self.traffic.parts.geturl()
+        self.evidence = Evidence(options.prometheus, self.recorder.request.environment, version, options.limits)
         note = watch.watch(
-            self.target, self.options.watch, self.baseline, self.traffic, self.target.lock.held, self.output.tell
+            self.target,
+            options.watch,
+            self.baseline,
+            self.traffic,
+            self.target.lock.held,
+            self.output.tell,
+            self.evidence,
         )
-        version, url = self.options.version, self.traffic.parts.geturl()
         if not url:
             return f"{note}; not seen from outside, as the environment has no url"
         answers = self.traffic.sources() - self.earlier
@@ -414,6 +444,18 @@ class Deploy(Run):
 
     kind = "deploy"
 
+    def check_budget(self) -> str:
+        """Checks that the environment has error budget left, if a spent one holds deployments. A hotfix passes, and so
+        does a run that resumes: half a deployment is worse than a bad one. Raises DeployRefused.
+        """
+        if not self.options.hold:
+            return ""
+        passes = "allowed as a hotfix" if self.recorder.request.hotfix else ""
+        if not passes and self.recorder.resumes():
+            passes = "the deployment has begun, so it is resumed"
+        environment = self.recorder.request.environment
+        return check_budget(self.options.prometheus, environment, pass_because=passes)
+
     def preflight(self) -> None:
         """Raises DeployRefused if the environment is in no state for a release. rollback.sh looks for itself."""
         self.target.preflight()
@@ -446,7 +488,7 @@ class Deploy(Run):
         """Shows the text. Raises StepFailed once visitors notice the migrations."""
         self.output.tell(text)
         failed, tried, _ = self.traffic.lately(watch.WINDOW)
-        if against := watch.failures(failed, tried):
+        if against := watch.failures(failed, tried, self.options.limits):
             raise StepFailed(f"{against} during the migrations, so these were stopped.")
 
 

@@ -1,7 +1,7 @@
 """Whether a release bears the traffic: its containers, its own metrics, and what the probe traffic sees.
 
-Errors and latency come from /metrics of every instance, over a sliding window: what one would ask a Prometheus for,
-without needing one. Histograms: https://prometheus.io/docs/practices/histograms/
+Errors and latency come from /metrics of every instance, over a sliding window; and from a Prometheus as well, if the
+environment has one (deploy/objectives.py). Histograms: https://prometheus.io/docs/practices/histograms/
 """
 
 import math
@@ -13,15 +13,19 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.errors import LockLost, NoAnswer, StepFailed
+from deploy.objectives import Evidence
 from deploy.probe_traffic import READ, Source, Traffic
 from deploy.targets.base import Progress, Target
 from deploy.targets.probe import PAGES, SHORT, SLOWER, Answer, excuse, late, problem, starved, suffers
 from health.checks import SERVING
+from ledger.environments import WatchConfig
 
 INTERVAL = 1.0  # seconds between two looks
 WINDOW = 10.0  # seconds that a verdict is about
-ERROR_SHARE, FEWEST_ERRORS = 0.05, 5  # of the responses; both must be reached, as one error does not make a bad release
-SLOW = 1.0  # limit of the p95 latency in seconds; or SLOWER times that of another release
+FEWEST_ERRORS = 5  # that count beside their share, as one error does not make a bad release
+LIMITS = (
+    WatchConfig()
+)  # unless environments.toml has others. The p95 latency may be SLOWER times that of another release
 ENOUGH = 20  # responses in the window, for a percentile to mean anything
 STRIKES = 2  # looks in a row in which a page of the smoke test must fail
 EXCUSED = 60.0  # seconds for which a release is excused at most by what it may have done itself, or past the end
@@ -78,22 +82,22 @@ class Counters:
         return lower
 
 
-def errors(recent: Counters, failed: int = 0, tried: int = 0) -> str:
+def errors(recent: Counters, failed: int = 0, tried: int = 0, limits: WatchConfig = LIMITS) -> str:
     """What is wrong with the release, by its errors, as a clause; empty if nothing is.
 
     `recent` is what it counted in the window. `failed` of `tried` probe requests in the window failed: what a visitor
     sees, including what the app does not know of.
     """
-    if recent.errors >= FEWEST_ERRORS and recent.errors >= ERROR_SHARE * recent.requests:
+    if recent.errors >= FEWEST_ERRORS and recent.errors >= limits.max_error_rate * recent.requests:
         return f"{recent.errors:.0f} of {recent.requests:.0f} responses in the last {WINDOW:.0f} s were 5xx errors"
-    return failures(failed, tried)
+    return failures(failed, tried, limits)
 
 
-def failures(failed: int, tried: int) -> str:
+def failures(failed: int, tried: int, limits: WatchConfig = LIMITS) -> str:
     """What is wrong with what visitors see, as a clause, if `failed` of `tried` probe requests in the window failed;
     empty if that is nothing to speak of.
     """
-    if failed >= FEWEST_ERRORS and failed >= ERROR_SHARE * tried:
+    if failed >= FEWEST_ERRORS and failed >= limits.max_error_rate * tried:
         return f"{failed} of {tried} probe requests in the last {WINDOW:.0f} s failed"
     return ""
 
@@ -140,9 +144,9 @@ class Comparison:
     EXCUSED seconds.
     """
 
-    def __init__(self, target: Target, baseline: float) -> None:
+    def __init__(self, target: Target, baseline: float, limits: WatchConfig = LIMITS) -> None:
         self.target = target
-        self.limit = max(SLOW, 0.0 if math.isnan(baseline) else SLOWER * baseline)
+        self.limit = max(limits.max_p95_seconds, 0.0 if math.isnan(baseline) else SLOWER * baseline)
         self.slow_since = self.short_since = math.inf  # by the monotonic clock
         self.why = ""  # the last excuse
 
@@ -165,12 +169,17 @@ class Comparison:
         self.why = excuse(answer, other)
         return bool(self.why) and (other is not None or self.still_short(True))
 
-    def slow(self, recent: Counters, tried: int, median: float, answers: Sequence[Answer]) -> str:
+    def slow(
+        self, recent: Counters, tried: int, median: float, answers: Sequence[Answer], evidence: Evidence | None = None
+    ) -> str:
         """Why the release is too slow, as a clause, once it has been so for longer than the window without an excuse;
-        empty before, or if it is not. `answers` are its own in this look. Raises NoAnswer.
+        empty before, or if it is not. `answers` are its own in this look, and `evidence` is what Prometheus has of its
+        latency. Raises NoAnswer.
         """
         now = time.monotonic()
         told, seconds = slowness(recent, self.limit, tried, median)
+        if not told and evidence:
+            told, seconds = evidence.slowness(self.limit, ENOUGH)
         self.why = ""
         if told:
             other = self.other(READ)
@@ -247,19 +256,28 @@ def look(target: Target) -> Look:
 
 
 def watch(
-    target: Target, seconds: float, baseline: float, traffic: Traffic, held: Callable[[], bool], tell: Progress
+    target: Target,
+    seconds: float,
+    baseline: float,
+    traffic: Traffic,
+    held: Callable[[], bool],
+    tell: Progress,
+    evidence: Evidence | None = None,
 ) -> str:
     """Watches the release for `seconds` and returns a note, or raises StepFailed once something is wrong with it.
 
     A look that finds a page failing is followed by another one, past the end if need be: one bad response proves
     nothing, and is not overlooked either. What another release suffers from as well does not count against it; if that
     goes on for EXCUSED seconds past the end, an error ends the watch, and slowness is noted. `baseline` is as in
-    Comparison, and `held` tells whether the lock still is this run's. Raises LockLost if it is not.
+    Comparison, and `held` tells whether the lock still is this run's. Raises LockLost if it is not. `evidence` has the
+    limits, and perhaps a Prometheus, which counts in addition.
     """
+    evidence = evidence or Evidence()
+    limits = evidence.limits
     began = time.monotonic()
     looks: deque[tuple[float, Counters]] = deque()
     strikes, slowest, well = 0, 0.0, began
-    compared = Comparison(target, baseline)
+    compared = Comparison(target, baseline, limits)
     while True:
         now = time.monotonic()
         if reason := target.failure_reason():
@@ -272,33 +290,37 @@ def watch(
         if strikes >= STRIKES and (not seen.only_late or now - well >= LATE):
             raise StepFailed(f"{seen.wrong}, {strikes} times in a row.", target.logs())
         failed, tried, median = traffic.lately(min(WINDOW, now - began))
+        evidence.look()
         if seen.wrong:
-            against = failures(failed, tried)
+            against = failures(failed, tried, limits)
         else:
             looks.append((now, seen.counters))
             while len(looks) > 2 and looks[1][0] <= now - WINDOW:
                 looks.popleft()
             recent = seen.counters.since(looks[0][1])
-            against = errors(recent, failed, tried) or compared.slow(recent, tried, median, seen.answers)
+            against = errors(recent, failed, tried, limits) or evidence.against(FEWEST_ERRORS)
+            against = against or compared.slow(recent, tried, median, seen.answers, evidence)
             p95 = recent.quantile(0.95)
             slowest = slowest if math.isnan(p95) else max(slowest, p95)
         if against:
             raise StepFailed(f"{against}.", target.logs())
         left = began + seconds - time.monotonic()
-        if left <= 0 and not seen.wrong and not compared.undecided():
-            return noted(seen.counters.since(looks[0][1]), slowest, compared.why)
+        if left <= 0 and not seen.wrong and not compared.undecided() and not evidence.undecided():
+            return noted(seen.counters.since(looks[0][1]), slowest, compared.why, evidence.summary())
         if left <= -EXCUSED and excused:
             if not seen.only_late:
                 raise StepFailed(f"{seen.wrong}; {compared.why}.", target.logs())
-            return noted(Counters(), slowest, f"{seen.wrong}; {compared.why}")
+            return noted(Counters(), slowest, f"{seen.wrong}; {compared.why}", evidence.summary())
         if not held():
             raise LockLost("Somebody broke the lock, so this run stopped. The release is live and no longer watched.")
         tell("; ".join(filter(None, (f"{max(0.0, left):.0f} s left", seen.wrong, compared.why))))
         time.sleep(min(INTERVAL, left) if left > 0 else INTERVAL)
 
 
-def noted(recent: Counters, slowest: float, why: str) -> str:
-    """The note about a watch that has found nothing, with what it excused at the end."""
+def noted(recent: Counters, slowest: float, why: str, more: str = "") -> str:
+    """The note about a watch that has found nothing, with what it excused at the end, and `more` evidence."""
     latency = f", p95 latency never above {1000 * slowest:.0f} ms" if slowest else ""
     count = f"{recent.requests:.0f} responses" if recent.requests else "no responses"
-    return f"{count} in the last {WINDOW:.0f} s{latency if recent.requests else ''}{f'; {why}' if why else ''}"
+    return f"{count} in the last {WINDOW:.0f} s{latency if recent.requests else ''}" + "".join(
+        f"; {each}" for each in (why, more) if each
+    )

@@ -188,6 +188,9 @@ exit codes:
             commit=commit,
             built_at=built_at,
             image=config.tagged(version),
+            limits=config.watch,
+            prometheus=config.prometheus,
+            hold=config.error_budget == "hold",
             **more,
         )
         recorder = Recorder(ledger_of(target, config), request, UNRECORDED, self.output.note)
