@@ -171,11 +171,9 @@ class Compose:
         return (commit, created) if re.fullmatch(r"[0-9a-f]{7,64}", commit) else ("", created)
 
     def version_of(self, colour: str) -> str:
-        """The tag of its image if it is of our repository, else what the image says of itself."""
-        config = self.container(colour).get("Config", {})
-        repository, _, tag = str(config.get("Image", "")).rpartition(":")
-        told = dict(line.partition("=")[::2] for line in config.get("Env", []))
-        return tag if repository == self.config.image and tag != "latest" else told.get("APP_VERSION", "")
+        """What the image of its container says of itself; empty if there is none. Its tag may be any name."""
+        told: list[str] = self.container(colour).get("Config", {}).get("Env", [])
+        return dict(line.partition("=")[::2] for line in told).get("APP_VERSION", "")
 
     def verified(self) -> list[str]:
         """The versions verified good here, the most recently verified last."""

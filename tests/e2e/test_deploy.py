@@ -84,8 +84,9 @@ class Deploying(Stack):
 @pytest.fixture(scope="module")
 def own(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploying]:
     folder = clone(tmp_path_factory.mktemp("deploy"))
-    docker("tag", image, f"{LABEL}:1.0.0")
-    stack = Deploying(folder, "deploy", f"{LABEL}:1.0.0")
+    for tag in ("1.0.0", "first"):  # as ./run up does with an IMAGE whose tag is not its version
+        docker("tag", image, f"{LABEL}:{tag}")
+    stack = Deploying(folder, "deploy", f"{LABEL}:first")
     stack.use(LABEL)
     with closing(stack):
         yield stack
