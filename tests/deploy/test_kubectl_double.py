@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import gotemplate, kubectl_reads
+from tests.support import gotemplate, kubectl_program
 from tests.support.cluster import APP, Cluster
 from tests.support.kubectl import EVENTS, Kubectl
 from tests.support.servers import PATIENCE, ROOT
@@ -51,6 +51,10 @@ RIGHTS = {
 }
 NOTES = json.dumps({"metadata": {"annotations": {"gone": None, "note": "a"}}})
 IMAGE = json.dumps({"spec": {"template": {"spec": {"containers": [{"name": APP, "image": f"{REPO}:4"}]}}}})
+CAUSE = json.dumps({"metadata": {"annotations": {"kubernetes.io/change-cause": "rollback"}}} | json.loads(REPLACED))
+PACE = json.dumps({"metadata": {"annotations": {"pace": "5 1 0"}}, "spec": {"minReadySeconds": 0}})
+GRANTED = '{{range .status.resourceRules}}{{range .verbs}}{{.}}{{end}} {{range .apiGroups}}{{or . "core"}}{{end}}{{end}}'
+KIND_AND_NAME = "{{range .items}}{{.kind}} {{.metadata.name}} {{end}}"
 READ = "--output json --ignore-not-found --request-timeout=10s"
 CREATE, REPLACE = "create --validate=false --filename -", "replace --validate=false --filename -"
 WARNINGS = "get events --field-selector involvedObject.name={pod},type=Warning --output"
@@ -88,11 +92,32 @@ SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     (f"set image cronjobs --selector app={APP}-tasks {APP}={REPO}:3", "", None),
     ("logs {pod} --container " + APP + " --tail 20 --previous", "", None),
     ("logs {pod} --container " + APP + " --tail 20 --previous=false", "", None),
+    (f"logs {{pod}} -c {APP} --previous=true --tail=400", "", None),
+    (f"logs {{pod}} -c {APP} --previous=false --tail=400", "", None),
     (WARNINGS, EVENTS, None),
     (f"scale deployment/{APP} --replicas=0", "", None),
     (f"patch deployment {APP} --type strategic --patch", IMAGE, None),
     (f"patch deployment {APP} --type strategic --patch", REPLACED, None),
     (f"get deployment {APP} {READ}", "", None),
+    # As scripts/rollback.sh says it
+    ("create --validate=false -f - -o", f"go-template={GRANTED}", RIGHTS),
+    ("get deployments,services,horizontalpodautoscalers -o", f"go-template={KIND_AND_NAME}", None),
+    ("get replicaset {set} -o", "jsonpath={.spec.template}", None),
+    (f"get service {APP}-preview --ignore-not-found -o name", "", None),
+    (f"get service {APP} --ignore-not-found -o name", "", None),
+    (f"get {LEASE} --ignore-not-found -o", "go-template={{.spec.holderIdentity}}", None),
+    ("create --validate=false -f -", "", lease("ann")),
+    (f"patch {LEASE} --type=json -p", FREE, None),
+    (f"patch deployment {APP} --type=strategic -p", CAUSE, None),
+    (f"patch deployment {APP} --type=merge -p", PACE, None),
+    (f"patch deployment {APP} --dry-run=server --type=merge -p", json.dumps({"spec": {"replicas": 9}}), None),
+    (f"get deployment {APP} -o", "go-template={{.spec.replicas}}", None),
+    ("annotate replicaset {set} --overwrite note- other=b", "", None),
+    (f"annotate replicaset {APP}-none --overwrite note=b", "", None),
+    (f"annotate deployment {APP} note-", "", None),
+    (f"annotate pods -l app={APP} --overwrite note=c", "", None),
+    (f"set image cronjobs -l app={APP}-tasks {APP}={REPO}:5", "", None),
+    (f"get cronjob {APP}-tidy -o json", "", None),
     (f"delete {MIGRATE} --cascade=foreground --wait=true --ignore-not-found", "", None),
     (f"delete {MIGRATE} --ignore-not-found --wait=false", "", None),
     (f"delete {LEASE} --ignore-not-found", "", None),
@@ -105,11 +130,15 @@ def answers(quick: bool) -> list[tuple[str, int, str, str]]:
         cluster.service()
         cluster.becomes |= {f"{REPO}:2": "crash", f"migrate {REPO}:3": "hang"}
         cluster.deploy(APP, f"{REPO}:2", replicas=1)
-        (pod,) = cluster.all("pods")
+        task = cluster.add("cronjobs", f"{APP}-tidy")
+        task["metadata"]["labels"] = {"app": f"{APP}-tasks"}
+        task["spec"] = {"jobTemplate": {"spec": {"template": {"spec": {"containers": [{"name": APP, "image": "a:1"}]}}}}}
+        (pod,), (current,) = cluster.all("pods"), cluster.all("replicasets")
+        names = {"pod": pod["metadata"]["name"], "set": current["metadata"]["name"]}
         run: Callable[..., Any] = Kubectl(cluster, lambda *_: (0, "")) if quick else subprocess.run
         found = []
         for said, last, given in SAID:
-            words = ["kubectl", "--namespace", NAMESPACE, *said.format(pod=pod["metadata"]["name"]).split()]
+            words = ["kubectl", "--namespace", NAMESPACE, *said.format(**names).split()]
             done = run(
                 words + [last] * bool(last),
                 input=json.dumps(given) if given else "",
@@ -136,20 +165,20 @@ def test_the_quick_kubectl_answers_as_the_real_one() -> None:
 @NO_KUBECTL
 def test_what_rollback_reads_is_what_the_real_kubectl_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a rollback that fails, in one that succeeds, in one between colours, and in a list."""
-    kubectl, quickly, compared = shutil.which("kubectl"), kubectl_reads.answer, []
-    kubectl_reads.install(tmp_path)
+    kubectl, quickly, compared = shutil.which("kubectl"), kubectl_program.answer, []
+    kubectl_program.install(tmp_path)
 
-    def both(cluster: Cluster, said: list[str]) -> str | None:
-        before = quickly(cluster, list(said))
-        if before is None:
-            return None
+    def both(cluster: Cluster, said: list[str], given: str) -> str | None:
+        before = quickly(cluster, said, given)
+        if before is None or not {"get", "config"} & set(said):
+            return before
         env = os.environ | {"KUBECONFIG": cluster.kubeconfig}
         real = subprocess.run([str(kubectl), *said], env=env, capture_output=True, text=True)
         # Between the two questions the cluster may have moved on.
-        compared.append((said, real.stdout, real.stderr, {before, quickly(cluster, list(said))}))
+        compared.append((said, real.stdout, real.stderr, {before, quickly(cluster, said, given)}))
         return before
 
-    monkeypatch.setattr(kubectl_reads, "answer", both)
+    monkeypatch.setattr(kubectl_program, "answer", both)
     path = f"{tmp_path}:{os.environ['PATH']}"
     for colour in ("", "blue"):
         with Cluster() as cluster:
@@ -177,6 +206,11 @@ def test_what_rollback_reads_is_what_the_real_kubectl_prints(tmp_path: Path, mon
         ('{{- $x := .map.key -}}  {{with .map}}{{$x}}{{.key}}{{$.one}}{{end}} {{- " end" }}', "vv1 end"),
         ('{{if and (eq .map.key "v") (not .none)}}yes{{else}}no{{end}} {{(index .list 1)}}', "yes b"),
         ('{{.none}} {{print (index .map "none")}} {{or .none .one}} {{.none.of.it}}', "<no value> <nil> 1 <no value>"),
+        (
+            '{{define "a"}}{{.key}}{{end}}{{template "a" .map}}{{range $k, $v := .map}} {{$k}}={{$v}}{{end}}'
+            "{{if .none}}a{{else if .one}} b{{else}}c{{end}}",
+            "v key=v b",
+        ),
         ('{{printf "%q" .text}}{{"\\x1f"}}', '"\\"\\n\\x00\\u00a0é"\x1f'),
     ],
 )
@@ -185,7 +219,7 @@ def test_a_go_template_is_rendered_as_documented(template: str, shown: str) -> N
     assert gotemplate.render(template, data) == shown
 
 
-@pytest.mark.parametrize("template", ["{{template}}", "{{len .list}}", "{{.list}}", "{{if .a}}", "{{eq .none .one}}"])
+@pytest.mark.parametrize("template", ["{{template}}", "{{block}}", "{{len .list}}", "{{.list}}", "{{if .a}}", "{{eq .none .one}}"])
 def test_a_go_template_that_is_not_known_is_not_guessed(template: str) -> None:
     with pytest.raises(gotemplate.Unsupported):
         gotemplate.render(template, {"list": ["a"], "one": 1, "a": True})

@@ -1,5 +1,5 @@
-"""manage.py deploy and rollback on a cluster: the real commands, kubectl and rollback.sh, with as much of a cluster as
-they meet (tests/support/cluster.py) and pods that answer as the app does.
+"""manage.py deploy and rollback on a cluster: the real commands and rollback.sh, with as much of a cluster as they meet
+(tests/support/cluster.py) and pods that answer as the app does. Some have the real kubectl, and with --full all.
 """
 
 import copy
@@ -34,6 +34,7 @@ from deploy.targets.kubernetes.rolling import RollingUpdate
 from deploy.targets.probe import PROGRAM
 from ledger import rules
 from ledger.models import Deployment
+from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
@@ -115,11 +116,15 @@ class Apps:
 
 
 @pytest.fixture
-def real_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deployer calls the real kubectl. What it would run in a pod runs here, and asks the pods' server: this
-    cluster does not speak the protocol of kubectl exec.
+def real_kubectl() -> None:
+    """The real kubectl, also without --full."""
+
+
+def install_real_kubectl(folder: Path) -> None:
+    """Puts a kubectl into a folder that is to come first in PATH. What the real one would run in a pod runs here, and
+    asks the pods' server: this cluster does not speak the protocol of kubectl exec.
     """
-    wrapper = tmp_path / "kubectl"
+    wrapper = folder / "kubectl"
     wrapper.write_text(f"""#!/bin/sh
 case " $* " in *" exec "*) ;; *) exec {shutil.which("kubectl")} "$@" ;; esac
 while [ "$1" != exec ]; do shift; done
@@ -131,12 +136,11 @@ shift
 exec {sys.executable} -IS - "$PODS_PORT" "$pod" "$@"
 """)
     wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
 @pytest.fixture
 def apps(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, full: bool
 ) -> Iterator[Callable[[Cluster], Apps]]:
     """Puts pods into a cluster, and the two into the place of staging and production."""
     servers = []
@@ -172,10 +176,13 @@ def apps(
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         servers.append(server)
-        if "real_kubectl" in request.fixturenames:
+        if full or "real_kubectl" in request.fixturenames:
+            install_real_kubectl(tmp_path)
             monkeypatch.setenv("PODS_PORT", str(server.server_port))
         else:
             monkeypatch.setattr(subprocess, "run", Kubectl(cluster, found.answer))
+            kubectl_program.install(tmp_path)  # for rollback.sh
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
         file = tmp_path / "environments.toml"
         section = f'url = "http://127.0.0.1:{server.server_port}"\ntarget = "kubernetes"\nnamespace = "{NAMESPACE}"\n'
@@ -511,7 +518,6 @@ def test_where_nobody_serves_a_release_is_not_tried_first(rolling: Apps) -> None
     assert not any(TRIAL in body for _, _, body in rolling.cluster.writes)
 
 
-@pytest.mark.usefixtures("real_kubectl")
 def test_migrations_that_fail_leave_everything_as_it_was(rolling: Apps) -> None:
     rolling.cluster.becomes[f"migrate {REPO}:3"] = "fail"
     code, events, said = deploy("3")
@@ -859,7 +865,6 @@ def test_a_cluster_that_is_away_is_said(rolling: Apps) -> None:
     assert code == 4 and "The cluster is unreachable" in said
 
 
-@pytest.mark.usefixtures("real_kubectl")
 def test_a_release_whose_rollout_the_cluster_refuses_is_rolled_back(rolling: Apps) -> None:
     def denied() -> None:
         raise Refusal(403, "Forbidden", "admission webhook denied the request")

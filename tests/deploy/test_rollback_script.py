@@ -1,4 +1,7 @@
-"""scripts/rollback.sh, run by the real bash and kubectl against the double of a cluster in tests/support/cluster.py."""
+"""scripts/rollback.sh, run by the real bash against the double of a cluster in tests/support/cluster.py.
+
+Two rollbacks have the real kubectl, and with --full all; tests/deploy/test_kubectl_double.py compares the two.
+"""
 
 import copy
 import itertools
@@ -21,7 +24,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from ledger.models import Deployment
 from settings.text import clean
-from tests.support import kubectl_reads
+from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster, Refusal
 from tests.support.ledgers import deployed, release, token
 from tests.support.servers import PATIENCE, ROOT, eventually
@@ -39,17 +42,27 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def quick_programs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+def quick_programs(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    full: bool,
+) -> None:
     """The script pauses for a second before it looks again, while the pods here need a fraction of that. And what it
-    reads comes without a process of kubectl's for each question.
+    says to kubectl starts no process of kubectl's, unless the test is marked so.
     """
     folder = tmp_path_factory.mktemp("programs")
-    if not full:
-        kubectl_reads.install(folder)
+    if not full and "real_kubectl" not in request.fixturenames:
+        kubectl_program.install(folder)
     program = folder / "sleep"
     program.write_text(f"#!/bin/sh\nexec {shutil.which('sleep')} 0.25\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.fixture
+def real_kubectl() -> None:
+    """The script finds the real kubectl, also without --full."""
 
 
 @pytest.fixture
@@ -133,6 +146,7 @@ def scheduled(cluster: Cluster, image: str, **more: Any) -> list[dict[str, Any]]
     return containers
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> None:
     (task,) = scheduled(cluster, f"{REPO}:3")
     before = copy.deepcopy(speed(cluster))
@@ -639,6 +653,7 @@ def test_a_terminal_is_asked_with_the_last_good_version_preselected(cluster: Clu
     assert cluster.image() == f"{REPO}:2" and b"\x1b[32mRollback completed successfully" in shown
 
 
+@pytest.mark.usefixtures("real_kubectl")
 def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
     started = len(colours.writes)
     preview = colours.add("services", f"{APP}-preview")
@@ -786,8 +801,9 @@ def annotate(cluster: Cluster, text: str) -> None:
     cluster.objects["deployments", APP]["metadata"]["annotations"]["kubernetes.io/change-cause"] = text
 
 
-@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("mark", ["".join(MARKS), *(pytest.param(mark, marks=pytest.mark.full) for mark in MARKS)])
 def test_no_text_shifts_what_is_read_back(cluster: Cluster, mark: str) -> None:
+    """Any of them would shift it alone; with --full each is tried by itself."""
     text = f"500s{mark}{mark}2 is fine{mark}"
     annotate(cluster, text)
     done = rollback(cluster, "--list")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.support import kubectl_reads
+from tests.support import kubectl_program
 
 APP = "backstagetest1"
 REVISION = "deployment.kubernetes.io/revision"
@@ -555,11 +555,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def do_KUBECTL(self) -> None:
-        """A question of scripts/rollback.sh: a number of words and the words, each ended by a NUL."""
+        """What scripts/rollback.sh says: a number of words, the words and what is given, each ended by a NUL."""
         count, said = int(self.word()), []
         for _ in range(count):
             said.append(self.word())
-        found = None if self.cluster.down() else kubectl_reads.answer(self.cluster, said)
+        given = self.word()
+        found = None if self.cluster.down() else kubectl_program.answer(self.cluster, said, given)
         self.wfile.write(b"unknown\n" if found is None else b"known\n" + found.encode())
 
     def word(self) -> str:

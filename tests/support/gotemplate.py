@@ -25,7 +25,7 @@ def render(template: str, data: Any) -> str:
     tree = parse(pieces)
     if pieces:
         raise Unsupported(pieces)
-    return "".join(run(tree, data, {"$": data}))
+    return "".join(run(tree, data, {"$": data}, {}))
 
 
 def split(template: str) -> Iterator[tuple[str, str]]:
@@ -43,64 +43,90 @@ def split(template: str) -> Iterator[tuple[str, str]]:
 def parse(pieces: list[tuple[str, str]]) -> list[Any]:
     """Takes the nodes up to an else, an end or the end of the template."""
     nodes: list[Any] = []
-    while pieces and pieces[0] not in (("action", "end"), ("action", "else")):
+    while pieces and not (pieces[0][0] == "action" and re.match(r"(end|else)\b", pieces[0][1])):
         kind, text = pieces.pop(0)
         word, _, rest = text.partition(" ")
         if kind == "text":
             nodes.append(text)
-        elif word in ("if", "with", "range"):
-            body, otherwise = parse(pieces), []
-            if pieces[:1] == [("action", "else")]:
-                pieces.pop(0)
-                otherwise = parse(pieces)
-            if pieces[:1] != [("action", "end")]:
-                raise Unsupported(text)
-            pieces.pop(0)
-            nodes.append((word, rest, body, otherwise))
-        elif word in ("else", "define", "template", "block", "break", "continue"):
+        elif word in ("if", "with", "range", "define"):
+            nodes.append(branches(word, rest, pieces))
+        elif word == "template":
+            nodes.append((word, rest, [], []))
+        elif word in ("block", "break", "continue"):
             raise Unsupported(text)
         else:
             nodes.append(("print", text, [], []))
     return nodes
 
 
-def run(nodes: list[Any], dot: Any, variables: Variables) -> Iterator[str]:
-    """Prints the nodes. A variable that one declares is there for those that follow it."""
+def branches(word: str, text: str, pieces: list[tuple[str, str]]) -> Node:
+    """Takes the body of an action, what stands for it otherwise, and the end."""
+    body, otherwise = parse(pieces), []
+    _, ended = pieces.pop(0) if pieces else ("", "")
+    if ended == "else":
+        otherwise = parse(pieces)
+        _, ended = pieces.pop(0) if pieces else ("", "")
+    elif ended.startswith("else if "):
+        return word, text, body, [branches("if", ended.removeprefix("else if "), pieces)]
+    if ended != "end":
+        raise Unsupported(text)
+    return word, text, body, otherwise
+
+
+def run(nodes: list[Any], dot: Any, variables: Variables, defined: dict[str, list[Any]]) -> Iterator[str]:
+    """Prints the nodes. A variable that one declares, and a template, is there for those that follow it."""
     for node in nodes:
         if isinstance(node, str):
             yield node
             continue
         word, text, body, otherwise = node
-        name, value = pipeline(text, dot, variables)
+        if word in ("define", "template"):
+            name, _, text = text.partition(" ")
+            if word == "define":
+                defined[name] = body
+            elif name in defined:
+                (_, value) = pipeline(text, dot, variables)
+                yield from run(defined[name], value, {"$": value}, defined)
+            else:
+                raise Unsupported(name)
+            continue
+        names, value = pipeline(text, dot, variables)
         if word == "print":
-            if name:
-                variables[name] = value
+            if names:
+                variables[names[0]] = value
             else:
                 yield shown(value)
             continue
-        inner = variables | ({name: value} if name else {})
-        if word == "range" and value and not name:
-            if not isinstance(value, list):
-                raise Unsupported(text)
-            for each in value:
-                yield from run(body, each, dict(inner))
-        elif word == "range" and name:
-            raise Unsupported(text)
+        inner = variables | dict.fromkeys(names, value)
+        if word == "range" and value:
+            for key, each in pairs(value, names):
+                yield from run(body, each, variables | dict(zip(names, (key, each), strict=False)), defined)
         elif value:
-            yield from run(body, value if word == "with" else dot, inner)
+            yield from run(body, value if word == "with" else dot, inner, defined)
         else:
-            yield from run(otherwise, dot, inner)
+            yield from run(otherwise, dot, inner, defined)
 
 
-def pipeline(text: str, dot: Any, variables: Variables) -> tuple[str, Any]:
-    """The variable that it declares, or "", and its value."""
+def pairs(value: Any, names: list[str]) -> list[tuple[Any, Any]]:
+    """What a range goes through: of a map, sorted by key, only with a variable for each of the two."""
+    if isinstance(value, dict) and len(names) == 2:
+        return sorted(value.items())
+    if isinstance(value, list) and not names:
+        return list(enumerate(value))
+    raise Unsupported(value)
+
+
+def pipeline(text: str, dot: Any, variables: Variables) -> tuple[list[str], Any]:
+    """The variables that it declares and its value."""
     tokens = [found[1] for found in TOKEN.finditer(text)]
-    name = tokens[0] if tokens[1:2] == [":="] else ""
-    tokens = tokens[2:] if name else tokens
+    names: list[str] = []
+    if ":=" in tokens[:4]:
+        names = [each for each in tokens[: tokens.index(":=")] if each != ","]
+        tokens = tokens[tokens.index(":=") + 1 :]
     value = call(tokens, dot, variables)
-    if tokens:
+    if tokens or len(names) > 2:
         raise Unsupported(text)
-    return name, value
+    return names, value
 
 
 def call(tokens: list[str], dot: Any, variables: Variables) -> Any:

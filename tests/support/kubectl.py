@@ -2,18 +2,21 @@
 
 kubectl takes 50 ms of a processor to start, and a deployment calls it fifty times.
 
-It knows the words that manage.py deploy and rollback say to kubectl, and no others; a test compares its answers with
-those of the real one. scripts/rollback.sh always has the real one.
+It knows the words that manage.py deploy and scripts/rollback.sh say to kubectl, and no others; a test compares its
+answers with those of the real one.
 """
 
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
+from tests.support import gotemplate
 from tests.support.cluster import APP, AUTHORIZATION, KINDS, RULES, Cluster, Refusal, owner
 
 FLAGS = {"--ignore-not-found", "--overwrite", "--stdin"}  # options without a value
+SHORT = {"-c": "--container", "-f": "--filename", "-l": "--selector", "-o": "--output", "-p": "--patch"}
 NO_MATTER = {
     "--context",
     "--validate",
@@ -32,6 +35,14 @@ UNREACHABLE = "The connection to the server 127.0.0.1:1 was refused - did you sp
 EVENTS = "jsonpath={range .items[*]}{.reason}: {.message}{'\\n'}{end}"
 
 
+Ask = Callable[[str, str], tuple[int, str]]
+
+
+def nobody(pod: str, path: str) -> tuple[int, str]:
+    """No pod answers."""
+    raise Refusal(404, "NotFound", f'pods "{pod}" not found')
+
+
 class Kubectl:
     """Takes the place of subprocess.run: answers what is said to kubectl, and runs every other program.
 
@@ -39,14 +50,14 @@ class Kubectl:
     status and the body that the pod answers with.
     """
 
-    def __init__(self, cluster: Cluster, ask: Callable[[str, str], tuple[int, str]]) -> None:
+    def __init__(self, cluster: Cluster, ask: Ask) -> None:
         self.cluster, self.ask, self.run = cluster, ask, subprocess.run
 
     def __call__(self, words: Sequence[str], *rest: Any, **options: Any) -> "subprocess.CompletedProcess[str]":
         if words[0] != "kubectl":
             done: subprocess.CompletedProcess[str] = self.run(words, *rest, **options)
             return done
-        call = Call(self, words[1:], options.get("input", ""))
+        call = Call(self.cluster, words[1:], options.get("input", ""), self.ask)
         try:
             if self.cluster.down():
                 raise Refusal(0, "", UNREACHABLE)
@@ -58,14 +69,15 @@ class Kubectl:
 class Call:
     """One call: its words, taken apart."""
 
-    def __init__(self, kubectl: Kubectl, words: Sequence[str], given: str) -> None:
-        self.kubectl, self.cluster, self.given = kubectl, kubectl.cluster, given
+    def __init__(self, cluster: Cluster, words: Sequence[str], given: str, ask: Ask = nobody) -> None:
+        self.cluster, self.given, self.ask = cluster, given, ask
         self.names: list[str] = []  # what is no option
         self.options: dict[str, str] = {}
         self.program: list[str] = []  # what follows --
         left = list(words)
         while left:
             word = left.pop(0)
+            word = SHORT.get(word, word)
             if word == "--":
                 self.program, left = left, []
             elif word.startswith("--"):
@@ -75,7 +87,8 @@ class Call:
                 self.names.append(word)
         for name in NO_MATTER:
             self.options.pop(name, None)
-        self.namespace = self.options.pop("--namespace")
+        self.namespace = self.options.pop("--namespace", "default")
+        self.dry_run = "--dry-run" in self.options and self.options.pop("--dry-run") == "server"
 
     def said(self) -> str:
         """What is printed. Raises Refusal as the cluster does."""
@@ -96,39 +109,63 @@ class Call:
         return f"Error from server ({refusal.reason}): {doing.get(self.verb, '')}{refusal}\n"
 
     def request(self, method: str, path: str, body: str = "", kind: str = "", **query: str) -> Any:
+        if self.dry_run and method != "GET":
+            query["dryRun"] = "All"
         return self.cluster.answer(method, path, query, kind, body.encode())[1]
 
     def path(self, kind: str, name: str = "") -> str:
-        plural = kind if kind in KINDS else f"{kind}s"
+        plural = next((each for each in KINDS if kind in (each, singular(each))), "")
+        if not plural:
+            raise gotemplate.Unsupported(kind)
         version = KINDS[plural][0]
         root = f"/apis/{version}" if "/" in version else f"/api/{version}"
         return f"{root}/namespaces/{self.namespace}/{plural}" + (f"/{name}" if name else "")
 
     def get(self) -> str:
+        if "--raw" in self.options:
+            code, found = self.cluster.answer("GET", self.options.pop("--raw"), {}, "", b"")
+            if code != 200:
+                raise gotemplate.Unsupported(code)
+            return found if isinstance(found, str) else json.dumps(found)
         kinds, *names = self.names
-        form = self.options.pop("--output")
+        form = self.options.pop("--output", "")
         if "/" in kinds:
             assert form == "name" and "--ignore-not-found" in self.options
             return "".join(f"{each}\n" for each in self.names if self.there(*each.split("/")))
-        query = {"fieldSelector": self.options.pop("--field-selector")} if "--field-selector" in self.options else {}
+        query = {}
+        for option, name in (("--field-selector", "fieldSelector"), ("--selector", "labelSelector")):
+            if option in self.options:
+                query[name] = self.options.pop(option)
         try:
             found = [self.request("GET", self.path(kind, *names), "", "", **query) for kind in kinds.split(",")]
         except Refusal as refusal:
             if refusal.code == 404 and "--ignore-not-found" in self.options:
                 return ""
             raise
-        if names:
-            assert form == "json"
-            return json.dumps(found[0])
-        items = [item for each in found for item in each["items"]]
-        if form == EVENTS:
-            return "".join(f"{each['reason']}: {each['message']}\n" for each in items)
+        items = found if names else [item for each in found for item in each["items"]]
         if form == "name":
             return "".join(f"{self.kind(each['kind'].lower())}/{each['metadata']['name']}\n" for each in items)
-        assert form == "json"
         if not items and "--ignore-not-found" in self.options:
             return ""
-        return json.dumps({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items})
+        if form == EVENTS:
+            return "".join(f"{each['reason']}: {each['message']}\n" for each in items)
+        listed = {"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items}
+        return self.printed(found[0] if names else listed, form)
+
+    def printed(self, found: Any, form: str) -> str:
+        """As --output has it. Raises Unsupported."""
+        if not form and "items" in found:
+            return table(found["items"])
+        form, _, template = form.partition("=")
+        if form == "json":
+            return json.dumps(found)
+        if form == "jsonpath" and template == "{.spec.template}":
+            text = json.dumps(found["spec"]["template"], separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+            if not set("<>&\u2028\u2029") & set(text):  # which Go writes otherwise
+                return text
+        if form == "go-template" and found.get("items", True):
+            return gotemplate.render(template, found)
+        raise gotemplate.Unsupported(form)
 
     def there(self, kind: str, name: str) -> bool:
         try:
@@ -146,8 +183,9 @@ class Call:
 
     def create(self) -> str:
         if "SelfSubjectRulesReview" in self.given:
-            assert self.options.pop("--filename") == "-" and self.options.pop("--output") == "json"
-            return json.dumps(self.request("POST", f"/apis/{AUTHORIZATION}/{RULES}", self.given))
+            assert self.options.pop("--filename") == "-"
+            found = self.request("POST", f"/apis/{AUTHORIZATION}/{RULES}", self.given)
+            return self.printed(found, self.options.pop("--output"))
         kind, name = self.sent()
         self.request("POST", self.path(kind), self.given)
         return self.line(kind, name, "created")
@@ -174,12 +212,14 @@ class Call:
 
     def annotate(self) -> str:
         kind, *named = self.names.pop(0).split("/")
+        if not named and "--selector" not in self.options:
+            named = [self.names.pop(0)]
         notes = {name: value if sign else None for name, sign, value in (note.partition("=") for note in self.names)}
         patch = json.dumps({"metadata": {"annotations": {name.removesuffix("-"): notes[name] for name in notes}}})
         if not named:
             found = self.request("GET", self.path(kind), labelSelector=self.options.pop("--selector"))
             named = [each["metadata"]["name"] for each in found["items"]]
-            kind = kind.removesuffix("s")
+            kind = singular(kind)
         for name in named:
             self.request("PATCH", self.path(kind, name), patch, PATCHES["merge"])
         return "".join(self.line(kind, name, "annotated") for name in named)
@@ -193,11 +233,15 @@ class Call:
     def set(self) -> str:
         """An image, of all those of a kind that have some labels."""
         what, kind, image = self.names
-        assert what == "image"
         container, image = image.split("=", 1)
         found = self.request("GET", self.path(kind), labelSelector=self.options.pop("--selector"))
-        assert not found["items"] and container == APP, "tests/support/cluster.py has none so far"
-        return ""
+        names = [each["metadata"]["name"] for each in found["items"]]
+        assert what == "image" and kind == "cronjobs"
+        template = {"spec": {"containers": [{"name": container, "image": image}]}}
+        patch = json.dumps({"spec": {"jobTemplate": {"spec": {"template": template}}}})
+        for name in names:
+            self.request("PATCH", self.path(kind, name), patch, PATCHES["strategic"])
+        return "".join(self.line("cronjob", name, "image updated") for name in names)
 
     def logs(self) -> str:
         name = self.names[0]
@@ -212,13 +256,32 @@ class Call:
         assert self.program[:3] == ["python", "-", "8000"], self.program
         answers = []
         for path in self.program[4:]:
-            status, body = self.kubectl.ask(pod, path)
+            status, body = self.ask(pod, path)
             answers.append({"path": path, "status": status, "seconds": 0.001, "body": body, "error": ""})
         return "".join(f"{json.dumps(each)}\n" for each in answers)
 
     def kind(self, kind: str) -> str:
         """With its group."""
-        return f"{kind}.{KINDS[f'{kind}s'][0].rpartition('/')[0]}".rstrip(".")
+        version = next(KINDS[each][0] for each in KINDS if singular(each) == kind)
+        return f"{kind}.{version.rpartition('/')[0]}".rstrip(".")
 
     def line(self, kind: str, name: str, done: str) -> str:
         return f"{self.kind(kind)}/{name} {done}\n"
+
+
+def singular(kind: str) -> str:
+    """The kind's name for one of them."""
+    return kind.removesuffix("es") if kind.endswith("sses") else kind.removesuffix("s")
+
+
+def table(items: list[Any]) -> str:
+    """The names and the ages of what has come a moment ago."""
+    rows = [("NAME", "AGE")]
+    for each in items:
+        born = datetime.fromisoformat(each["metadata"]["creationTimestamp"])
+        age = int((datetime.now(UTC) - born).total_seconds())
+        if age >= 120:  # minutes and seconds from then on
+            raise gotemplate.Unsupported(age)
+        rows.append((each["metadata"]["name"], f"{age}s"))
+    width = max(len(name) for name, _ in rows)
+    return "".join(f"{name:{width}}   {age}\n" for name, age in rows)
