@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from ledger.environments import environment_configs
 from tests.deploy.test_rollback_source import constant
+from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster
 from tests.support.kubectl import Kubectl
 from tests.support.servers import PATIENCE, ROOT
@@ -23,6 +25,14 @@ from tests.support.tools import needs
 REPO = "registry.example/team/app"
 PLACE = environment_configs()["staging"]
 kubectl_wanted = needs("kubectl")
+
+
+@pytest.fixture(autouse=True)
+def quick_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
+    """What rollback.sh says to kubectl starts no process of kubectl's, but with --full."""
+    if not full:
+        kubectl_program.install(tmp_path)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
 @pytest.fixture

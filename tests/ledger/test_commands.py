@@ -23,7 +23,7 @@ from ledger import tokens
 from ledger.humanize import age, took
 from ledger.models import ApiToken, Deployment, Environment
 from tests.support.ledgers import START, begun, deployed, release
-from tests.support.servers import ROOT
+from tests.support.servers import PATIENCE, ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -236,30 +236,60 @@ def test_what_succeeds_is_not_shown_as_an_error() -> None:
 # Wrong usage
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("deploy", "1.0", "-e", "nowhere"), "--environment 'nowhere' is not valid. Expected development, testing,"),
-        (("deploy", "1.0", "-e", "stagin"), "--environment 'stagin' is not valid. Did you mean staging?"),
-        (("rollback",), "Missing -e/--environment."),
-        (("deploy", "1.0", "-e", "staging", "--hotfx"), "Unknown option --hotfx. Did you mean --hotfix?"),
-        (("deploy", "1.0", "2.0", "-e", "staging"), "Unexpected argument '2.0'."),
-        (("deploy", "1.0", "-e", "staging", "--wait", "soon"), "--wait: invalid seconds value: 'soon'."),
-        (("deployments", "--status", "faild"), "--status 'faild' is not valid. Did you mean failed?"),
-        (("api_token", "creat", "ci"), "ACTION 'creat' is not valid. Did you mean create?"),
-        (
-            ("api_token", "create", "ci", "--enviroment", "x"),
-            "Unknown option --enviroment. Did you mean --environment?",
-        ),
-        (("health", "--jsn"), "Unknown option --jsn. Did you mean --json?"),
-        (("demo_data", "--profile", "mock", "--ones"), "Unknown option --ones. Did you mean --once?"),
-        (("migrate", "--plann"), "Unknown option --plann. Did you mean --plan?"),
-    ],
-)
-def test_wrong_usage_is_one_line_with_what_was_meant(words: tuple[str, ...], said: str) -> None:
-    done = subprocess.run([sys.executable, "manage.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
+WRONG = [
+    (("deploy", "1.0", "-e", "nowhere"), "--environment 'nowhere' is not valid. Expected development, testing,"),
+    (("deploy", "1.0", "-e", "stagin"), "--environment 'stagin' is not valid. Did you mean staging?"),
+    (("rollback",), "Missing -e/--environment."),
+    (("deploy", "1.0", "-e", "staging", "--hotfx"), "Unknown option --hotfx. Did you mean --hotfix?"),
+    (("deploy", "1.0", "2.0", "-e", "staging"), "Unexpected argument '2.0'."),
+    (("deploy", "1.0", "-e", "staging", "--wait", "soon"), "--wait: invalid seconds value: 'soon'."),
+    (("deployments", "--status", "faild"), "--status 'faild' is not valid. Did you mean failed?"),
+    (("api_token", "creat", "ci"), "ACTION 'creat' is not valid. Did you mean create?"),
+    (
+        ("api_token", "create", "ci", "--enviroment", "x"),
+        "Unknown option --enviroment. Did you mean --environment?",
+    ),
+    (("health", "--jsn"), "Unknown option --jsn. Did you mean --json?"),
+    (("demo_data", "--profile", "mock", "--ones"), "Unknown option --ones. Did you mean --once?"),
+    (("migrate", "--plann"), "Unknown option --plann. Did you mean --plan?"),
+]
+# Runs manage.py with each of the lines of words that it is given, and prints how each ended: one start for all.
+SAID = """
+import contextlib, io, json, sys
+import manage
+for line in sys.stdin.read().splitlines():
+    sys.argv, code, out, err = ["manage.py", *json.loads(line)], 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            manage.main()
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def said_of_wrong_usage() -> dict[tuple[str, ...], tuple[int, str, str]]:
+    """The exit code and both streams, by the words."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAID],
+        input="\n".join(json.dumps(words) for words, _ in WRONG),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    return {words: tuple(json.loads(line)) for (words, _), line in zip(WRONG, done.stdout.splitlines(), strict=True)}
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_wrong_usage_is_one_line_with_what_was_meant(
+    words: tuple[str, ...], said: str, said_of_wrong_usage: dict[tuple[str, ...], tuple[int, str, str]]
+) -> None:
+    code, out, err = said_of_wrong_usage[words]
+    assert code == 2 and out == ""
+    (line,) = err.splitlines()
     assert line.startswith(f"manage.py {words[0]}") and said in line and line.endswith("--help.")
 
 
@@ -284,10 +314,12 @@ def test_the_admin_shows_the_ledger_and_changes_nothing(client: Client, model: s
 ON_SQLITE = """
 import django; django.setup()
 from datetime import timedelta
+from django.core.management import call_command
 from django.db import IntegrityError, transaction
 from ledger import demo
 from ledger import rules
 from ledger.models import Deployment, Environment, Release, Step
+call_command("migrate", verbosity=0)
 print(demo.load("mock"))
 done = Deployment.objects.filter(status="succeeded").first()
 running = Deployment.objects.get(status="running")
@@ -330,9 +362,9 @@ def test_sqlite_holds_the_same_rules(tmp_path: Path) -> None:
         f"from settings.dev import *\nDATABASES['default']['NAME'] = {str(tmp_path / 'db')!r}\n"
     )
     environment = os.environ | {"DJANGO_SETTINGS_MODULE": "lite", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    for words in (["manage.py", "migrate", "--verbosity=0"], ["-W", "error", "-c", ON_SQLITE]):
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-W", "error", "-c", ON_SQLITE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == [
         *["ledger_append_only"] * 6,
         "ledger_release_used",

@@ -85,7 +85,7 @@ def run(nodes: list[Any], dot: Any, variables: Variables, defined: dict[str, lis
             if word == "define":
                 defined[name] = body
             elif name in defined:
-                (_, value) = pipeline(text, dot, variables)
+                _, value = pipeline(text, dot, variables)
                 yield from run(defined[name], value, {"$": value}, defined)
             else:
                 raise Unsupported(name)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.support import gotemplate
-from tests.support.cluster import APP, AUTHORIZATION, KINDS, RULES, Cluster, Refusal, owner
+from tests.support.cluster import AUTHORIZATION, KINDS, RULES, Cluster, Refusal, owner
 
 FLAGS = {"--ignore-not-found", "--overwrite", "--stdin"}  # options without a value
 SHORT = {"-c": "--container", "-f": "--filename", "-l": "--selector", "-o": "--output", "-p": "--patch"}
@@ -225,7 +225,7 @@ class Call:
         return "".join(self.line(kind, name, "annotated") for name in named)
 
     def scale(self) -> str:
-        kind, name = self.names[0].split("/")
+        kind, name = self.names[0].split("/") if "/" in self.names[0] else self.names
         body = json.dumps({"spec": {"replicas": int(self.options.pop("--replicas"))}})
         self.request("PATCH", f"{self.path(kind, name)}/scale", body, PATCHES["merge"])
         return self.line(kind, name, "scaled")
