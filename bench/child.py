@@ -5,6 +5,8 @@ Commands and answers are JSON, one a line, over standard input and output:
     ["serve", N]    N requests -> {"cpu": seconds, "wall": seconds} of all N; BENCH_HANDLER says through what:
                     `wsgi`, `asgi` (each the whole handler), or `chain` (middleware and view alone, natively async)
     ["scrape", N]   N scrapes -> {"cpu": [seconds], "wall": [seconds], "bytes": size, "series": number of lines}
+    ["fill", N]     each worker counts a request of each of N routes, 5 methods and 20 statuses -> {"wall": seconds}
+    ["noise", N]    each worker counts N requests whose path, method and status are made up -> {"wall": seconds}
     ["lives", N]    N times the second worker ends, and another takes its place -> {"wall": seconds}
 
 It is what a gunicorn master with preload_app is to its workers: it makes the folder of the metrics ready, loads the
@@ -13,22 +15,32 @@ site, and forks two workers, of which each serves every route once. The first on
 
 import asyncio
 import gc
+import gzip
 import io
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import django
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.core.handlers.wsgi import WSGIHandler
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
 from django.urls import resolve
+from django.utils.module_loading import import_string
 
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+STATUSES = (200, 201, 202, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 405, 409, 410, 422, 429, 500, 503)
 PATHS = [f"/route{index}/1/" for index in range(30)]
 HEADERS = {"host": "127.0.0.1", "accept": "*/*", "user-agent": "bench"}
+if os.environ.get("BENCH_GZIP"):
+    HEADERS["accept-encoding"] = "gzip"
 
 # Asks for a path some times over, and returns the body of the last answer; all must be 200.
 Ask = Callable[[str, int], bytes]
@@ -159,12 +171,39 @@ def scrape(ask: Ask, times: int) -> dict[str, Any]:
         body = ask("/metrics", 1)
         ended.append((time.process_time(), time.perf_counter()))
     pairs = list(zip(ended, ended[1:], strict=False))
+    text = gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
     return {
         "cpu": [after[0] - before[0] for before, after in pairs],
         "wall": [after[1] - before[1] for before, after in pairs],
         "bytes": len(body),
-        "series": sum(not line.startswith(b"#") for line in body.splitlines()),
+        "series": sum(not line.startswith(b"#") for line in text.splitlines()),
     }
+
+
+def count(requests: Iterable[tuple[str | None, str, int]]) -> dict[str, Any]:
+    """Sends requests, each a route, a method and a status, through the middleware that counts them and nothing else."""
+    started = time.perf_counter()
+    response = HttpResponse(b"x" * 2000)
+    path = next(path for path in settings.MIDDLEWARE if path.endswith("MetricsMiddleware"))
+    middleware = import_string(path)(lambda request: response)
+    for route, method, status in requests:
+        request: Any = HttpRequest()
+        request.method, request.path_info = method, "/"
+        request.resolver_match = SimpleNamespace(route=route) if route else None
+        response.status_code = status
+        middleware(request)
+    return {"wall": time.perf_counter() - started}
+
+
+def fill(ask: Ask, routes: int) -> dict[str, Any]:
+    return count(product((f"part/route{index}/<int:number>/" for index in range(routes)), METHODS, STATUSES))
+
+
+def noise(ask: Ask, number: int) -> dict[str, Any]:
+    return count((None, f"METHOD{index}", 600 + index) for index in range(number))
+
+
+DOES = {"serve": serve, "scrape": scrape, "fill": fill, "noise": noise}
 
 
 class Worker:
@@ -191,7 +230,7 @@ class Worker:
                 name, times = json.loads(line)
                 if name == "end":  # the pipe stays open: later forks have it, too
                     break
-                print(json.dumps({"serve": serve, "scrape": scrape}[name](ask, times)), file=answers, flush=True)
+                print(json.dumps(DOES[name](ask, times)), file=answers, flush=True)
 
     def tell(self, line: str) -> str:
         self.commands.write(line)
@@ -229,6 +268,8 @@ def main() -> None:
                 workers[1].end()
                 workers[1] = Worker(make)
             print(json.dumps({"wall": time.perf_counter() - started}), flush=True)
+        elif name in ("fill", "noise"):
+            print([worker.tell(line) for worker in workers][0], end="", flush=True)
         else:
             print(workers[0].tell(line), end="", flush=True)
     for worker in workers:

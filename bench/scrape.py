@@ -4,6 +4,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from statistics import median
 
 from bench.measure import Child, Options, goal, in_turns, ms, present, say, shared_values, table
@@ -12,10 +13,17 @@ from tests.support.servers import Postgres, Redis
 PEER = "prometheus_client"
 COLLECTED = "ours, with the app's collectors"
 CHURNED = ("ours", PEER)  # the others keep their values in the same way as one of these
+SIZES = (10, 100, 1000)  # routes
+EVERY = 5.0  # seconds from scrape to scrape
+ZIPPED = "ours, compressed"
 CHURN_SECONDS = 180.0  # after which the workers are counted, and no more come
 
 
 def run(options: Options) -> str:
+    return f"{few_routes(options)}\n\n{many_routes(options)}"
+
+
+def few_routes(options: Options) -> str:
     variants = present(["ours", PEER, "django-prometheus"])
     with ExitStack() as stack:
         children, fresh, folders = {}, {}, {}
@@ -60,6 +68,45 @@ def run(options: Options) -> str:
     return "One scrape; two workers have served thirty routes each.\n\n" + table(head, rows)
 
 
+def many_routes(options: Options) -> str:
+    """Two workers each have all series of so many routes. The peer's scrapes take seconds, so there are few."""
+    variants, rows = ["ours", ZIPPED, PEER], []
+    for routes in SIZES[: options.times(3, 1)]:
+        with ExitStack() as stack:
+            say(f"scrape: {routes:,} routes x 5 methods x 20 statuses")
+            children, folders = {}, {}
+            for name in variants:
+                env = shared_values(name, stack)
+                folders[name] = next(iter(env.values()))
+                env |= {"BENCH_COLLECTORS": "false", "BENCH_GZIP": "yes" if name == ZIPPED else ""}
+                children[name] = stack.enter_context(Child(name.partition(",")[0], **env))
+                children[name].tell("fill", routes)
+                children[name].tell("scrape", 1)  # reads the keys, which happens once
+            found = {name: Scrapes() for name in variants}
+            for name in in_turns(variants, options.times(5, 1)):
+                found[name].add(children[name], 1 if name == PEER else 3)
+            for name in variants:
+                more = Scrapes()
+                children[name].tell("noise", 1000)
+                more.add(children[name], 1)
+                scrapes, files = found[name], Path(folders[name]).iterdir()
+                share, times = median(scrapes.cpu) / EVERY, median(found[PEER].cpu) / median(scrapes.cpu)
+                shown = goal("under 1 %", share < 0.01) if name == ZIPPED else ""
+                size, kept = f"{scrapes.bytes / 1e6:,.2f} MB", sum(file.stat().st_size for file in files) / 1e6
+                cells = [
+                    f"{scrapes.series:,}",
+                    size,
+                    f"{kept:,.1f} MB",
+                    ms(median(scrapes.cpu)),
+                    ms(median(scrapes.wall)),
+                ]
+                cells += [f"{share:.2%}", f"{times:.1f}", f"{more.series - scrapes.series:,}", shown]
+                rows.append([f"{routes:,} routes, {name}", *cells])
+    head = ["", "series", "scrape", "files of two workers", "CPU time", "wall time", "share of a core, every 5 s"]
+    head += [f"times faster than {PEER}", "more series after 1,000 made-up requests", "goal"]
+    return "Every route with 5 methods and 20 statuses, in each of two workers.\n\n" + table(head, rows)
+
+
 class Scrapes:
     """The times of one variant's scrapes, in seconds."""
 
@@ -67,12 +114,13 @@ class Scrapes:
         self.cpu: list[float] = []
         self.wall: list[float] = []
         self.series = 0
+        self.bytes = 0
 
     def add(self, child: Child, number: int) -> None:
         answer = child.tell("scrape", number)
         self.cpu += answer["cpu"]
         self.wall += answer["wall"]
-        self.series = answer["series"]
+        self.series, self.bytes = answer["series"], answer["bytes"]
 
 
 def come_and_go(children: list[Child], options: Options) -> int:
