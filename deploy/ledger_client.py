@@ -84,6 +84,12 @@ class Ledger(Protocol):
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
         """Ends a deployment. `failed_requests` is None if nobody counted."""
 
+    def lock(self, environment: str, holder: str, reason: str, since: str) -> None:
+        """Records that the lock is held by hand. `since` is a time in ISO 8601."""
+
+    def unlock(self, environment: str) -> None:
+        """Records that nobody holds the lock by hand."""
+
 
 def configured() -> Ledger:
     """The ledger that the settings name."""
@@ -183,6 +189,19 @@ class DatabaseLedger:
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
         """By the ledger's rules."""
         rules.finish(key, result, failed_requests=failed_requests)
+
+    @database_errors()
+    def lock(self, environment: str, holder: str, reason: str, since: str) -> None:
+        """By the ledger's rules."""
+        try:
+            rules.report_lock(environment, holder, reason, datetime.fromisoformat(since))
+        except Environment.DoesNotExist:
+            raise LedgerUnavailable("its database has no environments; run manage.py migrate") from None
+
+    @database_errors()
+    def unlock(self, environment: str) -> None:
+        """By the ledger's rules."""
+        rules.report_unlock(environment)
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -299,6 +318,15 @@ class RemoteLedger:
     def finish(self, key: int, result: str, failed_requests: int | None) -> None:
         """POST /api/deployments/KEY/finish."""
         self.ask(f"deployments/{key}/finish", {"result": result, "failed_requests": failed_requests})
+
+    def lock(self, environment: str, holder: str, reason: str, since: str) -> None:
+        """PUT /api/environments/NAME/lock."""
+        given = {"holder": holder, "reason": reason, "since": since}
+        self.ask(f"environments/{environment}/lock", given, "PUT")
+
+    def unlock(self, environment: str) -> None:
+        """DELETE /api/environments/NAME/lock."""
+        self.ask(f"environments/{environment}/lock", method="DELETE")
 
 
 def parsed(text: str) -> Any:

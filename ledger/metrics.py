@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from prometheus_client import Counter, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
 
-from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment
+from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Lock
 from metrics.registry import REGISTRY
 
 DEPLOYMENTS = Counter(
@@ -60,4 +60,18 @@ def in_progress() -> Iterable[Metric]:
     found = Deployment.objects.filter(status__in=IN_FLIGHT).order_by().values_list("environment__name", "created")
     for environment, created in found:
         family.add_metric([environment], created.timestamp())
+    return [family]
+
+
+def locks() -> Iterable[Metric]:
+    """Returns deployment_lock_held_since_timestamp_seconds{environment}, no series while nobody holds one by hand. A
+    collector; one query.
+    """
+    family = GaugeMetricFamily(
+        "deployment_lock_held_since_timestamp_seconds",
+        "Unix time since which the environment's deployment lock is held by hand.",
+        labels=["environment"],
+    )
+    for environment, since in Lock.objects.order_by().values_list("environment__name", "since"):
+        family.add_metric([environment], since.timestamp())
     return [family]

@@ -336,6 +336,21 @@ class Step(models.Model):
         return self.finished - self.started if self.finished else None
 
 
+class Lock(models.Model):
+    """An environment's deployment lock that is held by hand, as `manage.py lock` reported it.
+
+    The lock itself is on the machine of the stack or in the cluster, where the app cannot see it.
+    """
+
+    environment = models.OneToOneField(Environment, models.CASCADE, primary_key=True, related_name="lock")
+    holder = models.CharField(max_length=200, validators=[text.one_line])
+    reason = models.CharField(max_length=500, validators=[text.one_line])
+    since = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.environment} held by {self.holder}"
+
+
 class ApiToken(models.Model):
     """A pipeline's API token and its rights. The token is shown once, when created; only its digest is stored."""
 

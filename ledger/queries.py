@@ -22,7 +22,7 @@ def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5)
     slots = {f"_recent_{n}": Subquery(here[n : n + 1]) for n in range(recent)}
     rows: list[Environment] = list(
         (Environment.objects.all() if environments is None else environments)
-        .select_related("promotes_from")
+        .select_related("promotes_from", "lock")
         .order_by("order")
         .annotate(
             _current=Subquery(here.filter(status=Deployment.Status.SUCCEEDED)[:1]),

@@ -18,7 +18,7 @@ from django.db.models import Field, Model
 from django.utils import timezone
 
 from ledger import metrics, versions
-from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Release, Step
+from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Lock, Release, Step
 from ledger.queries import live, succeeded
 
 MAX_STEPS = 200
@@ -156,6 +156,7 @@ def create(
             )
         previous = live(target)
         validate(target, wanted, kind, hotfix, previous)
+        Lock.objects.filter(environment=target).delete()  # whoever releases the lock may not reach the ledger
         return Deployment.objects.create(
             environment=target,
             release=wanted,
@@ -169,6 +170,22 @@ def create(
             created=at or timezone.now(),
             run_url=run_url,
         )
+
+
+def report_lock(environment: str, holder: str, reason: str, since: datetime) -> None:
+    """Records that the environment's lock is held by hand, until report_unlock() or the next deployment there.
+
+    Raises Environment.DoesNotExist and Invalid.
+    """
+    validate_text(Lock, holder=holder, reason=reason)
+    target = Environment.objects.get(name=environment)
+    given = {"holder": holder, "reason": reason, "since": since}
+    Lock.objects.update_or_create(environment=target, defaults=given)
+
+
+def report_unlock(environment: str) -> None:
+    """Records that nobody holds the environment's lock by hand."""
+    Lock.objects.filter(environment__name=environment).delete()
 
 
 def validate(environment: Environment, release: Release, kind: str, hotfix: bool, previous: Deployment | None) -> None:

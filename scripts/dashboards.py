@@ -686,7 +686,14 @@ DEPLOYMENTS = Dashboard(
                     f"time() - min(deployment_in_progress_since_timestamp_seconds{{{HERE}}})",
                     empty="No deployment is in progress, or the database did not answer the scrape.",
                     limits=(1_800, 3_600),
-                    width=6,
+                ),
+                stat(
+                    "Lock held by hand for",
+                    "s",
+                    "Time since which manage.py lock acquire blocks deployments.",
+                    f"time() - min(deployment_lock_held_since_timestamp_seconds{{{HERE}}})",
+                    empty="Nobody holds the lock by hand, or the database did not answer the scrape.",
+                    limits=(3_600, 7_200),
                 ),
                 stat(
                     "Change failure rate, 30 days",
@@ -696,7 +703,6 @@ DEPLOYMENTS = Dashboard(
                     f" / (sum(increase(deployments_total{{{HERE}}}[30d])) > 0)",
                     empty="Prometheus has seen no deployment end in the last 30 days. The board knows them all.",
                     limits=(0.15, 0.3),
-                    width=6,
                 ),
             ),
         ),

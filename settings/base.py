@@ -226,7 +226,12 @@ METRICS_COLLECTORS = [
     "metrics.resources.media_disk",
     "health.collector.health_checks",
     # In one thread of each worker, and so with one connection to the database
-    ("metrics.collectors.database", "ledger.metrics.in_progress", "statuspage.uptime.uptime_samples"),
+    (
+        "metrics.collectors.database",
+        "ledger.metrics.in_progress",
+        "ledger.metrics.locks",
+        "statuspage.uptime.uptime_samples",
+    ),
 ]
 
 # The Prometheus that the board and the deployer ask (metrics/prometheus.py). environments.toml may name others.

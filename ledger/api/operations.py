@@ -31,6 +31,7 @@ from ledger.api.schemas import (
     Key,
     Limit,
     NewDeployment,
+    NewLock,
     NewRelease,
     ProblemOut,
     ReleaseOut,
@@ -107,6 +108,26 @@ def list_environments(request: HttpRequest) -> HttpResponse:
 @api.get("/environments/{name}", response={200: EnvironmentOut, **errors(404)}, summary="Get an environment")
 def read_environment(request: HttpRequest, name: Path[EnvironmentName]) -> HttpResponse:
     return answer(EnvironmentOut.of(queries.board(models.Environment.objects.filter(name=name), recent=0)[0]))
+
+
+@api.put("/environments/{name}/lock", response={200: EnvironmentOut, **errors(403, 404)}, summary="Report a lock")
+def report_lock(request: HttpRequest, name: Path[EnvironmentName], body: NewLock) -> HttpResponse:
+    """Reports that deployments there are blocked by hand. It ends with DELETE, or with the next deployment there."""
+    in_scope(request, name)
+    rules.report_lock(name, body.holder, body.reason, body.since)
+    return read_environment(request, name)
+
+
+@api.delete(
+    "/environments/{name}/lock",
+    response={200: EnvironmentOut, **errors(403, 404)},
+    summary="Report that a lock is free",
+)
+def delete_lock(request: HttpRequest, name: Path[EnvironmentName]) -> HttpResponse:
+    """Changes nothing if no lock was reported."""
+    in_scope(request, name)
+    rules.report_unlock(name)
+    return read_environment(request, name)
 
 
 @api.get(

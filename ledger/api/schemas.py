@@ -105,6 +105,19 @@ class NewDeployment(Strict):
     ] = ""
 
 
+class NewLock(Strict):
+    holder: Annotated[
+        str,
+        StringConstraints(strip_whitespace=True, min_length=1, max_length=200),
+        AfterValidator(one_line),
+        Field(description="Who holds it: a claim.", examples=["alice@laptop"]),
+    ]
+    reason: Annotated[
+        str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500), AfterValidator(one_line)
+    ]
+    since: When
+
+
 class StepReport(Strict):
     name: Annotated[
         str,
@@ -222,6 +235,12 @@ class DeploymentPage(Schema):
     next: Annotated[str | None, Field(description="Cursor of the next page; null on the last.")]
 
 
+class LockOut(Schema):
+    holder: str
+    reason: str
+    since: datetime
+
+
 class EnvironmentOut(Schema):
     name: str
     order: int
@@ -235,15 +254,18 @@ class EnvironmentOut(Schema):
     ]
     current: Annotated[DeploymentOut | None, Field(description="The deployment that is live.")]
     in_flight: Annotated[DeploymentOut | None, Field(description="The deployment that is pending or running.")]
+    lock: Annotated[LockOut | None, Field(description="The deployment lock, while it is held by hand.")]
 
     @classmethod
     def of(cls, row: models.Environment) -> "EnvironmentOut":
         fields = ("name", "order", "purpose", "data", "access", "deployment")
+        lock = getattr(row, "lock", None)
         return cls(
             **{name: getattr(row, name) for name in fields},
             gate=row.promotes_from.name if row.promotes_from else None,
             current=DeploymentOut.of(row.current) if row.current else None,
             in_flight=DeploymentOut.of(row.in_flight) if row.in_flight else None,
+            lock=LockOut.from_orm(lock) if lock else None,
         )
 
 

@@ -33,11 +33,12 @@ from deploy.targets.kubernetes.objects import CLOSE, annotations
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from deploy.targets.probe import PROGRAM
 from ledger import rules
-from ledger.models import Deployment
+from ledger.models import Deployment, Lock
 from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
+from tests.support.servers import free_port
 from tests.support.tools import needs
 
 REPO = "registry.example/team/app"
@@ -676,13 +677,25 @@ def test_a_lock_whose_holder_died_is_taken_over(rolling: Apps) -> None:
 def test_a_lock_by_hand_never_expires(rolling: Apps) -> None:
     code, _, said = command("lock", "acquire", "-e", "staging", "--reason", "The database is being moved")
     assert code == 0, said
+    held_by_hand = Lock.objects.get()
+    assert (held_by_hand.environment.name, held_by_hand.reason) == ("staging", "The database is being moved")
+    assert held_by_hand.holder.startswith(locks.holder())
     found = lease(rolling.cluster)["spec"]
     found["renewTime"] = found["acquireTime"] = "2020-01-01T00:00:00.000000Z"
     code, _, said = deploy("3")
     assert code == 3 and "The database is being moved" in said and "Release it with" in said
     code, _, said = command("lock", "release", "-e", "staging")
-    assert code == 0 and "The database is being moved" in said
+    assert code == 0 and "The database is being moved" in said and not Lock.objects.exists()
     assert deploy("3")[0] == 0
+
+
+def test_a_lock_is_held_and_released_without_the_ledger(rolling: Apps, settings: Settings) -> None:
+    settings.LEDGER_URL = f"http://127.0.0.1:{free_port()}"
+    code, _, said = command("lock", "acquire", "-e", "staging", "--reason", "Move")
+    assert code == 0 and "The ledger does not know of this, so alerts may be wrong: http" in said
+    assert command("lock", "status", "-e", "staging")[0] == 3
+    code, _, said = command("lock", "release", "-e", "staging")
+    assert code == 0 and "alerts may be wrong" in said
 
 
 def test_the_lock_shows_who_holds_it_and_may_be_broken(rolling: Apps) -> None:

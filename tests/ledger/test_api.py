@@ -96,6 +96,32 @@ def test_a_pipeline_reports_a_deployment_from_its_beginning_to_its_end(pipeline:
     problem(pipeline.post(f"{where}/finish", {"result": "failed"}), 409, "wrong-state")
 
 
+LOCK = {"holder": "alice@laptop", "reason": "The database is being moved", "since": "2026-03-01T12:00:00Z"}
+
+
+def test_a_lock_is_shown_until_it_is_free_or_a_deployment_proves_that_it_is(pipeline: Pipeline) -> None:
+    def put(body: Any, environment: str = "testing", by: Pipeline = pipeline) -> Any:
+        return by.client.put(f"/api/environments/{environment}/lock", json.dumps(body), "application/json")
+
+    assert pipeline.get("environments/testing").json()["lock"] is None
+    assert put(LOCK).json()["lock"] == LOCK
+    again = put(LOCK | {"reason": "It takes longer"}).json()["lock"]
+    assert again["reason"] == "It takes longer" == pipeline.get("environments/testing").json()["lock"]["reason"]
+    assert [each["lock"] is None for each in pipeline.get("environments").json()["items"]] == [True, False, True, True]
+    for _ in range(2):
+        assert pipeline.client.delete("/api/environments/testing/lock").json()["lock"] is None
+    put(LOCK)
+    pipeline.post("releases", BUILD)
+    pipeline.post("deployments", WANTED)
+    assert pipeline.get("environments/testing").json()["lock"] is None
+    for wrong in ({"holder": ""}, {"reason": " "}, {"reason": "a\nb"}, {"since": "2026-03-01T12:00:00"}, {"more": 1}):
+        problem(put(LOCK | wrong), 422, "invalid")
+    elsewhere = Pipeline(token("staging", name="elsewhere"))
+    problem(put(LOCK, by=elsewhere), 403, "out-of-scope")
+    problem(elsewhere.client.delete("/api/environments/testing/lock"), 403, "out-of-scope")
+    problem(put(LOCK, "moon"), 404)
+
+
 def test_registering_a_release_again_is_fine_and_another_build_is_not(pipeline: Pipeline) -> None:
     assert [pipeline.post("releases", BUILD).status_code for _ in range(2)] == [201, 200]
     assert (

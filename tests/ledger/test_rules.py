@@ -389,3 +389,21 @@ def test_a_deployment_in_progress_is_shown_with_its_beginning(django_assert_num_
         assert shown() == {"testing": START.timestamp(), "development": START.timestamp() + 300}
     rules.finish(running.pk, "failed")
     assert list(shown()) == ["development"], "a pending one blocks its environment, too"
+
+
+def test_a_lock_held_by_hand_is_shown_with_its_beginning(django_assert_num_queries: Any) -> None:
+    def shown() -> dict[str, float]:
+        (family,) = ledger_metrics.locks()
+        return {each.labels["environment"]: each.value for each in family.samples}
+
+    assert shown() == {}
+    rules.report_lock("production", "alice@laptop", "Move", START)
+    rules.report_lock("testing", "alice@laptop", "Move", START)
+    with django_assert_num_queries(1):
+        assert shown() == {"production": START.timestamp(), "testing": START.timestamp()}
+    begun("testing", "1.0")
+    assert list(shown()) == ["production"], "nothing is deployed past a lock, so somebody has released it"
+    rules.report_unlock("production")
+    assert shown() == {}
+    with pytest.raises(Invalid):
+        rules.report_lock("production", "alice@laptop", "two\nlines", START)

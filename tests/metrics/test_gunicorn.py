@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from ledger.metrics import in_progress
+from ledger.metrics import in_progress, locks
 from metrics.middleware import METHODS, endpoint
 from statuspage.uptime import uptime_samples
 from tests.support.servers import PATIENCE, ROOT, Gunicorn, Postgres, Redis, eventually, frozen
@@ -293,7 +293,7 @@ def test_the_reference_and_a_real_scrape_name_the_same_metrics(app: Gunicorn) ->
     reference = documented()
     for name in UNKNOWN_HERE - {sample.name for sample in scrape.samples}:
         shown[name] = (shown[name][0], reference[name][1])
-    for family in (*in_progress(), *uptime_samples()):  # whose tables are not in this server's database
+    for family in (*in_progress(), *locks(), *uptime_samples()):  # whose tables are not in this server's database
         shown[family.name] = (family.type, sorted(vars(family)["_labelnames"]))
     assert shown == reference
 

@@ -126,6 +126,7 @@ EMPTY_WHILE_ALL_IS_WELL = {
     "In progress for",
     "Last uptime sample",
     "Lead time",
+    "Lock held by hand for",
     "Store errors",
     "Why the database is unhealthy",
 }

@@ -22,6 +22,9 @@ def addresses(patterns: list[URLPattern | URLResolver], before: str = "") -> Ite
             yield "/" + re.sub(r"[\^$?]|\\Z", "", route)
 
 
+MEANT = {(method, "/api/environments/1/lock") for method in ("PUT", "DELETE")}
+
+
 def test_no_address_takes_a_method_that_it_is_not_for() -> None:
     stranger, root = Client(), Client()
     root.force_login(User.objects.create_superuser("root@example.com", "x"))
@@ -30,7 +33,7 @@ def test_no_address_takes_a_method_that_it_is_not_for() -> None:
     taken = []
     for address in found:
         for method in ("OPTIONS", "TRACE", "PUT", "PATCH", "DELETE", "BREW"):
-            for client in (stranger, root):
+            for client in (stranger, root) if (method, address) not in MEANT else ():
                 answer = client.generic(method, address)
                 if answer.status_code not in (404, 405) or answer.status_code == 405 and method in answer["Allow"]:
                     taken.append(f"{method} {address}: {answer.status_code}")

@@ -6,9 +6,12 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from deploy.errors import ExitCode, InvalidUsage
+from deploy.ledger_client import LedgerUnavailable
 from deploy.locks import Holding
-from deploy.management.base import STRATEGIES, TEXT, EnvironmentCommand
+from deploy.management.base import STRATEGIES, TEXT, EnvironmentCommand, ledger_of
+from deploy.targets.base import Target
 from ledger.environments import EnvironmentConfig
+from ledger.rules import Invalid, RuleViolation
 
 
 class Command(EnvironmentCommand):
@@ -19,6 +22,9 @@ Block deployments to an environment, or see what blocks them.
   release  remove the lock, whoever holds it; a run that held it stops before
            its next step
   status   show who holds the lock, since when and why
+
+acquire and release tell the ledger, so that an alert can say that a lock has
+been held for long.
 """
     reason_help = f"why: one line of at most {TEXT} characters; required by acquire"
     examples = """\
@@ -51,7 +57,8 @@ exit codes:
         if action != "acquire" and reason:
             raise InvalidUsage(f"Unexpected argument: lock {action} takes no --reason.")
         # Every strategy of a target has the same lock.
-        lock = self.target(replace(config, strategy=next(iter(STRATEGIES[config.target]))), "").lock
+        target = self.target(replace(config, strategy=next(iter(STRATEGIES[config.target]))), "")
+        lock = target.lock
         if action == "acquire":
             lock.acquire_by_hand(reason)
             found, text = (
@@ -64,8 +71,21 @@ exit codes:
         else:
             found = lock.status()
             text = f"{found}." if found else f"The lock of {config.name} is free."
+        if action != "status":
+            self.report(target, config, found)
         self.show(config.name, found, text)
         return ExitCode.LOCKED if action == "status" and found else ExitCode.DONE
+
+    def report(self, target: Target, config: EnvironmentConfig, found: Holding | None) -> None:
+        """Tells the ledger, so that metrics and alerts know of the lock. A ledger that is down prevents nothing."""
+        try:
+            ledger = ledger_of(target, config)
+            if found:
+                ledger.lock(config.name, found.holder, found.purpose, found.since)
+            else:
+                ledger.unlock(config.name)
+        except (LedgerUnavailable, RuleViolation, Invalid, LookupError) as error:
+            self.output.note(f"The ledger does not know of this, so alerts may be wrong: {error}")
 
     def show(self, environment: str, found: Holding | None, text: str) -> None:
         """Shows the lock as it is now: as a sentence, or as one JSON object."""
