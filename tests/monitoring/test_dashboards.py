@@ -218,6 +218,26 @@ def test_no_panel_of_a_running_service_is_empty(monitored: Monitored) -> None:
 @pytest.mark.slow
 @pytest.mark.django_db
 @needs("prometheus")
+def test_the_variables_offer_each_environment_and_its_instances_and_a_new_version_is_marked(
+    monitored: Monitored,
+) -> None:
+    for dashboard in DASHBOARDS.values():
+        queries = {each["name"]: each["query"]["query"] for each in dashboard["templating"]["list"][1:]}
+        marks = {each["name"]: each["expr"] for each in dashboard["annotations"]["list"]}
+        for environment, service in monitored.services.items():
+            found = {}
+            for name, query in queries.items():
+                series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", query).groups()  # type: ignore[union-attr]
+                series = filled(series, environment, "")
+                found[name] = {each["metric"][label] for each in monitored.query(series)}
+            assert found == {"environment": {*monitored.services}, "instance": {f"127.0.0.1:{service.port}"}}
+            (new,) = monitored.query(filled(marks["New versions"], environment, ""))
+            assert new["metric"] == {"version": "dev"}
+
+
+@pytest.mark.slow
+@pytest.mark.django_db
+@needs("prometheus")
 @pytest.mark.parametrize(
     ("environment", "unknown"),
     [(FROZEN, {"Connections", "Clock offset", "Active users"}), (FRESH, {"Requests by status", "Slowest endpoints"})],
