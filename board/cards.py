@@ -1,15 +1,19 @@
 """What the board shows of each environment: what runs, what is in flight, and the command that rolls it back."""
 
+import math
 import shlex
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from django.conf import settings
 from django.db.models import prefetch_related_objects
 
+from board import answers
 from ledger import queries
-from ledger.environments import environment_configs
+from ledger.environments import EnvironmentConfig, environment_configs
 from ledger.models import IN_FLIGHT, Deployment, Environment
+from metrics.budgets import Budget, budgets
 from statuspage.readings import Reading, readings
 
 OVERDUE = 2  # times the median after which a deployment is overdue; half of all take longer than the median itself
@@ -46,13 +50,41 @@ class Advice:
 
 
 @dataclass(frozen=True)
+class Meter:
+    """How much is left of an error budget: whose, in words, and in per cent; `tone` is the style sheet's."""
+
+    label: str
+    words: str
+    percent: float
+    tone: str
+
+    @classmethod
+    def of(cls, budget: Budget) -> "Meter":
+        """That of a known budget. A part of one per cent is not rounded to nothing, nor is nothing to a part."""
+        percent = 100 * budget.remaining
+        if budget.spent:
+            return cls(budget.slo, f"spent ({100 - percent:.0f}%)", 0.0, "bad")
+        words = f"{math.floor(percent)}% left" if percent >= 1 else "less than 1% left"
+        return cls(budget.slo, words, round(min(100.0, percent), 1), "ok" if percent > 25 else "warn")
+
+
+@dataclass(frozen=True)
+class ErrorBudget:
+    """The error budgets of an environment, none if they are unknown; and whether they hold deployments now."""
+
+    meters: list[Meter]
+    holds: bool
+
+
+@dataclass(frozen=True)
 class Card:
-    """One environment on the board."""
+    """One environment on the board. `budget` is None without a Prometheus."""
 
     environment: Environment
     reading: Reading
     progress: Progress | None
     advice: Advice | None
+    budget: ErrorBudget | None = None
 
     @property
     def drifted(self) -> bool:
@@ -61,11 +93,16 @@ class Card:
         return current is not None and self.reading.version not in ("", "dev", current.release.version)
 
 
-def board_cards(now: datetime, *, commands: bool) -> list[Card]:
+def board_cards(now: datetime, *, commands: bool, until: float = 0.0) -> list[Card]:
     """Returns a card for each environment, in order; with the commands to roll back if `commands`.
 
-    The number of queries depends on the number of environments alone. Raises django.db.Error.
+    The number of queries depends on the number of environments alone. A Prometheus that has not answered yet is waited
+    for until then, by the monotonic clock. Raises django.db.Error.
     """
+    configs = environment_configs()
+    for prometheus in {config.prometheus for config in configs.values()}:
+        if prometheus:
+            answers.begin((prometheus, "budgets"), partial(budgets, prometheus, answers.TIMEOUT))
     environments = queries.board()
     shown = [each for row in environments for each in (row.in_flight, row.failed) if each]
     prefetch_related_objects(shown, "steps")
@@ -77,8 +114,18 @@ def board_cards(now: datetime, *, commands: bool) -> list[Card]:
             advice = abort_advice(row, row.in_flight, row.current)
         elif commands and row.current:
             advice = rollback_advice(row, queries.previous_good(row))
-        result.append(Card(row, current_readings[row.name], progress(row.in_flight, now), advice))
+        budget = error_budget(configs[row.name], until)
+        result.append(Card(row, current_readings[row.name], progress(row.in_flight, now), advice, budget))
     return result
+
+
+def error_budget(config: EnvironmentConfig, until: float) -> ErrorBudget | None:
+    """Returns what is left of the environment's error budgets, as Prometheus has last said; None without one."""
+    prometheus, hold = config.prometheus, config.error_budget == "hold"
+    if prometheus is None:
+        return None
+    found: list[Budget] = (answers.result((prometheus, "budgets"), until).value or {}).get(config.name, [])
+    return ErrorBudget([Meter.of(each) for each in found], hold and any(each.spent for each in found))
 
 
 def deployment_advice(deployment: Deployment, current: Deployment | None) -> Advice | None:

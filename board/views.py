@@ -1,6 +1,8 @@
 """The board, the deployments and the insights. Visitors who are not signed in see neither names nor commands."""
 
+import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -14,11 +16,12 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from board import cards, charts
+from board import answers, cards, charts, plots
 from board.forms import DeploymentFilters
 from health.reasons import Reason
 from health.runner import Report, report
 from ledger import dora, queries
+from ledger.environments import environment_configs
 from ledger.models import Deployment, Environment
 from pages import fragments
 from pages.fragments import HtmxRequest
@@ -44,23 +47,71 @@ class AccountTask:
 @never_cache
 def home(request: HtmxRequest) -> HttpResponse:
     """Shows the board and this instance's health; while the database is down, with 503 and without the cards."""
+    until = wait_until(request)
+    question = traffic_question(request)
+    if question:
+        question.begin()
     health = report()
-    shown = cards_unless_down(request, health)
+    shown = cards_unless_down(request, health, until)
     tasks = [] if fragments.is_poll(request) else account_tasks(request)
     context = {"report": health, "cards": shown, "tasks": [task for task in tasks if not task.done]}
+    if question and shown is not None:
+        context |= traffic_context(question, [card.environment for card in shown], until)
     response = fragments.respond(request, "board/board.html", context, 503 if shown is None else 200)
     if shown is None:
         response["Retry-After"] = str(settings.RETRY_AFTER)
     return response
 
 
-def cards_unless_down(request: HttpRequest, health: Report) -> list[cards.Card] | None:
+def wait_until(request: HtmxRequest) -> float:
+    """Returns until when the page waits for Prometheus, by the monotonic clock: the poll of an open one not at all."""
+    return time.monotonic() + (0.0 if fragments.is_poll(request) else answers.DEADLINE)
+
+
+def traffic_question(request: HttpRequest, about: Deployment | None = None) -> plots.Question | None:
+    """Returns whose traffic the page plots and for how long, as its address says; None without a Prometheus.
+
+    That is the traffic around the deployment `about`; or on the board of this instance's environment, unless another
+    is chosen.
+    """
+    configs = {name: config for name, config in environment_configs().items() if config.prometheus}
+    chosen = about.environment.name if about else request.GET.get("environment", settings.ENVIRONMENT)
+    config = configs.get(chosen) or (None if about else next(iter(configs.values()), None))
+    period = plots.PERIODS.get(request.GET.get("period", ""), plots.PERIODS["1h"])
+    if config is None:
+        return None
+    return (
+        plots.Question(config, period, middle(about), about.release.version)
+        if about
+        else plots.Question(config, period)
+    )
+
+
+def middle(deployment: Deployment) -> datetime | None:
+    """Returns the time around which a deployment's traffic is plotted; None, for now, until it has ended."""
+    return (deployment.started or deployment.created) if deployment.is_finished else None
+
+
+def traffic_context(
+    question: plots.Question, environments: list[Environment], until: float, own: int = 0
+) -> dict[str, Any]:
+    """Returns what the plots' template needs. `environments` are those to choose from. Raises django.db.Error."""
+    row = next(each for each in environments if each.name == question.config.name)
+    configs = environment_configs()
+    return {
+        "traffic": question.answer(row, until, own),
+        "periods": list(plots.PERIODS.values()),
+        "choices": [each for each in environments if configs[each.name].prometheus],
+    }
+
+
+def cards_unless_down(request: HttpRequest, health: Report, until: float) -> list[cards.Card] | None:
     """Returns the cards, or None while the database is down. One known to be down is not waited for."""
     database = health.checks.get("database")
     if database and database.reason in DOWN and not database.late:
         return None
     try:
-        return cards.board_cards(timezone.now(), commands=request.user.is_authenticated)
+        return cards.board_cards(timezone.now(), commands=request.user.is_authenticated, until=until)
     except DatabaseError:
         return None
 
@@ -114,6 +165,9 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
         found = Deployment.objects.select_related("environment", "release", "previous__release").get(pk=key)
     except Deployment.DoesNotExist:
         raise Http404 from None
+    until = wait_until(request)
+    if question := traffic_question(request, found):
+        question.begin()
     prefetch_related_objects([found], "steps")
     now = timezone.now()
     context: dict[str, Any] = {
@@ -127,6 +181,8 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
         current = queries.live(found.environment)
         context["live"] = current == found
         context["advice"] = cards.deployment_advice(found, current)
+    if question:
+        context |= traffic_context(question, [found.environment], until, found.pk)
     return fragments.respond(request, "board/deployment.html", context)
 
 
