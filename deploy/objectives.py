@@ -104,14 +104,14 @@ class Evidence:
     def against(self, fewest_errors: int) -> str:
         """What is wrong with the release, by its errors and one's own checks, as a clause; empty if nothing is.
 
-        A share of errors counts from `fewest_errors` errors on.
+        A share of errors counts from `fewest_errors` errors on. The words, and those of slowness(), are the summary of
+        an alert: ReleaseFailing and ReleaseSlow in monitoring/rules/alerts.yml, which go on watching afterwards.
         """
         if self.errors is not None and self.requests is not None and self.errors >= self.limits.max_error_rate:
             if self.errors * self.requests >= fewest_errors - 0.5:  # it is extrapolated
-                return (
-                    f"{self.errors:.1%} of the responses of {self.version} in the last {RATE / 60:.0f} min were 5xx "
-                    f"errors, limit {self.limits.max_error_rate:.1%}"
-                )
+                limit = f"limit {100 * self.limits.max_error_rate:.4g}%"
+                minutes = f"{RATE / 60:.0f} min"
+                return f"{100 * self.errors:.4g}% of the responses in the last {minutes} were 5xx errors, {limit}"
         return next((self.exceeded[name] for name, number in self.strikes.items() if number >= STRIKES), "")
 
     def slowness(self, limit: float, enough: int) -> tuple[str, float]:

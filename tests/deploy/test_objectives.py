@@ -2,14 +2,18 @@
 
 import io
 import math
+import re
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from django.core.management.base import OutputWrapper
 
+from board import plots
 from deploy import objectives, probe_traffic, watch
 from deploy.console import Output
 from deploy.errors import DeployRefused, ExitCode, StepFailed
@@ -26,6 +30,7 @@ from tests.deploy.test_rollout import Recording
 from tests.deploy.test_watch import BROKEN, WELL, replies, target_of
 from tests.support.ledgers import begun, deployed
 from tests.support.prometheus import PrometheusServer, constant
+from tests.support.servers import ROOT
 from tests.support.tools import needs
 
 AMPLE = 60.0  # seconds
@@ -99,9 +104,9 @@ QUEUE = WatchConfig(checks=(Check("jobs that wait", "jobs\n  {}", max=9), Check(
         (
             Answers(requests=1.0, errors=0.1, p95=0.2),
             WatchConfig(),
-            "10.0% of the responses of 1.0 in the last 5 min were 5xx errors, limit 5.0%.",
+            "10% of the responses in the last 5 min were 5xx errors, limit 5%.",
         ),
-        (Answers(requests=1.0, errors=0.02), WatchConfig(0.01), "2.0% of the responses of 1.0 in the last 5 min were"),
+        (Answers(requests=1.0, errors=0.02), WatchConfig(0.01), "2% of the responses in the last 5 min were"),
         (Answers(requests=1.0, p95=1.9), WatchConfig(), "p95 latency 1.9 s, limit 1.0 s (in the last 5 min)."),
         (Answers(requests=1.0, p95=0.6), WatchConfig(0.05, 0.5), "p95 latency 0.6 s, limit 0.5 s (in the last 5 min)."),
         (Answers(**{"jobs\n  {}": 10.0}), QUEUE, "jobs that wait: 10, max 9."),
@@ -142,6 +147,38 @@ def test_a_check_that_is_exceeded_at_the_very_end_is_asked_again_and_one_that_is
         watched(Answers(workers=1.0), QUEUE, 0)
     note, record = watched(Answers("it rejected the query"), QUEUE)
     assert "jobs {} = unknown (it rejected the query), max 9" in record
+
+
+def test_the_words_and_the_limits_are_those_of_the_alerts() -> None:
+    rules_of = yaml.safe_load((ROOT / "monitoring/rules/alerts.yml").read_text())["groups"]
+    alerts = {rule["alert"]: rule for group in rules_of for rule in group["rules"]}
+    found = Evidence(Prometheus("http://prometheus"), "testing", "1.0", errors=0.123, p95=1.94, requests=100.0)
+    for name, words in (
+        ("ReleaseFailing", found.against(watch.FEWEST_ERRORS)),
+        ("ReleaseSlow", found.slowness(found.limits.max_p95_seconds, watch.ENOUGH)[0]),
+    ):
+        summary = alerts[name]["annotations"]["summary"]
+        for template, value in (
+            ("{{ $labels.environment }}", "testing"),
+            ("{{ $labels.version }}", "1.0"),
+            ("{{ $value | humanizePercentage }}", "12.3%"),
+            ('{{ $value | printf "%.1f" }}', "1.9"),
+        ):
+            summary = summary.replace(template, value)
+        assert summary == f"testing, release 1.0: {words}" and words
+    failing, slow = (" ".join(alerts[name]["expr"].split()) for name in ("ReleaseFailing", "ReleaseSlow"))
+    count = f"{REQUESTS} * {objectives.RATE:g}"
+    assert failing == f"{ERRORS} >= 0.05 and {ERRORS} * {count} >= {watch.FEWEST_ERRORS - 0.5}"
+    assert slow == f"{P95} > 1 and {count} >= {watch.ENOUGH}" and WatchConfig() == WatchConfig(0.05, 1.0)
+
+
+def test_every_series_that_is_asked_for_is_recorded() -> None:
+    files = "".join(path.read_text() for path in (ROOT / "monitoring/rules").glob("*.yml"))
+    recorded = set(re.findall("record: (.+)", files))
+    asked = {REQUESTS, ERRORS, P95, REMAINING, "slo:bad_requests:increase1h", "release_endpoint:http_errors:rate5m"}
+    assert asked | set(plots.NAMES) <= recorded
+    objectives_file = tomllib.loads((ROOT / "monitoring/slo.toml").read_text())["objectives"]
+    assert {each["window"] for each in objectives_file.values()} == {f"{WINDOW / 86_400:.0f}d"}
 
 
 # The error budget
