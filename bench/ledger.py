@@ -25,10 +25,10 @@ INSERT INTO ledger_release (id, version, commit, message, built_at, image)
   SELECT n, '1.' || n, md5(n::text), 'Change ' || n, now() - (%(releases)s - n + 1) * %(every)s::interval, ''
   FROM generate_series(1, %(releases)s) AS n;
 INSERT INTO ledger_deployment (id, environment_id, release_id, kind, strategy, hotfix, reason, status, actor,
-    previous_id, created, started, finished, run_url)
+    previous_id, created, started, finished, run_url, revision)
   SELECT 4 * (n - 1) + e, e, n, 'deploy', CASE e WHEN 4 THEN 'blue-green' ELSE 'rolling' END, false, '',
     CASE WHEN n %% 12 <> 5 THEN 'succeeded' WHEN n %% 5 = 0 THEN 'rolled_back' ELSE 'failed' END,
-    'person-' || n %% 20, CASE WHEN n > 1 THEN 4 * (n - 2) + e END, at, at, at + interval '1 minute', ''
+    'person-' || n %% 20, CASE WHEN n > 1 THEN 4 * (n - 2) + e END, at, at, at + interval '1 minute', '', ''
   FROM generate_series(1, %(releases)s) AS n, generate_series(1, 4) AS e,
     LATERAL (SELECT now() - (%(releases)s - n + 1) * %(every)s::interval + e * interval '2 minutes' AS at) AS time
   ORDER BY n, e;
@@ -36,8 +36,8 @@ INSERT INTO ledger_step (deployment_id, position, name, outcome, started, finish
   SELECT id, p, (ARRAY['migrate', 'update', 'smoke test'])[p], 'succeeded', started, finished
   FROM ledger_deployment, generate_series(1, 3) AS p;
 INSERT INTO ledger_deployment (id, environment_id, release_id, kind, strategy, hotfix, reason, status, actor,
-    previous_id, created, started, run_url)
-  SELECT id + 9, environment_id, release_id, kind, strategy, false, '', 'running', actor, id, now(), now(), ''
+    previous_id, created, started, run_url, revision)
+  SELECT id + 9, environment_id, release_id, kind, strategy, false, '', 'running', actor, id, now(), now(), '', ''
   FROM ledger_deployment WHERE environment_id = 4 ORDER BY created DESC LIMIT 1;
 SET session_replication_role = DEFAULT;
 VACUUM ANALYZE;

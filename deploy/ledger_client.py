@@ -36,6 +36,7 @@ class Request:
     hotfix: bool = False
     reason: str = ""
     run_url: str = ""
+    revision: str = ""  # what a rollback returns to, beside the version
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,13 @@ class Deployment(models.Model):
         help_text="Link to the pipeline run.",
     )
 
+    revision = models.CharField(
+        max_length=63,
+        blank=True,
+        validators=[text.one_line],
+        help_text="What a rollback returns to, beside the version: the revision, such as the hash of a pod template.",
+    )
+
     environment_id: int
     release_id: int
     previous_id: int | None

@@ -130,10 +130,14 @@ def create(
     hotfix: bool = False,
     reason: str = "",
     run_url: str = "",
+    revision: str = "",
     token: str = "",
     at: datetime | None = None,
 ) -> Deployment:
     """Creates a pending deployment. The environment accepts no other until it has finished.
+
+    `revision` is what a rollback returns to, beside the version: with it, the release may be the live one, as its
+    settings may have been others.
 
     Raises Environment.DoesNotExist, Release.DoesNotExist, Invalid, and RuleViolation: environment-busy, not-promotable,
     never-live, already-live.
@@ -142,7 +146,9 @@ def create(
         raise Invalid("reason", "A hotfix requires a reason.")
     if hotfix and kind == Deployment.Kind.ROLLBACK:
         raise Invalid("hotfix", "A rollback cannot be a hotfix; choose one.")
-    validate_text(Deployment, reason=reason.strip(), actor=actor)
+    if revision and kind != Deployment.Kind.ROLLBACK:
+        raise Invalid("revision", "Only a rollback has a revision.")
+    validate_text(Deployment, reason=reason.strip(), actor=actor, revision=revision)
     with violations_in_the_database(), transaction.atomic():
         # Concurrent requests queue for this row, and each sees what the one before it wrote.
         target = Environment.objects.select_for_update(of=("self",)).get(name=environment)
@@ -155,7 +161,7 @@ def create(
                 "or report it as failed if its pipeline is gone.",
             )
         previous = live(target)
-        validate(target, wanted, kind, hotfix, previous)
+        validate(target, wanted, kind, hotfix, previous, revision)
         Lock.objects.filter(environment=target).delete()  # whoever releases the lock may not reach the ledger
         return Deployment.objects.create(
             environment=target,
@@ -169,6 +175,7 @@ def create(
             previous=previous,
             created=at or timezone.now(),
             run_url=run_url,
+            revision=revision,
         )
 
 
@@ -188,12 +195,21 @@ def report_unlock(environment: str) -> None:
     Lock.objects.filter(environment__name=environment).delete()
 
 
-def validate(environment: Environment, release: Release, kind: str, hotfix: bool, previous: Deployment | None) -> None:
+def validate(
+    environment: Environment,
+    release: Release,
+    kind: str,
+    hotfix: bool,
+    previous: Deployment | None,
+    revision: str = "",
+) -> None:
     """Raises RuleViolation if `release` may not be deployed to `environment`, or rolled back to there."""
     if kind == Deployment.Kind.ROLLBACK:
-        if previous and previous.release_id == release.pk:
+        if previous and previous.release_id == release.pk and not revision:
             raise RuleViolation(
-                "already-live", f"Release {release} is already live in {environment}; nothing to roll back."
+                "already-live",
+                f"Release {release} is already live in {environment}; nothing to roll back. If its settings were "
+                "rolled back, name the revision.",
             )
         if not succeeded(release, environment.pk):
             raise RuleViolation(

@@ -499,7 +499,7 @@ list_versions() {
     say "          left $(age "$its_left") ago${its_bad:+: $its_bad}"
   done <<<"$history"
   if [[ $suggested ]] && find_set "$suggested"; then
-    say "Rollback target: $its_version (rollback.sh --previous $namespace)"
+    say "Rollback target: $its_version, revision $its_name (rollback.sh --previous $namespace)"
     if [[ $its_left ]]; then say '  Every other verified revision was left by a rollback, this one first.'; fi
   else
     say 'Rollback target: none. No other revision was verified good.'
@@ -1307,15 +1307,13 @@ patch_lock() { # patch_lock FIELD VALUE: only while the lock is ours; the "test"
 # The ledger, if there is one. Whatever it answers, the rollback is done.
 
 record() { # record RESULT
-  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling kind=rollback why=$reason
+  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling revision=''
   local id body http='' answer=''
   [[ ${LEDGER_URL:-} && ! $dry ]] || return 0
   if [[ $colour ]]; then strategy=blue-green; fi
-  if [[ $target == "$running" ]]; then # to the ledger a rollback is to another release
-    kind=deploy why=$(one_line "Settings rolled back${reason:+: $reason}" $REASON_LENGTH)
-  fi
-  body="\"environment\":$(json "$environment"),\"release\":\"$target\",\"strategy\":\"$strategy\",\"kind\":\"$kind\""
-  body="{$body,\"actor\":$(json "${owner%% *}"),\"reason\":$(json "$why")}"
+  if find_set "$target_set"; then revision=$its_hash; fi
+  body="\"environment\":$(json "$environment"),\"release\":\"$target\",\"strategy\":\"$strategy\""
+  body="{$body,\"kind\":\"rollback\",\"revision\":\"$revision\",\"actor\":$(json "${owner%% *}"),\"reason\":$(json "$reason")}"
   if ! can_record || ! api deployments "$body"; then
     warn "This rollback is not in the ledger: $(problem)
 The ledger still shows the version before it. docs/operations.md says how to record it by hand."

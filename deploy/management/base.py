@@ -177,6 +177,7 @@ exit codes:
             hotfix=options.get("hotfix", False),
             reason=options["reason"],
             run_url=run_url(),
+            revision=options.get("revision", ""),
         )
         commit, built_at = origin(target, version, options["commit"])
         plan = rollout.Options(

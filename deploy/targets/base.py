@@ -79,6 +79,11 @@ class Target(Protocol):
         there is none.
         """
 
+    def choose_revision(self) -> str:
+        """Chooses the revision of the release to roll back to, where it may have several, such as other settings: the
+        one of previous_good() if that is its version. Returns its name in the ledger; empty if there is but one.
+        """
+
     def origin(self) -> tuple[str, str]:
         """The commit that the release was built from, and when (ISO 8601); empty where that is unknown."""
 

@@ -195,6 +195,10 @@ class Compose:
         earlier = verified[: verified.index(running)] if running in verified else verified
         return earlier[-1] if earlier else ""
 
+    def choose_revision(self) -> str:
+        """There is but one: settings are the stack's, not a release's."""
+        return ""
+
     # What is done
 
     def migrate(self, unsafe: bool, tell: Progress) -> str:

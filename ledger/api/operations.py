@@ -197,6 +197,7 @@ def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key
                 hotfix=body.hotfix,
                 reason=body.reason,
                 run_url=body.run_url,
+                revision=body.revision,
                 token=token_of(request).name,
             )
         except models.Release.DoesNotExist:

@@ -103,6 +103,11 @@ class NewDeployment(Strict):
         StringConstraints(pattern=r"^(https?://[A-Za-z0-9][A-Za-z0-9.:-]*(/[!#-;=?-Z_a-z~%]*)?)?$", max_length=500),
         Field(description="Link to the pipeline run."),
     ] = ""
+    revision: Annotated[
+        str,
+        StringConstraints(pattern=r"^[A-Za-z0-9._-]*$", max_length=63),
+        Field(description="What a rollback returns to, beside the version, which may be the live one then."),
+    ] = ""
 
 
 class NewLock(Strict):
@@ -204,6 +209,7 @@ class DeploymentOut(Schema):
     duration_seconds: float | None
     failed_requests: Annotated[int | None, Field(description="Probe requests that failed; null without probe traffic.")]
     run_url: str
+    revision: Annotated[str, Field(description="What a rollback returned to, beside the version; else empty.")]
 
     @classmethod
     def values(cls, row: models.Deployment) -> dict[str, Any]:
@@ -215,6 +221,7 @@ class DeploymentOut(Schema):
             "duration_seconds": None if row.duration is None else row.duration.total_seconds(),
             "failed_requests": row.failed_requests,
             "run_url": row.run_url,
+            "revision": row.revision,
         }
 
     @classmethod

@@ -248,6 +248,15 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "revision",
+                    models.CharField(
+                        blank=True,
+                        help_text="What a rollback returns to, beside the version: the revision, such as the hash of a pod template.",
+                        max_length=63,
+                        validators=[settings.text.one_line],
+                    ),
+                ),
+                (
                     "previous",
                     models.ForeignKey(
                         blank=True,

@@ -36,6 +36,7 @@ FIXED = (
     "previous_id",
     "created",
     "run_url",
+    "revision",
     "token",
 )
 FINISHED = "('succeeded', 'failed', 'rolled_back')"

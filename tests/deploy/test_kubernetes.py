@@ -927,8 +927,16 @@ def test_what_kubectl_has_applied_is_verified_and_marked(rolling: Apps) -> None:
     assert notes[GOOD] == f"2 {labels['pod-template-hash']}" and not Deployment.objects.exists()
     code, events, said = command(*words)
     assert code == 0 and events[-1]["result"] == "unchanged" and lease(cluster)["spec"]["holderIdentity"] == "", said
-    code, _, said = command("rollback", "-e", "staging")
-    assert code == 0 and "envFrom" not in str(cluster.current()), f"the same version, with its earlier settings: {said}"
+    deployed("staging", "2", at=timezone.now() - timedelta(days=1))
+    for number, named in enumerate(((), ("2",)), 1):
+        cluster.deploy(APP, f"{REPO}:2", replicas=2, settings="new")
+        code, _, said = command("rollback", *named, "-e", "staging")
+        assert code == 0 and "envFrom" not in str(
+            cluster.current()
+        ), f"the version stays, with earlier settings: {said}"
+        revision = objects.hash_of(cluster.current())
+        assert (row().kind, row().release.version, row().status) == ("rollback", "2", "succeeded")
+        assert row().revision == revision and Deployment.objects.filter(kind="rollback").count() == number
 
 
 OVERLAY = """

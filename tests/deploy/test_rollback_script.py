@@ -197,13 +197,13 @@ def test_what_was_left_without_a_fault_stays_a_rollback_target(cluster: Cluster)
 def test_a_rollback_that_is_undone_tells_nothing_of_the_release_that_it_led_to(cluster: Cluster) -> None:
     cluster.mark(APP, "3")
     assert rollback(cluster, "2").returncode == rollback(cluster, "3").returncode == 0
-    assert "Rollback target: 2 " in rollback(cluster, "--list").stdout
+    assert "Rollback target: 2, " in rollback(cluster, "--list").stdout
 
 
 def test_a_version_that_was_never_verified_is_not_suggested(cluster: Cluster) -> None:
     cluster.deploy(APP, f"{REPO}:4", replicas=2, good="4")
     done = rollback(cluster, "--list")
-    assert done.returncode == 0 and "Rollback target: 2 (rollback.sh --previous default)" in done.stdout
+    assert done.returncode == 0 and "Rollback target: 2, revision 2 (rollback.sh --previous default)" in done.stdout
     rows = [line.split()[:2] + [line[49:63].strip()] for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert rows == [
         ["4", "4", "running, good"],
@@ -268,7 +268,7 @@ def test_settings_that_break_the_target_are_not_kept(settings: Cluster) -> None:
     done = rollback(settings, "2", "--timeout", "4")
     assert done.returncode == 5 and "2 is still serving" in done.stdout, done.stdout
     assert settings_of(settings) == "typo"
-    assert "Rollback target: 1 " in rollback(settings, "--list").stdout
+    assert "Rollback target: 1, " in rollback(settings, "--list").stdout
 
 
 def test_settings_of_the_colour_with_the_traffic_go_back_in_the_other_one(colours: Cluster) -> None:
@@ -676,7 +676,7 @@ def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
     ]
     assert [path for path, body in changed if "spec" in body] == [APP, f"{APP}-preview"], "no Deployment's pods change"
     assert changed[0][0] == f"{APP}-green" and list(changed[0][1]["metadata"]["annotations"]) == [LIVE]
-    assert "Rollback target: 2 " in rollback(colours, "--list").stdout
+    assert "Rollback target: 2, " in rollback(colours, "--list").stdout
 
 
 def live_since(cluster: Cluster, colour: str, version: str, at: str) -> None:
@@ -701,7 +701,7 @@ def test_the_previous_version_is_what_was_live_last_and_not_what_is_newest(colou
 def test_a_time_that_is_none_is_not_believed(colours: Cluster) -> None:
     live_since(colours, "green", "1", "a[$(touch /tmp/never)]")
     done = rollback(colours, "--list")
-    assert done.returncode == 0 and "Rollback target: 1 " in done.stdout, done.stdout
+    assert done.returncode == 0 and "Rollback target: 1, " in done.stdout, done.stdout
     assert not Path("/tmp/never").exists()
 
 
@@ -808,7 +808,7 @@ def test_no_text_shifts_what_is_read_back(cluster: Cluster, mark: str) -> None:
     annotate(cluster, text)
     done = rollback(cluster, "--list")
     rows = [line.split()[:2] for line in done.stdout.splitlines() if line[:1].isdigit()]
-    assert rows == [["3", "3"], ["2", "2"], ["1", "1"]] and "Rollback target: 1 " in done.stdout, done.stdout
+    assert rows == [["3", "3"], ["2", "2"], ["1", "1"]] and "Rollback target: 1, " in done.stdout, done.stdout
     assert not {"\x1f", "\u202e"} & set(done.stdout)
     lease(cluster, f"bob{mark}@laptop", purpose=text)
     done = rollback(cluster, "1", "--dry-run", "--reason", text)

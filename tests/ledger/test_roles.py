@@ -147,8 +147,8 @@ def test_no_guard_reads_a_table_of_the_session(roles: Roles) -> None:
                 "INSERT INTO public.ledger_release (version, commit, message, built_at, image, token) "
                 "VALUES ('9.9', '4f2a9c1', '', now(), '', ''); "
                 "INSERT INTO public.ledger_deployment (environment_id, release_id, kind, strategy, hotfix, reason, "
-                "status, actor, token, finished_token, created, run_url) "
-                "SELECT 4, id, 'deploy', 'rolling', false, '', 'pending', 'x', '', '', now(), '' "
+                "status, actor, token, finished_token, created, run_url, revision) "
+                "SELECT 4, id, 'deploy', 'rolling', false, '', 'pending', 'x', '', '', now(), '', '' "
                 "FROM public.ledger_release WHERE version = '9.9'"
             )
 

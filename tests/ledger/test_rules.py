@@ -251,6 +251,18 @@ def test_a_rollback_goes_to_what_was_live_there_and_is_not_now() -> None:
     assert deployed("production", "1.0", kind="rollback", at=START + 2 * HOUR).status == "succeeded"
 
 
+def test_a_rollback_to_other_settings_of_what_is_live_names_the_revision() -> None:
+    deployed("production", "1.0", hotfix=True, reason="first")
+    back = deployed("production", "1.0", kind="rollback", revision="5d8f", at=START + HOUR)
+    assert (back.status, back.revision) == ("succeeded", "5d8f")
+    with refused("already-live"):
+        rules.create("production", "1.0", "rolling", "ci", kind="rollback")
+    with pytest.raises(Invalid, match="Only a rollback has a revision"):
+        rules.create("production", "1.0", "rolling", "ci", revision="77c1")
+    again = rules.create("production", "1.0", "rolling", "ci", kind="rollback", revision="5d8f")
+    assert again.status == "pending", "kubectl may have applied others meanwhile, which no ledger sees"
+
+
 def row(**fields: Any) -> Deployment:
     """A deployment that no rule but the database's has seen."""
     given = {"environment_id": 4, "release": release("9.0"), "strategy": "rolling", "actor": "shell", "created": START}

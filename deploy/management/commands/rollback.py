@@ -48,5 +48,6 @@ examples:
         target.validate()
         if target.rollback_script is None and target.live_version() == version:
             raise DeployRefused(f"{version} is already live in {config.name}; nothing to roll back.")
+        options["revision"] = target.choose_revision()
         self.confirm(config, options, f"About to roll production back to {version}")
         return self.run(rollout.rollback, target, config, version, options, watch=options["watch"] or 0.0)

@@ -34,6 +34,7 @@ from deploy.targets.kubernetes.objects import (
     MIGRATE_CAUSE,
     MIGRATION_TIMEOUT,
     PACE,
+    REVISION,
     VERIFIED,
     WITHDRAWN,
     Object,
@@ -47,6 +48,7 @@ from deploy.targets.kubernetes.objects import (
     mark_of,
     migrate_job,
     migrate_job_name,
+    owner,
     ready,
     released,
     running,
@@ -69,6 +71,7 @@ class Kubernetes(ABC):
     deployments: ClassVar[frozenset[str]]  # the names of those that the strategy needs
     strategy: ClassVar[str]
     poll_interval = 1.0  # seconds between two looks at what is being waited for
+    revision = ""  # the one to roll back to, by the hash of its pod template; empty for the version's best
     settings: overlays.Settings | None = None  # new ones that the release gets; else it has those of the live release
 
     def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
@@ -213,11 +216,48 @@ class Kubernetes(ABC):
 
     def previous_good(self) -> str:
         """The version that `rollback.sh --previous` would choose; empty if there is none. Raises DeployRefused."""
+        return self.target_in(self.listed())[0]
+
+    def listed(self) -> str:
+        """What rollback.sh --list prints. Raises DeployRefused."""
         done = self.script("--list")
         if done.returncode:
             raise DeployRefused(last_line(done.stderr or done.stdout))
-        found = re.search(r"^Rollback target: (\S+) \(", done.stdout, re.MULTILINE)  # no row begins like this
-        return found[1] if found else ""
+        return done.stdout
+
+    def target_in(self, listed: str) -> tuple[str, str]:
+        """The version and the revision that rollback.sh --list names as the rollback target; empty if it names none."""
+        found = re.search(
+            r"^Rollback target: (\S+), revision (\S+) \(", listed, re.MULTILINE
+        )  # no row begins like this
+        return (found[1], found[2]) if found else ("", "")
+
+    def choose_revision(self) -> str:
+        """As Target.choose_revision(): the pod template's hash of the rollback target, or else of the newest revision
+        that was verified good, or else of the newest; of the live version, only of one that was verified good. Empty
+        if there is none: rollback.sh then says so. Raises DeployRefused and StepFailed.
+        """
+        listed = self.listed()
+        version, name = self.target_in(listed)
+        if version != self.version:
+            rows = re.findall(
+                r"^(\S+) +(\S+) +\S+ +\d+[smhd] +(running|verified good|withdrawn|not verified)", listed, re.M
+            )
+            mine = [(row, state) for row, tag, state in rows if tag == self.version]
+            good = [row for row, state in mine if state == "verified good"]
+            others = [row for row, _ in mine if all(state != "running" for _, state in mine)]
+            name = next(iter([*good, *others]), "")
+        self.revision = self.hash_named(name) if name else ""
+        return self.revision
+
+    def hash_named(self, name: str) -> str:
+        """The pod template's hash of a revision, by its name in rollback.sh --list; empty if it is gone."""
+        colour, _, number = name.rpartition("-")
+        wanted = f"{APP}-{colour}" if colour else APP
+        for one in self.snapshot().items:
+            if one["kind"] == "ReplicaSet" and owner(one) == wanted and annotations(one).get(REVISION) == number:
+                return hash_of(one)
+        return ""
 
     def origin(self) -> tuple[str, str]:
         """Unknown: kubectl does not show an image's labels."""
@@ -500,7 +540,8 @@ class Kubernetes(ABC):
         """
         words = ["--yes", "--timeout", f"{max(1, timeout):.0f}"]
         words += ["--reason", reason] if reason else []
-        done = self.script(self.version, *words, *(["--dry-run"] if dry_run else []))
+        to = f"--to-revision={self.revision}" if self.revision else self.version
+        done = self.script(to, *words, *(["--dry-run"] if dry_run else []))
         return done.returncode, (done.stdout + done.stderr).strip()
 
     def script(self, *words: str, checked: str = "") -> subprocess.CompletedProcess[str]:

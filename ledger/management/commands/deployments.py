@@ -103,4 +103,5 @@ def as_dict(row: Deployment) -> dict[str, Any]:
         "duration_seconds": None if row.duration is None else row.duration.total_seconds(),
         "failed_requests": row.failed_requests,
         "run_url": row.run_url,
+        "revision": row.revision,
     }
