@@ -185,7 +185,7 @@ class Comparison:
             other = self.other(READ)
             if other is not None and suffers(other, seconds):
                 self.why = SHORT if any(map(starved, [*answers, other])) else "the other release is as slow"
-            elif other is None and self.still_short(any(map(starved, answers))):
+            elif other is None and self.still_short(any(starved(each) and suffers(each, seconds) for each in answers)):
                 self.why = SHORT
         if not told:
             self.short_since = math.inf

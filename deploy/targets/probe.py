@@ -140,7 +140,9 @@ def starved(answer: Answer) -> bool:
 
 
 def suffers(other: Answer, seconds: float) -> bool:
-    """Whether what another release answered at the same moment explains an answer that took so many seconds."""
+    """Whether what another release, or this one from inside, answered at the same moment explains an answer that took
+    so many seconds.
+    """
     return late(other) or other.seconds > SLOW or SLOWER * other.seconds >= seconds
 
 

@@ -308,6 +308,13 @@ def test_the_watch_finds_what_is_worse_than_another_release(
     assert str(found.value).startswith(told)
 
 
+@pytest.mark.parametrize(("seconds", "waited", "excused"), [(0.1, 0.09, ""), (1.5, 1.0, probe.SHORT), (1.5, 0.1, "")])
+def test_a_wait_for_a_cpu_excuses_no_more_than_it_explains(seconds: float, waited: float, excused: str) -> None:
+    compared = watch.Comparison(target_of(replies(WELL), []), 0.1)
+    assert compared.slow(watch.Counters(), 100, 3.0, [slow(seconds, waited)]) == ""
+    assert (compared.why, compared.undecided()) == (excused, not excused)
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_release_without_a_ready_instance_is_not_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "LATE", 0.05)
