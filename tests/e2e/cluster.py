@@ -1,7 +1,8 @@
 """Environments on a real cluster, as docs/kubernetes.md has them created, each in a namespace of its own.
 
 KUBECONFIG_E2E names the cluster: one whose nodes this machine reaches, such as kind's. KUBECONFIG_E2E_LOAD is the
-command that gives it images of this machine's Docker; the default is kind's.
+command that gives it images of this machine's Docker; the default is kind's. KUBECONFIG_E2E_API_AWAY is a command that
+takes its API server away for 25 s or so.
 """
 
 import json
@@ -9,12 +10,15 @@ import os
 import re
 import secrets
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +121,27 @@ class Request:
     path: str
     outcome: str
     release: str
+    revision: str
 
     @property
     def failed(self) -> bool:
         return self.outcome not in ("200", "302")
 
     def __str__(self) -> str:
-        return f"{self.address} {self.method} {self.path} {self.outcome} of {self.release}"
+        return f"{self.address} {self.method} {self.path} {self.outcome} of {self.release} {self.revision}"
+
+
+@dataclass
+class Moment:
+    """When a command first prints a line with this text, something is done, once. Its process is passed."""
+
+    text: str
+    act: Callable[["subprocess.Popen[str]"], object]
+
+
+def killed(process: "subprocess.Popen[str]") -> None:
+    """As if the machine had failed: the command and all that it has started."""
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 @dataclass
@@ -156,6 +174,7 @@ class Environment:
         self.folder, self.name, self.namespace = folder, name, f"{LABEL}-{name}"
         self.host = HOSTS[name]
         self.switches: list[tuple[float, str]] = []  # when the Service came to select which colour
+        self.over = threading.Event()  # set once the visitors are gone
         variables = {each: os.environ[each] for each in ("PATH", "HOME") if each in os.environ}
         self.variables = variables | {
             "KUBECONFIG": os.environ["KUBECONFIG_E2E"],
@@ -176,30 +195,57 @@ class Environment:
             "apply", "--filename", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": things})
         )
 
-    def run(self, *words: str) -> Run:
-        """Runs a command in the clone."""
+    def run(self, *words: str, when: Moment | None = None, path: str = "") -> Run:
+        """Runs a command in the clone, as the leader of a process group of its own, with `path` before the PATH."""
         began, lines = time.time(), []
+        variables = self.variables | {"PATH": f"{path}{self.variables['PATH']}"}
         with subprocess.Popen(
-            words, cwd=self.folder, env=self.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            words,
+            cwd=self.folder,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         ) as process:
             assert process.stdout
             for line in process.stdout:
                 lines.append((time.time(), line.rstrip("\n")))
+                if when and when.text in line:
+                    when.act(process)
+                    when = None
         return Run(process.returncode, lines, began, time.time())
 
-    def manage(self, *words: str) -> Run:
-        return self.run(sys.executable, "manage.py", *words)
+    def dying(self, at: str) -> str:
+        """A folder with a kubectl that kills the command that calls it, and all that this has started, before it does
+        what is said with these words: as if the machine had failed then. For the PATH, with the separator.
+        """
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        program = folder / "kubectl"
+        real = shutil.which("kubectl", path=self.variables["PATH"])
+        program.write_text(f'#!/bin/sh\ncase " $* " in *"{at}"*) kill -KILL 0 ;; esac\nexec {real} "$@"\n')
+        program.chmod(0o755)
+        return f"{folder}:"
 
-    def deploy(self, version: str, *words: str) -> Run:
+    def manage(self, *words: str, when: Moment | None = None, path: str = "") -> Run:
+        return self.run(sys.executable, "manage.py", *words, when=when, path=path)
+
+    def deploy(self, version: str, *words: str, when: Moment | None = None, path: str = "") -> Run:
         """manage.py deploy, of a release that the ledger has not seen elsewhere."""
         leave = ("--hotfix", "--reason", "Tried on a cluster") if self.name == "production" else ()
         commit = version.encode().hex().ljust(8, "0")
-        return self.manage("deploy", version, "-e", self.name, "--json", "--commit", commit, *leave, *words)
+        words = ("deploy", version, "-e", self.name, "--json", "--commit", commit, *leave, *words)
+        return self.manage(*words, when=when, path=path)
 
-    def rollback(self, *words: str) -> Run:
+    def deploy_settings(self, commit: str, *words: str) -> Run:
+        """manage.py deploy --config, of the version that is live."""
+        leave = ("--hotfix", "--reason", "Tried on a cluster") if self.name == "production" else ()
+        return self.manage("deploy", "--config", "-e", self.name, "--json", "--commit", commit, *leave, *words)
+
+    def rollback(self, *words: str, when: Moment | None = None) -> Run:
         """scripts/rollback.sh, as an operator runs it."""
         version, *options = words
-        return self.run("scripts/rollback.sh", version, self.namespace, "--yes", *options)
+        return self.run("scripts/rollback.sh", version, self.namespace, "--yes", *options, when=when)
 
     @contextmanager
     def hosts(self, names: str) -> Iterator[None]:
@@ -222,7 +268,7 @@ class Environment:
         """Creates what docs/kubernetes.md says, in its order, with the stores and the proxy that it presumes."""
         began = time.monotonic()
         assert not self.kubectl("get", "namespace", self.namespace, "--ignore-not-found").strip(), self.namespace
-        node = self.kubectl(
+        node = self.node = self.kubectl(
             "get", "nodes", "--output", "jsonpath={.items[0].status.addresses[?(@.type=='InternalIP')].address}"
         ).split()[0]
         self.adapt(node)
@@ -355,25 +401,58 @@ class Environment:
     @contextmanager
     def visited(self) -> Iterator[None]:
         """With visitors all the while, and with a note of each switch."""
-        words = ["kubectl", "--namespace", self.namespace, "get", "service", APP, "--watch", "--output"]
-        words.append(r'jsonpath={.spec.selector.colour}{"\n"}')
         self.kubectl("scale", "deployment/visitors", "--replicas=1")
         self.kubectl("rollout", "status", "deployment/visitors", "--timeout=3m")
-        with subprocess.Popen(words, env=self.variables, stdout=subprocess.PIPE, text=True) as watch:
-            note = threading.Thread(target=self.note, args=(watch.stdout,), daemon=True)
-            note.start()
-            try:
-                eventually(lambda: len(self.requests()) > 100, every=1)
-                yield
-            finally:
-                watch.kill()
-                note.join()
+        note = threading.Thread(target=self.note, daemon=True)
+        note.start()
+        try:
+            eventually(lambda: len(self.requests()) > 100, every=1)
+            yield
+        finally:
+            self.over.set()
+            note.join()
         self.kubectl("scale", "deployment/visitors", "--replicas=0")
 
-    def note(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            if not self.switches or self.switches[-1][1] != line.strip():
-                self.switches.append((time.time(), line.strip()))
+    def note(self) -> None:
+        """Notes each switch until the visitors have gone. An API server that goes away ends a watch."""
+        words = ["kubectl", "--namespace", self.namespace, "get", "service", APP, "--watch", "--output"]
+        words.append(r'jsonpath={.spec.selector.colour}{"\n"}')
+        while not self.over.wait(0.5):
+            with subprocess.Popen(words, env=self.variables, stdout=subprocess.PIPE, text=True) as watch:
+                end = threading.Thread(target=lambda one: (self.over.wait(), one.kill()), args=(watch,), daemon=True)
+                end.start()
+                for line in watch.stdout or ():
+                    if not self.switches or self.switches[-1][1] != line.strip():
+                        self.switches.append((time.time(), line.strip()))
+
+    def tasks(self) -> set[str]:
+        """What the scheduled tasks run with: image and ConfigMap of each."""
+        return self.sources("cronjobs", "tasks", ".spec.jobTemplate")
+
+    def live(self) -> set[str]:
+        """What the pods with the traffic run with: image and ConfigMap of their Deployment."""
+        colour = self.switches[-1][1] if self.switches else ""
+        return self.sources(f"deployment/{APP}{f'-{colour}' if colour else ''}", "", "")
+
+    def sources(self, what: str, part: str, template: str) -> set[str]:
+        container = f"{template}.spec.template.spec.containers[0]"
+        form = f"{{{container}.image}} {{{container}.envFrom[0].configMapRef.name}}{{'\\n'}}"
+        words = ("--selector", f"app={APP}-{part}") if part else ()
+        form = f"{{range .items[*]}}{form}{{end}}" if part else form
+        return set(self.kubectl("get", what, *words, "--output", f"jsonpath={form}").splitlines())
+
+    @contextmanager
+    def busy(self, pods: int, cpu: str) -> Iterator[None]:
+        """With so many pods that take all the CPU they get, each by a request of `cpu`."""
+        command = ["python", "-c", "while True: pass"]
+        (found,) = pod("busy", f"{REPOSITORY}:{FIRST}", 10001, cpu, command=command)
+        found["spec"]["replicas"] = pods
+        self.apply(found)
+        self.kubectl("rollout", "status", "deployment/busy", "--timeout=3m")
+        try:
+            yield
+        finally:
+            self.kubectl("delete", "deployment", "busy", "--wait=true", "--timeout=2m")
 
 
 def load(*names: str) -> None:

@@ -6,7 +6,8 @@ It needs Python's own library only, as it runs in the app's image.
     python visitors.py HOST ADDRESS...
 
 Each visitor alternates between pages and a POST that nobody may repeat. Every request is one line on standard output:
-its time, address, method, path, outcome (a status or an error) and the release that gave the answer, `-` if none did.
+its time, address, method, path, outcome (a status or an error), and the release and the revision that gave the answer,
+`-` if none did.
 """
 
 import http.client
@@ -39,17 +40,17 @@ class Visitor(threading.Thread):
             if method == "POST" and not self.token:
                 method, path = "GET", "/accounts/login/"
             turn += 1
-            at, outcome, release = time.time(), "", "-"
+            at, outcome, source = time.time(), "", "- -"
             try:
-                outcome, release = self.request(method, path)
+                outcome, source = self.request(method, path)
             except (OSError, http.client.HTTPException) as error:
                 outcome = type(error).__name__
                 self.close()
-            sys.stdout.write(f"{at:.3f} {self.address} {method} {path} {outcome} {release}\n")  # whole, among threads
+            sys.stdout.write(f"{at:.3f} {self.address} {method} {path} {outcome} {source}\n")  # whole, among threads
             sys.stdout.flush()
 
     def request(self, method: str, path: str) -> tuple[str, str]:
-        """Sends one request. Returns the status, and the release that answered if that is known."""
+        """Sends one request. Returns the status, and the release and the revision that answered, as far as known."""
         if not self.link:
             name, _, port = self.address.rpartition(":")
             self.link = http.client.HTTPConnection(name, int(port), timeout=30)
@@ -67,7 +68,9 @@ class Visitor(threading.Thread):
                 self.token, self.form["Cookie"] = found[1], cookie[1]
         if answer.will_close:
             self.close()
-        return str(answer.status), answer.headers.get("App-Version") or "-"
+        return str(answer.status), " ".join(
+            answer.headers.get(f"App-{name}") or "-" for name in ("Version", "Revision")
+        )
 
     def close(self) -> None:
         if self.link:
