@@ -222,7 +222,7 @@ class Look:
     """What the release's instances answered, once: their counters added up, and their answers.
 
     `wrong` is what is wrong with one of them; empty if nothing is. `bad` is the answer, if there was one, and
-    `only_late` says that nothing worse is known than that something took too long.
+    `only_late` says that nothing worse is known than that something took too long. `ready` is whether there are any.
     """
 
     counters: Counters
@@ -230,6 +230,7 @@ class Look:
     wrong: str = ""
     bad: Answer | None = None
     only_late: bool = True
+    ready: bool = True
 
 
 def look(target: Target) -> Look:
@@ -237,7 +238,7 @@ def look(target: Target) -> Look:
     seen = Look(Counters(), [])
     instances = target.new_instances()
     if not instances:
-        seen.wrong = "no instance is ready"
+        seen.wrong, seen.ready = "no instance is ready", False
     for instance in instances:
         try:
             answers = target.ask(instance, PAGES)
@@ -283,13 +284,16 @@ def watch(
         if reason := target.failure_reason():
             raise StepFailed(f"{reason}.", target.logs())
         seen = look(target)
+        failed, tried, median = traffic.lately(min(WINDOW, now - began))
         excused = seen.bad is not None and compared.excuses(seen.bad)
+        if not seen.ready and tried >= FEWEST_ERRORS and not failed:
+            # As after an outage of the API server, which takes the nodes for lost until they report again.
+            excused, compared.why = True, "visitors get their answers"
         to_blame = bool(seen.wrong) and not excused
         strikes = strikes + 1 if to_blame else 0
         well = well if to_blame else now
         if strikes >= STRIKES and (not seen.only_late or now - well >= LATE):
             raise StepFailed(f"{seen.wrong}, {strikes} times in a row.", target.logs())
-        failed, tried, median = traffic.lately(min(WINDOW, now - began))
         evidence.look()
         if seen.wrong:
             against = failures(failed, tried, limits)

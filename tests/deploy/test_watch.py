@@ -322,3 +322,10 @@ def test_a_release_without_a_ready_instance_is_not_good(monkeypatch: pytest.Monk
     target.new_instances = lambda: []
     with pytest.raises(StepFailed, match="no instance is ready, "):
         watch.watch(target, 0.1, math.nan, probe_traffic.Traffic(""), lambda: True, lambda _: None)
+    visited: Any = SimpleNamespace(lately=lambda _: (0, 20, 0.1))
+    monkeypatch.setattr(watch, "EXCUSED", 0.05)
+    note = watch.watch(target, 0.2, math.nan, visited, lambda: True, lambda _: None)
+    assert note.endswith("no instance is ready; visitors get their answers")
+    visited.lately = lambda _: (1, 20, 0.1)
+    with pytest.raises(StepFailed, match="no instance is ready, "):
+        watch.watch(target, 0.2, math.nan, visited, lambda: True, lambda _: None)

@@ -418,7 +418,8 @@ class Environment:
         words = ["kubectl", "--namespace", self.namespace, "get", "service", APP, "--watch", "--output"]
         words.append(r'jsonpath={.spec.selector.colour}{"\n"}')
         while not self.over.wait(0.5):
-            with subprocess.Popen(words, env=self.variables, stdout=subprocess.PIPE, text=True) as watch:
+            pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+            with subprocess.Popen(words, env=self.variables, stdout=pipe, stderr=quiet, text=True) as watch:
                 end = threading.Thread(target=lambda one: (self.over.wait(), one.kill()), args=(watch,), daemon=True)
                 end.start()
                 for line in watch.stdout or ():

@@ -338,6 +338,7 @@ def test_rollback_sh_moves_everybody_back(place: Environment, figures: Figures) 
 
 @blue_green
 def test_new_settings_go_live_in_the_other_colour_and_back(place: Environment, figures: Figures) -> None:
+    assert place.manage("verify", "-e", place.name, "--watch", "10").code == 0  # the first release, as a way back
     before, old = place.live(), place.requests()[-1].revision
     with place.hosts(f"{place.host},{place.node},more.example.com"):
         run = place.deploy_settings("0100000", "--watch", "20")
