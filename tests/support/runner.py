@@ -10,6 +10,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,42 @@ class PytestRunner:
         parser.add_argument("--keepdb", action="store_true", help="ignored: each run has a new database server")
 
     def run_tests(self, test_labels: Sequence[str], **_: Any) -> int:
-        """Returns pytest's exit code: 0 when all passed. What is measured there counts here, if this is measured."""
+        """Returns pytest's exit code: 0 when all passed. If this is measured, so are pytest, its workers and each Python
+        that a test starts with their environment, and all of it counts here.
+        """
         env = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
         command = [sys.executable, "-m", "pytest", *self.words, *map(target, test_labels)]
         measuring = coverage.Coverage.current()
         with tempfile.TemporaryDirectory(prefix="coverage-") as folder:
             if measuring:
-                command += ["-p", "tests.support.measured"]
-                env["MEASURED"] = folder
+                env |= configured(measuring, Path(folder))
             code = wait(subprocess.Popen(command, cwd=ROOT, env=env))
-            for file in Path(folder).iterdir():
+            for file in Path(folder).glob("data.*"):
                 found = coverage.CoverageData(str(file))
                 found.read()
                 assert measuring
                 measuring.get_data().update(found)
         return code
+
+
+def configured(measuring: coverage.Coverage, folder: Path) -> dict[str, str]:
+    """The variables that have a Python measure itself as this process is measured, with its data in the folder.
+
+    https://coverage.readthedocs.io/en/latest/subprocess.html
+    """
+    file = ConfigParser(interpolation=None)
+    patterns = measuring.get_option("run:omit")
+    assert isinstance(patterns, list)
+    file["run"] = {
+        "branch": str(measuring.get_option("run:branch")),
+        "parallel": "true",
+        "patch": "_exit",  # which is how workers of xdist end
+        "source": str(ROOT),
+        "omit": "\n".join(pattern if pattern.startswith("*") else f"{ROOT}/{pattern}" for pattern in patterns),
+    }
+    with (folder / "rc").open("w") as written:
+        file.write(written)
+    return {"COVERAGE_PROCESS_START": str(folder / "rc"), "COVERAGE_FILE": str(folder / "data")}
 
 
 def wait(process: "subprocess.Popen[bytes]") -> int:
