@@ -40,6 +40,9 @@ ALONE = 2.0  # seconds in which the release alone must have answered the probe t
 MOVING = 15.0  # seconds to wait for that
 
 
+RESULTS: dict[int, str] = {ExitCode.DONE: "succeeded", ExitCode.ROLLED_BACK: "rolled_back"}  # any other: failed
+
+
 @dataclass(frozen=True)
 class Options:
     """What is to be shipped, and how."""
@@ -124,10 +127,9 @@ class Run(ABC):
             self.ship()
             return self.settle()
         except (LockLost, Unseen) as error:
-            return self.end("failed", ExitCode.NEEDS_OPERATOR, str(error))
+            return self.end(ExitCode.NEEDS_OPERATOR, str(error))
         except NoAnswer as error:  # no evidence against the release, and nothing could be rolled back either
             return self.end(
-                "failed",
                 ExitCode.NEEDS_OPERATOR,
                 f"Stopped during: {self.at}. {error} Nothing was rolled back. Run the same command to resume, or "
                 "manage.py rollback to roll back.",
@@ -167,7 +169,7 @@ class Run(ABC):
         if self.options.watch > 0:
             self.step(steps.WATCH, self.watch)
         self.step(steps.MARK_GOOD, self.mark_good)
-        return self.end("succeeded", ExitCode.DONE)
+        return self.end(ExitCode.DONE)
 
     def dry_run(self) -> int:
         """Shows what run() would do, and changes nothing. Raises what run() would raise before it changes anything."""
@@ -381,11 +383,11 @@ class Run(ABC):
             if not live or live == self.options.version != self.before:
                 raise StepFailed(f"Live: {live or 'none'}.")
         except LockLost as error:
-            return self.end("failed", ExitCode.NEEDS_OPERATOR, str(error))
+            return self.end(ExitCode.NEEDS_OPERATOR, str(error))
         except StepFailed as error:
             self.output.details(error.details)
-            return self.end("failed", ExitCode.NEEDS_OPERATOR, f"{why} The rollback failed as well: {error}")
-        return self.end("rolled_back" if self.switched else "failed", ExitCode.ROLLED_BACK, f"{why} {live} is live.")
+            return self.end(ExitCode.NEEDS_OPERATOR, f"{why} The rollback failed as well: {error}")
+        return self.end(ExitCode.ROLLED_BACK, f"{why} {live} is live.")
 
     def return_traffic(self, why: str) -> str:
         """Gives the traffic back, if the release has it, and waits until the previous one alone answers. Returns a
@@ -394,8 +396,11 @@ class Run(ABC):
         live = self.target.roll_back(why, self.output.tell)
         return f"{live} is live" + (f"; {self.follow(live, self.output.tell)}" if self.switched else "")
 
-    def end(self, result: str, code: int, why: str = "") -> int:
-        """Records the result in the ledger, shows it with the count of failed probe requests, and returns `code`."""
+    def end(self, code: int, why: str = "") -> int:
+        """Records the result that the exit code stands for in the ledger, shows it with the count of failed probe
+        requests, and returns `code`. What never had traffic was not rolled back; it failed.
+        """
+        result = RESULTS.get(code, "failed") if self.switched or not code else "failed"
         self.traffic.stop()
         traffic = self.traffic
         self.recorder.finish(result, traffic.failed if traffic.total else None)
@@ -538,8 +543,8 @@ class ScriptedRollback(Run):
         if not self.code:
             note = f"{note}; {self.follow(self.options.version, self.output.tell)}"
         self.ended(steps.ROLL_BACK, outcome, note, recorded=True)
-        result = {0: "succeeded", int(ExitCode.ROLLED_BACK): "rolled_back"}.get(self.code, "failed")
-        return self.end(result, self.code, note if self.code else "")
+        self.switched = True  # the script gives it the traffic, and takes it back
+        return self.end(self.code, note if self.code else "")
 
     def plan(self) -> int:
         """Shows what the script would do. Raises StepFailed if it cannot run."""

@@ -33,6 +33,7 @@ CERTAIN = 4.0  # seconds of retries before a late answer, or one with late check
 RETRY = 1.0  # seconds between such retries
 PRODUCTION_FIRST = tuple(reversed(Environment.Name.values))
 KEY = "watch:2:{}"  # increment it when Reading changes, because two releases can share one cache
+Condition = Literal["healthy", "unhealthy", "unreachable", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Reading:
     """
 
     environment: str
-    state: Literal["healthy", "unhealthy", "unreachable", "unknown"] = "unknown"
+    state: Condition = "unknown"
     version: str = ""
     checks: dict[str, str] = field(default_factory=dict)
     latency_ms: float | None = None
@@ -114,7 +115,7 @@ def own_reading(*, sure: bool = False) -> Reading:
         time.sleep(RETRY)
         own = report()
     checks = {name: str(result) for name, result in own.checks.items() if not result.late}
-    state: Literal["healthy", "unhealthy", "unknown"] = "healthy" if own.healthy else "unhealthy"
+    state: Condition = "healthy" if own.healthy else "unhealthy"
     return Reading(
         settings.ENVIRONMENT, "unknown" if is_unsettled(own) else state, settings.VERSION, checks, None, own.timestamp
     )
@@ -167,7 +168,7 @@ def request_reading(name: str, url: str) -> Reading:
                 logger.info("%s is unreachable: %s", name, error)
                 return Reading(name, "unreachable", at=datetime.now(UTC))
         time.sleep(RETRY)
-    state: Literal["healthy", "unhealthy"] = "healthy" if health["status"] == "healthy" else "unhealthy"
+    state: Condition = "healthy" if health["status"] == "healthy" else "unhealthy"
     latency_ms = round(1000 * (time.monotonic() - started), 1)
     version = str(health.get("version", ""))[:64]
     return Reading(name, state, version, health["checks"], latency_ms, datetime.now(UTC))

@@ -14,8 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
 from tests.support.servers import free_port
 from tests.support.tools import needs
+from tests.support.web import Page, serving
 
 REPO = "registry.example/team/app"
 NAMESPACE = "backstagetest1-staging"
@@ -144,12 +145,12 @@ def apps(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings, full: bool
 ) -> Iterator[Callable[[Cluster], Apps]]:
     """Puts pods into a cluster, and the two into the place of staging and production."""
-    servers = []
+    servers = ExitStack()
 
     def begin(cluster: Cluster) -> Apps:
         found = Apps(cluster)
 
-        class Handler(BaseHTTPRequestHandler):
+        class Pod(Page):
             protocol_version = "HTTP/1.1"
             first = ("", "")  # the version and revision that the connection led to first
 
@@ -170,23 +171,17 @@ def apps(
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self.do_GET()
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        servers.append(server)
+        port = servers.enter_context(serving(Pod))
         if full or "real_kubectl" in request.fixturenames:
             install_real_kubectl(tmp_path)
-            monkeypatch.setenv("PODS_PORT", str(server.server_port))
+            monkeypatch.setenv("PODS_PORT", str(port))
         else:
             monkeypatch.setattr(subprocess, "run", Kubectl(cluster, found.answer))
             kubectl_program.install(tmp_path)  # for rollback.sh
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
         file = tmp_path / "environments.toml"
-        section = f'url = "http://127.0.0.1:{server.server_port}"\ntarget = "kubernetes"\nnamespace = "{NAMESPACE}"\n'
+        section = f'url = "http://127.0.0.1:{port}"\ntarget = "kubernetes"\nnamespace = "{NAMESPACE}"\n'
         file.write_text(f"[staging]\n{section}[production]\n{section}")
         settings.ENVIRONMENTS_FILE = str(file)
         settings.LEDGER_URL = ""
@@ -202,10 +197,8 @@ def apps(
         return found
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    yield begin
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with servers:
+        yield begin
     for each, handler in handlers.items():
         signal.signal(each, handler)
 
@@ -1026,19 +1019,14 @@ def test_pages_are_requested_with_the_public_host(public: str, asked: str) -> No
     """Without one, with what the instance allows."""
     hosts = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Noted(Page):
         def do_GET(self) -> None:
             hosts.append(self.headers["Host"])
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    with serving(Noted) as port:
         env = os.environ | {"ALLOWED_HOSTS": "typo.example.com"}
-        words = (sys.executable, "-", str(server.server_port), public, "/")
+        words = (sys.executable, "-", str(port), public, "/")
         subprocess.run(words, input=PROGRAM, env=env, text=True, check=True, timeout=60)
-        server.shutdown()
     assert hosts == [asked]

@@ -3,10 +3,8 @@
 import json
 import re
 import subprocess
-import threading
 import tomllib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from ledger import rules, versions
 from ledger.models import NOTE, Deployment, Release
 from tests.support.ledgers import START, begun, deployed, release, token
 from tests.support.servers import ROOT
+from tests.support.web import Page, serving
 
 pytestmark = pytest.mark.django_db
 
@@ -285,22 +284,15 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
     """A server that redirects to itself, and the tokens that it was sent."""
     seen: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Moved(Page):
         def do_GET(self) -> None:
             seen.append(f"{self.path} {self.headers.get('Authorization', '')}")
             self.send_response(301)
             self.send_header("Location", "/elsewhere")
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
-        server.shutdown()
-        thread.join()
+    with serving(Moved) as port:
+        yield f"http://127.0.0.1:{port}", seen
 
 
 def test_a_redirect_does_not_get_the_token(elsewhere: tuple[str, list[str]]) -> None:

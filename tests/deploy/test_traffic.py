@@ -1,9 +1,7 @@
 """Which release answers: counted by the probe traffic, with two real servers behind what moves new connections only."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from deploy import probe_traffic
 from deploy.probe_traffic import Source, Traffic
 from tests.support.gate import Gate
 from tests.support.servers import Gunicorn, eventually
+from tests.support.web import Page, serving
 
 pytestmark = pytest.mark.django_db  # the fixture django_db_setup makes a database only if a test is marked
 
@@ -64,7 +63,7 @@ def test_kept_connections_follow_the_traffic_within_five_seconds_and_no_request_
     ids=["says", "says-its-revision", "does-not-say", "from-a-cache"],
 )
 def test_an_answer_counts_for_the_release_that_gave_it(headers: dict[str, str], release: str, revision: str) -> None:
-    class Handler(BaseHTTPRequestHandler):
+    class Empty(Page):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -73,18 +72,10 @@ def test_an_answer_counts_for_the_release_that_gave_it(headers: dict[str, str], 
                 self.send_header(name, value)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    with Traffic(f"http://127.0.0.1:{server.server_port}") as traffic:
+    with serving(Empty) as port, Traffic(f"http://127.0.0.1:{port}") as traffic:
         assert "no usable form" in traffic.start()
         eventually(lambda: len(traffic.sources()) == 2)
         assert traffic.sources().keys() == {Source(release, kept, revision) for kept in (True, False)}
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.mark.parametrize(

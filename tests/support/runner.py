@@ -52,8 +52,8 @@ class PytestRunner:
         parser.add_argument("--keepdb", action="store_true", help="ignored: each run has a new database server")
 
     def run_tests(self, test_labels: Sequence[str], **_: Any) -> int:
-        """Returns pytest's exit code: 0 when all passed. If this is measured, so are pytest, its workers and each Python
-        that a test starts with their environment, and all of it counts here.
+        """Returns pytest's exit code: 0 when all passed. If this is measured, so are pytest, its workers and each
+        Python that a test starts with their environment, and all of it counts here.
         """
         env = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
         command = [sys.executable, "-m", "pytest", *self.words, *map(target, test_labels)]
