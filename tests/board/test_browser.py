@@ -556,7 +556,7 @@ def test_no_page_scrolls_sideways_on_the_narrowest_phone(site: Site, staff: Wind
     deployment = begin(site, "development", f"8.{LONG[:50]}", actor=LONG, message=LONG)
     site.api(f"{deployment}steps", name=LONG, outcome="running")
     everybody = ["/", "/deployments/", f"/{deployment}", "/insights/", "/api/docs/", "/status/", "/no/such/page/"]
-    lists = [f"/admin/{name}/" for name in ("deploy/deployment", "deploy/apitoken", "accounts/user")]
+    lists = [f"/admin/{name}/" for name in ("ledger/deployment", "ledger/apitoken", "accounts/user")]
     staff.page.goto("/status/incidents/new/")
     staff.fill(title=LONG, message=LONG)
     staff.press("Publish incident")
@@ -571,6 +571,10 @@ def test_no_page_scrolls_sideways_on_the_narrowest_phone(site: Site, staff: Wind
             each.page.goto(path)
             wide = each.page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, f"{path}: {wide} px"
+            cut = each.page.evaluate(
+                "Math.max(0, ...Array.from(document.querySelectorAll('.menu'), it => it.scrollWidth - it.clientWidth))"
+            )
+            assert cut == 0, f"{path}: {cut} px of a menu are cut off"
     site.api(f"{deployment}finish", result="failed")
     staff.page.goto(everybody[-1])
     staff.page.get_by_label("Status").select_option("resolved")
