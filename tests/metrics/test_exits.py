@@ -5,12 +5,14 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
+from metrics import exits as hooks
+from metrics.registry import WORKER_EXITS
+from metrics.store.internals import value_of
 from tests.support.servers import PATIENCE, Gunicorn, eventually
-
-pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 
 RECYCLED_AFTER = 40  # requests of one worker; its master adds up to 4
 
@@ -23,6 +25,35 @@ class Impatient(Gunicorn):
 
     def command(self) -> list[str]:
         return [*super().command(), "--timeout", "3"]
+
+
+REASONS = ("timeout", "crash", "recycled")
+
+
+@pytest.mark.parametrize(
+    ("error", "requests", "aborted", "reason"),
+    [
+        (SystemExit(0), 1, False, None),
+        (SystemExit(), 1, False, None),
+        (SystemExit(0), 10, False, "recycled"),
+        (SystemExit(1), 1, False, "crash"),
+        (ZeroDivisionError(), 10, False, "crash"),
+        (SystemExit(1), 1, True, "timeout"),  # it came to react to SIGABRT
+    ],
+)
+def test_a_worker_that_ends_by_an_error_has_crashed(
+    error: BaseException, requests: int, aborted: bool, reason: str | None
+) -> None:
+    before = {each: value_of(WORKER_EXITS.labels(each)).get() for each in REASONS}
+    worker = SimpleNamespace(nr=requests, max_requests=10, aborted=aborted)
+    hooks.pre_fork(worker)
+    try:
+        raise error
+    except BaseException:
+        hooks.worker_exit(worker)
+    hooks.child_exit(worker)
+    found = {each: value_of(WORKER_EXITS.labels(each)).get() - before[each] for each in REASONS}
+    assert found == {each: float(each == reason) for each in REASONS}
 
 
 @pytest.fixture
@@ -50,6 +81,8 @@ def replaced(server: Gunicorn, pid: int) -> None:
     eventually(lambda: pid not in server.workers() and len(server.workers()) == 2)
 
 
+@pytest.mark.slow
+@pytest.mark.django_db
 def test_a_crash_a_time_out_and_a_recycled_worker_are_told_apart(server: Impatient) -> None:
     assert exits(server) == {"timeout": 0, "crash": 0, "recycled": 0}
     for number, reason, count in (
