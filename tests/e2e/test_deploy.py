@@ -74,6 +74,12 @@ class Deploying(Stack):
     def version(self) -> str:
         return str(self.client().get("/health/").json()["version"])
 
+    def metrics(self) -> str:
+        """A scrape of the live release."""
+        program = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
+        live = self.exec("nginx", "readlink", "/run/web/current.sock").strip().rpartition("/")[2].partition(".")[0]
+        return self.exec("web" if live == "web" else f"web_{live}", "python", "-c", program)
+
     def ledger(self) -> list[dict[str, Any]]:
         """Its rows, the newest first."""
         done = self.run("deployments", "--json")
@@ -302,10 +308,13 @@ def test_two_at_once_and_a_lock_by_hand(own: Deploying) -> None:
     code, _, said = own.deploy(version)
     assert code == 3 and "has held the lock since" in said and f"deploy of {version}" in said
     assert first.wait(PATIENCE) == 0
+    assert "deployment_lock_held_since_timestamp_seconds{" not in own.metrics()
     assert own.command("lock", "acquire", "--reason", "The database is being moved", *ENVIRONMENT)[0] == 0
     code, _, said = own.deploy("1.0.0")
     assert code == 3 and "The database is being moved" in said and "lock release" in said
+    assert 'deployment_lock_held_since_timestamp_seconds{environment="' in own.metrics()
     assert own.command("lock", "release", *ENVIRONMENT)[0] == 0
+    assert "deployment_lock_held_since_timestamp_seconds{" not in own.metrics()
     assert own.deploy(version)[0] == 0
 
 
