@@ -1312,8 +1312,8 @@ record() { # record RESULT
   [[ ${LEDGER_URL:-} && ! $dry ]] || return 0
   if [[ $colour ]]; then strategy=blue-green; fi
   if find_set "$target_set"; then revision=$its_hash; fi
-  body="\"environment\":$(json "$environment"),\"release\":\"$target\",\"strategy\":\"$strategy\""
-  body="{$body,\"kind\":\"rollback\",\"revision\":\"$revision\",\"actor\":$(json "${owner%% *}"),\"reason\":$(json "$reason")}"
+  body="\"environment\":$(json "$environment"),\"release\":\"$target\",\"strategy\":\"$strategy\",\"kind\":\"rollback\""
+  body="{$body,\"revision\":\"$revision\",\"actor\":$(json "${owner%% *}"),\"reason\":$(json "$reason")}"
   if ! can_record || ! api deployments "$body"; then
     warn "This rollback is not in the ledger: $(problem)
 The ledger still shows the version before it. docs/operations.md says how to record it by hand."

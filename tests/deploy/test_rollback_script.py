@@ -752,6 +752,20 @@ def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: 
 
 @needs("curl")
 @pytest.mark.django_db(transaction=True)
+def test_other_settings_of_the_live_version_are_recorded_by_their_revision(
+    settings: Cluster, live_server: LiveServer
+) -> None:
+    deployed("staging", "2", at=datetime.now(UTC) - timedelta(hours=1))
+    env = {"LEDGER_TOKEN": token("staging"), "LEDGER_ENVIRONMENT": "staging", "LEDGER_URL": live_server.url}
+    done = rollback(settings, "2", **env)
+    assert done.returncode == 0 and "Recorded in the ledger as deployment" in done.stdout, done.stdout
+    last = Deployment.objects.newest_first()[0]
+    assert (last.kind, last.status, last.release.version) == ("rollback", "succeeded", "2")
+    assert last.revision == settings.current()["metadata"]["labels"]["pod-template-hash"]
+
+
+@needs("curl")
+@pytest.mark.django_db(transaction=True)
 def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
     colours: Cluster, live_server: LiveServer
 ) -> None:
