@@ -194,9 +194,7 @@ def test_production_refuses_with_exit_code_4() -> None:
         ("--help", 0, "manage.py demo_data --profile production-like --users 50000 --seed 7"),
     ],
 )
-def test_wrong_usage_is_told_with_exit_code_2(
-    words: str, code: int, told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_usage_exits_with_two(words: str, code: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         Command().run_from_argv(["manage.py", "demo_data", *words.split()])
     assert end.value.code == code

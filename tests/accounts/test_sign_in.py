@@ -172,7 +172,7 @@ def test_a_forgotten_password_is_reset_by_a_link_that_works_once(client: Client,
     done = client.post(form["Location"], {"password1": "a whole new secret", "password2": "a whole new secret"})
     assert done["Location"] == "/accounts/password/reset/key/done/"
 
-    assert not signed_in(elsewhere), "a session from before the reset goes on"
+    assert not signed_in(elsewhere), "a session from before the reset still works"
     assert sign_in(client).status_code == 200
     assert sign_in(client, "a whole new secret").status_code == 302
     assert [message.to for message in mail.outbox] == [[ADDRESS], [ADDRESS]], "the owner is not told"
@@ -334,7 +334,7 @@ def test_changing_an_address_takes_the_password_and_a_verification(client: Clien
     client.post(EMAIL, {"action_primary": "", "email": "second@example.com"})
     member.refresh_from_db()
     assert member.email == "second@example.com"
-    assert mail.outbox[-1].to == [ADDRESS], "the old address is told"
+    assert mail.outbox[-1].to == [ADDRESS], "the old address is notified"
     assert sign_in(Client(), address="second@example.com").status_code == 302
 
 

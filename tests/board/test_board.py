@@ -63,7 +63,7 @@ def shown(commands: bool = True) -> dict[str, cards.Card]:
 # The board
 
 
-def test_a_card_tells_what_runs_since_when_by_whom_and_how_to_go_back(member: Client) -> None:
+def test_a_card_shows_what_runs_since_when_by_whom_and_how_to_roll_back(member: Client) -> None:
     deployed("staging", "1.0", at=timezone.now() - 3 * HOUR)
     deployed("staging", "1.1", at=timezone.now() - 2 * HOUR, strategy="blue-green")
     text = text_of(member, "/")
@@ -244,7 +244,7 @@ def test_what_failed_last_is_named_with_its_step_however_long_ago() -> None:
     assert 'title="3.0 failed"' in text_of(Client(), "/")
 
 
-def test_the_way_back_leads_to_what_nobody_has_rolled_back_from() -> None:
+def test_the_rollback_target_is_what_nobody_has_rolled_back_from() -> None:
     staging = Environment.objects.get(name="staging")
     assert queries.previous_good(staging) is None
     for number, version in enumerate(("1.0", "1.1", "1.2")):
@@ -401,7 +401,7 @@ def test_an_empty_ledger_says_how_it_is_filled() -> None:
         (f"search={'x' * 65}", "at most 64 characters"),
     ],
 )
-def test_a_filter_that_makes_no_sense_is_told_beside_it(client: Client, query: str, says: str) -> None:
+def test_an_invalid_filter_is_reported_beside_it(client: Client, query: str, says: str) -> None:
     assert says in text_of(client, f"/deployments/?{query}", 400)
 
 
@@ -468,7 +468,7 @@ def test_what_was_live_can_be_brought_back_and_what_failed_cannot(member: Client
     old = deployed("staging", "1.0", at=START)
     failed = deployed("staging", "1.1", "failed", at=START + HOUR)
     only = text_of(member, f"/deployments/{old.pk}/")
-    assert "live now" in only and "rollback.sh" not in only, "there is nothing to go back to"
+    assert "live now" in only and "rollback.sh" not in only, "there is nothing to roll back to"
     deployed("staging", "1.2", at=START + 2 * HOUR)
     assert "scripts/rollback.sh 1.0 backstagetest1-staging" in text_of(member, f"/deployments/{old.pk}/")
     assert "rollback.sh" not in text_of(member, f"/deployments/{failed.pk}/")
@@ -610,4 +610,4 @@ def test_no_page_takes_more_queries_or_more_room_when_there_are_more_rows(client
     assert costs[0] == costs[1]
     stranger = {name: cost for (name, who), cost in costs[1].items() if who == "stranger"}
     assert stranger == {"board": 4, "poll": 4, "list": 1, "detail": 3, "insights": 3}
-    assert costs[1]["board", "member"] == 9, "the account, and the way back of each where nothing is in flight"
+    assert costs[1]["board", "member"] == 9, "the account, and the rollback target of each where nothing is in flight"

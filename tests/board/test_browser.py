@@ -445,7 +445,7 @@ def test_the_insights_are_sound(window: Window) -> None:
     window.main.locator("[aria-current]", has_text="90 days").wait_for()
 
 
-def test_the_status_is_told_to_all_and_incidents_by_staff(staff: Window, window: Window) -> None:
+def test_everybody_sees_the_status_and_staff_write_incidents(staff: Window, window: Window) -> None:
     window.go("/status/", "Production is not monitored")
     assert window.main.get_by_role("link", name="Report an incident").count() == 0
     staff.page.goto("/status/")

@@ -123,9 +123,7 @@ def test_home_says_what_this_instance_is(client: Client, settings: LazySettings)
     assert "Sign in</a> to see who deployed what" in text
 
 
-def test_home_tells_that_the_database_is_away_without_asking_it(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_home_says_that_the_database_is_down_without_asking_it(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("board.views.report", lambda: report(database=Reason.REFUSED, cache=None))
     response = client.get("/")  # without the `db` fixture a query would raise
     text = response.content.decode()
@@ -313,7 +311,7 @@ def test_an_error_is_tied_to_its_field_and_summed_up_on_top(client: Client) -> N
 
 
 @pytest.mark.django_db
-def test_a_wrong_password_is_said_once_and_without_telling_which_part_was_wrong(client: Client) -> None:
+def test_a_wrong_password_is_reported_once_and_without_the_part_that_was_wrong(client: Client) -> None:
     response = client.post("/accounts/login/", {"login": "nobody@example.com", "password": "wrong"})
     assert response.content.decode().count("email address and/or password") == 1
 

@@ -176,7 +176,7 @@ def test_no_page_waits_beyond_its_deadline_for_a_prometheus_that_hangs(
         assert time.monotonic() - began < answers.DEADLINE, "an open page's poll does not wait"
 
 
-def test_members_alone_are_told_why(client: Client, settings: LazySettings) -> None:
+def test_members_alone_see_why(client: Client, settings: LazySettings) -> None:
     settings.PROMETHEUS_URL = "http://127.0.0.1:1"
     text = text_of(client, "/")
     assert "Prometheus did not answer" in text and "127.0.0.1" not in text and "Unknown" in text
@@ -280,7 +280,7 @@ def test_no_label_covers_another_and_the_number_of_queries_stays(monkeypatch: py
         (-1.5, "spent (250%)", 0, "bad"),
     ],
 )
-def test_a_budget_is_told_in_words(remaining: float, words: str, percent: float, tone: str) -> None:
+def test_a_budget_is_shown_in_words(remaining: float, words: str, percent: float, tone: str) -> None:
     assert cards.Meter.of(Budget("latency", remaining)) == cards.Meter("latency", words, percent, tone)
 
 

@@ -205,7 +205,7 @@ def apps(
 
 @pytest.fixture
 def rolling(apps: Callable[[Cluster], Apps]) -> Iterator[Apps]:
-    """1 and 2 were found good, and 2 runs."""
+    """1 and 2 were verified good, and 2 runs."""
     with Cluster(NAMESPACE) as cluster:
         cluster.service()
         for version in ("1", "2"):
@@ -580,7 +580,7 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def away(cluster: Cluster, seconds: float) -> Callable[[], None]:
-    """Its API server goes away for so long."""
+    """Its API server is down for so long."""
     return lambda: setattr(cluster, "back", time.monotonic() + seconds)
 
 
@@ -619,7 +619,7 @@ def test_what_visitors_see_counts_while_the_api_server_does_not_answer(rolling: 
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_an_api_server_that_stays_away_is_no_reason_to_roll_back(
+def test_an_api_server_that_stays_down_is_no_reason_to_roll_back(
     rolling: Apps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = rolling.cluster
@@ -639,7 +639,7 @@ def test_an_api_server_that_stays_away_is_no_reason_to_roll_back(
 # The lock
 
 
-def test_a_lock_that_another_holds_is_said_and_waited_for(rolling: Apps) -> None:
+def test_a_lock_that_another_holds_is_reported_and_waited_for(rolling: Apps) -> None:
     cluster = rolling.cluster
     held(cluster, "bob@laptop", purpose="deploy of 4 to staging")
     code, _, said = deploy("3")
@@ -864,7 +864,7 @@ def test_production_takes_what_succeeded_in_staging_or_a_hotfix(rolling: Apps) -
 
 
 @pytest.mark.usefixtures("real_kubectl")
-def test_a_cluster_that_is_away_is_said(rolling: Apps) -> None:
+def test_an_unreachable_cluster_is_reported(rolling: Apps) -> None:
     rolling.cluster.server.shutdown()
     rolling.cluster.server.server_close()
     code, _, said = deploy("3")

@@ -46,7 +46,7 @@ def test_a_lock_by_hand_stays_until_it_is_released(locks: tuple[FileLock, FileLo
     assert theirs.force_release() is None and theirs.acquire("deploy of 4") == ""
 
 
-def test_a_holder_that_died_is_said_to_have_and_blocks_nobody(locks: tuple[FileLock, FileLock]) -> None:
+def test_a_holder_that_died_is_reported_and_blocks_nobody(locks: tuple[FileLock, FileLock]) -> None:
     mine, theirs = locks
     mine.acquire("deploy of 3")
     mine.close()  # what the operating system does to a process that dies

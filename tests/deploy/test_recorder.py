@@ -100,7 +100,7 @@ def files(folder: Path) -> list[str]:
 # When the ledger is unavailable
 
 
-def test_what_the_ledger_missed_is_told_by_the_next_deployment(tmp_path: Path) -> None:
+def test_what_the_ledger_missed_is_recorded_by_the_next_deployment(tmp_path: Path) -> None:
     book = Flaky()
     book.down = {"all"}
     assert "The ledger (the database) is still unavailable" in carry_out(book, tmp_path)

@@ -169,8 +169,8 @@ def test_it_brings_back_a_version_and_says_what_it_does(cluster: Cluster) -> Non
     assert held(cluster) == "" and ("leases", "backstagetest1-deploy") in cluster.objects
 
 
-def test_the_way_back_never_leads_to_what_was_at_fault(cluster: Cluster) -> None:
-    cluster.mark(APP, "3")  # found good, and bad an hour later
+def test_previous_never_leads_to_what_was_at_fault(cluster: Cluster) -> None:
+    cluster.mark(APP, "3")  # verified good, and bad an hour later
     assert rollback(cluster, "--previous", "--reason", "500s").returncode == 0
     assert cluster.image() == f"{REPO}:2"
     assert rollback(cluster, "default", "--previous", "--reason=500s | too").returncode == 0
@@ -237,7 +237,7 @@ def settings_of(cluster: Cluster, name: str = APP) -> str:
 
 
 @pytest.mark.parametrize("words", [("2",), ("--previous",), ("--to-revision", "2")])
-def test_settings_go_back_with_the_pod_template(settings: Cluster, words: tuple[str, ...]) -> None:
+def test_settings_are_rolled_back_with_the_pod_template(settings: Cluster, words: tuple[str, ...]) -> None:
     said = rollback(settings, "--list").stdout
     assert re.search(r"\n3 +2 +typo +\S+ +running +settings only, before: old\n", said), said
     old = settings.objects["replicasets", settings.current()["metadata"]["name"]]
@@ -271,7 +271,7 @@ def test_settings_that_break_the_target_are_not_kept(settings: Cluster) -> None:
     assert "Rollback target: 1, " in rollback(settings, "--list").stdout
 
 
-def test_settings_of_the_colour_with_the_traffic_go_back_in_the_other_one(colours: Cluster) -> None:
+def test_settings_of_the_colour_with_the_traffic_are_rolled_back_in_the_other_one(colours: Cluster) -> None:
     colours.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, settings="old", good="2")
     colours.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, settings="typo")
     done = rollback(colours, "--previous", "--reason", "400s")
@@ -341,7 +341,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_touched(cluster: Clus
     refused(cluster, 4, "kubectl not found", "2", PATH=str(tmp_path))
 
 
-def test_a_cluster_out_of_reach_is_said() -> None:
+def test_an_unreachable_cluster_is_reported() -> None:
     with Cluster() as cluster:
         pass
     cluster.folder = type(cluster.folder)()
@@ -352,7 +352,7 @@ def test_a_cluster_out_of_reach_is_said() -> None:
     cluster.folder.cleanup()
 
 
-def test_an_api_server_that_goes_away_half_way_is_waited_for(cluster: Cluster) -> None:
+def test_an_api_server_that_goes_down_half_way_is_waited_for(cluster: Cluster) -> None:
     gone: list[str] = []
 
     def went(method: str, path: str) -> None:
@@ -378,7 +378,7 @@ def test_a_cluster_that_never_answers_is_not_waited_for() -> None:
         assert time.monotonic() - began < 60, "a request has five seconds; kubectl alone would wait for ever"
 
 
-def test_what_nobody_expected_to_fail_is_no_silent_end(colours: Cluster) -> None:
+def test_an_unexpected_failure_is_reported(colours: Cluster) -> None:
     def broken(method: str, path: str) -> None:
         if method == "GET" and path.endswith(f"/deployments/{APP}-green") and held(colours):
             raise Refusal(500, "InternalError", "etcdserver: leader changed")
@@ -400,7 +400,7 @@ def test_a_change_that_the_cluster_refuses_changes_nothing(colours: Cluster) -> 
     assert done.returncode == 4 and "webhook denied" in done.stdout and "Nothing was changed." in done.stdout
 
 
-def test_a_rollout_under_way_is_not_broken_off_unless_told(cluster: Cluster) -> None:
+def test_a_rollout_in_progress_is_not_interrupted_without_force(cluster: Cluster) -> None:
     cluster.seconds = 3600
     cluster.deploy(APP, f"{REPO}:4", replicas=2)
     cluster.objects["deployments", APP]["spec"]["replicas"] = 3
@@ -423,7 +423,7 @@ def test_a_stuck_rollout_is_what_it_is_for(cluster: Cluster) -> None:
     assert speed(cluster) == (5, {"maxSurge": 1, "maxUnavailable": 0}), "what the killed one did not restore"
 
 
-def test_migrations_that_the_target_cannot_live_with_bar_the_way(cluster: Cluster) -> None:
+def test_migrations_that_the_target_cannot_run_on_block_the_rollback(cluster: Cluster) -> None:
     cluster.deploy(APP, f"{REPO}:4", replicas=2, **{f"{APP}/schema-break": "3"})
     refused(cluster, 4, "migrations of 3, which 2 cannot run on", "2")
     assert rollback(cluster, "3").returncode == 0
@@ -502,7 +502,7 @@ def test_two_who_come_at_once_do_not_both_go_on(cluster: Cluster) -> None:
     assert cluster.image() == f"{REPO}:3"
 
 
-def test_the_deploy_command_goes_back_under_its_own_lock(cluster: Cluster) -> None:
+def test_the_deploy_command_rolls_back_under_its_own_lock(cluster: Cluster) -> None:
     lease(cluster, "ci@runner 7")
     done = rollback(cluster, "2", DEPLOY_LOCK_HOLDER="ci@runner 7")
     assert done.returncode == 0, done.stdout
@@ -578,7 +578,7 @@ def test_the_version_is_asked_until_the_endpoints_have_followed(colours: Cluster
     assert done.returncode == 0 and '"version": "1"' in done.stdout and "Warning" not in done.stdout, done.stdout
 
 
-def test_an_image_that_is_not_what_its_tag_says_is_told(cluster: Cluster) -> None:
+def test_an_image_that_is_not_what_its_tag_says_is_reported(cluster: Cluster) -> None:
     cluster.lag = 1000
     done = rollback(cluster, "2")
     assert done.returncode == 0 and "it reports version old, not 2" in done.stdout, done.stdout
@@ -593,7 +593,7 @@ def test_a_pod_that_is_ready_and_degraded_is_not_well(cluster: Cluster) -> None:
     assert done.returncode == 5 and '"degraded"' in done.stdout, done.stdout
 
 
-def test_a_cache_that_is_away_is_no_reason_to_stay(cluster: Cluster) -> None:
+def test_a_cache_that_is_down_does_not_stop_a_rollback(cluster: Cluster) -> None:
     cluster.becomes[f"{REPO}:2"] = "degraded"
     done = rollback(cluster, "2")
     assert done.returncode == 0 and "answers /health/ready/" in done.stdout, done.stdout
@@ -737,7 +737,7 @@ def test_a_bad_colour_does_not_keep_the_traffic(colours: Cluster, does: str) -> 
 
 @needs("curl")
 @pytest.mark.django_db(transaction=True)
-def test_the_ledger_is_told_and_never_waited_for(cluster: Cluster, live_server: LiveServer) -> None:
+def test_the_rollback_is_recorded_and_never_waits_for_the_ledger(cluster: Cluster, live_server: LiveServer) -> None:
     for version in ("2", "3"):
         deployed("staging", version, at=datetime.now(UTC) - timedelta(hours=4 - int(version)))
     env = {"LEDGER_TOKEN": token("staging"), "LEDGER_ENVIRONMENT": "staging"}
@@ -793,7 +793,7 @@ def test_a_change_of_colours_is_recorded_as_one_whatever_its_reason_holds(
         ({"LEDGER_URL": "http://example.com#@127.0.0.1"}, "LEDGER_URL is invalid: expected https://"),
     ],
 )
-def test_what_the_ledger_does_not_take_is_said_and_stops_nothing(
+def test_what_the_ledger_rejects_is_reported_and_stops_nothing(
     cluster: Cluster, live_server: LiveServer, env: dict[str, str], said: str
 ) -> None:
     release("2")

@@ -122,7 +122,7 @@ def test_a_rollback_migrates_nothing_and_marks_what_it_leaves(tmp_path: Path) ->
     assert target.done == ["start", "switch", "mark_good", "mark_bad 1"]
 
 
-def test_what_is_in_the_way_of_a_deployment_is_said_before_it_begins(tmp_path: Path) -> None:
+def test_what_prevents_a_deployment_is_reported_before_it_begins(tmp_path: Path) -> None:
     run, target, _ = prepared(tmp_path, Deploy, "preflight")
     for begin in (run.run, run.dry_run):
         with pytest.raises(DeployRefused, match="It is paused"):
@@ -170,7 +170,7 @@ def test_a_rollback_that_fails_needs_a_person(tmp_path: Path) -> None:
         (True, 30, ""),
     ],
 )
-def test_what_visitors_notice_of_the_migrations_is_said_and_stops_them(
+def test_what_visitors_notice_of_the_migrations_is_reported_and_stops_them(
     tmp_path: Path, hotfix: bool, failed: int, told: str
 ) -> None:
     run, target, printed = prepared(tmp_path, Deploy)

@@ -1,4 +1,4 @@
-"""What becomes of what is said to an API server that does not answer, without one."""
+"""Requests to an API server that does not answer, without one."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def test_a_refusal_is_an_answer_and_an_unreachable_server_is_none(said: str, kno
     assert not unanswered(Done([], 0, "", said))
 
 
-def test_docker_that_does_not_answer_is_told_from_one_that_refuses() -> None:
+def test_docker_that_does_not_answer_is_distinguished_from_one_that_refuses() -> None:
     said = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
     assert compose.unanswered(Done([], 1, "", said))
     assert not compose.unanswered(Done([], 1, "", "Error response from daemon: No such container: web"))
@@ -136,7 +136,7 @@ def test_reads_are_repeated_for_a_while_and_the_reason_is_shown(server: Server) 
     server.turns, server.calls = ["away"], []
     with pytest.raises(NoAnswer, match="The API server does not answer"):
         patient(0).get("deployment", "app")
-    assert server.calls == ["get"], "before anything is changed it is said at once"
+    assert server.calls == ["get"], "before anything is changed it fails at once"
 
 
 def test_a_lock_that_could_not_be_renewed_for_too_long_is_held_only_if_a_renewal_proves_it(server: Server) -> None:

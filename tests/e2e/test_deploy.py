@@ -162,7 +162,7 @@ def test_a_restart_of_one_of_two_that_run_fails_no_request(own: Deploying, membe
         for name in ("web_blue", "web_green", f"web_{current}"):
             time.sleep(1)
             own.compose("--profile", "colours", "restart", name)
-            # With the next one away, this one is all there is.
+            # With the next one down, this one is all there is.
             eventually(lambda: own.inspect(name)["State"]["Health"]["Status"] == "healthy", every=0.2)
     say(f"each restarted, and the one that serves twice: {load}")
     assert not load.failed and load.total > 200
@@ -256,7 +256,7 @@ def test_a_bad_release_is_found_and_left_once_with_the_old_one_serving(
     assert f"{LABEL}:{version}" not in running  # the bad one is stopped, and not started again
 
 
-def test_a_run_that_is_killed_is_gone_on_with_by_the_same_command(own: Deploying, member: Client, full: bool) -> None:
+def test_a_run_that_is_killed_is_resumed_by_the_same_command(own: Deploying, member: Client, full: bool) -> None:
     """Killed in each of its steps in full; in short, in one before the traffic moves and in the one that moves it."""
     version, was = variant(own.variables["IMAGE"], "4.0.0"), own.version()
     killed = ("migrate", "start", "smoke test", "switch", "watch") if full else ("start", "switch")

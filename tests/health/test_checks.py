@@ -204,7 +204,7 @@ def test_another_users_file_is_no_flag(settings: Settings, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("arguments", [[], ["--undo"]])
-def test_a_flag_that_cannot_be_written_is_said_in_one_line(arguments: list[str], settings: Settings) -> None:
+def test_a_flag_that_cannot_be_written_is_reported_in_one_line(arguments: list[str], settings: Settings) -> None:
     settings.HEALTH_DRAIN_FILE = "/proc/self/status/drain"
     with pytest.raises(CommandError, match=r"The flag .* cannot be .*\. Set HEALTH_DRAIN_FILE to a file"):
         call_command("drain", *arguments)
@@ -379,7 +379,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told(settings: Settings, full_disk: Path) -> None:
+def test_a_full_disk_is_reported(settings: Settings, full_disk: Path) -> None:
     settings.MEDIA_ROOT = full_disk
     assert problem(checks.Storage) == problem(checks.Disk) == "disk full"
     assert [path.name for path in full_disk.iterdir()] == ["ballast"]

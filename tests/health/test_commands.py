@@ -155,7 +155,7 @@ def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_is_no_report_is_said_in_one_line(body: bytes, status: int, headers: dict[str, str], said: str) -> None:
+def test_what_is_not_a_report_is_one_line(body: bytes, status: int, headers: dict[str, str], said: str) -> None:
     with answering(body, status, headers) as url:
         with pytest.raises(Unreachable) as raised:
             ask(url)
@@ -226,7 +226,7 @@ def test_what_is_no_address_is_wrong_usage(url: str) -> None:
     assert code == 2
 
 
-def test_usage_is_told_with_exit_code_two() -> None:
+def test_wrong_usage_exits_with_two() -> None:
     for arguments in ((), ("--url",), ("--url", "nowhere"), ("--what",)):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")

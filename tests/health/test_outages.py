@@ -250,7 +250,7 @@ def test_a_connection_that_never_answers_again_is_given_up_for_a_new_one(
         assert gate.taken == taken + 1
 
 
-def test_a_wrong_password_is_told_from_a_server_that_is_away(
+def test_a_wrong_password_is_distinguished_from_a_server_that_is_down(
     part: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if isinstance(server, Postgres):

@@ -310,7 +310,7 @@ def test_the_gauges_are_one_or_zero(settings: Settings) -> None:
         }
 
 
-def test_an_exception_is_told_to_the_log_and_not_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_is_logged_and_not_shown_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
     """The text of an exception may contain host names, user names and SQL."""
     caplog.handler.addFilter(RequestIdFilter())
     Fake.error = RuntimeError(SECRET)

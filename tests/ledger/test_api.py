@@ -455,13 +455,13 @@ def test_a_body_that_is_no_json_is_a_bad_request(pipeline: Pipeline, body: str |
         ({"comit": "4f2a9c1"}, "#/comit"),
     ],
 )
-def test_what_does_not_fit_is_told_by_its_place(pipeline: Pipeline, change: dict[str, Any], pointer: str) -> None:
+def test_what_is_invalid_is_reported_by_its_place(pipeline: Pipeline, change: dict[str, Any], pointer: str) -> None:
     found = problem(pipeline.post("releases", BUILD | change), 422, "invalid")
     assert [each["pointer"] for each in found["errors"]] == [pointer]
 
 
 @pytest.mark.parametrize("body", [[], 7, None, "x"])
-def test_a_body_of_another_shape_is_told(pipeline: Pipeline, body: Any) -> None:
+def test_a_body_of_another_shape_is_refused(pipeline: Pipeline, body: Any) -> None:
     problem(pipeline.post("releases", json.dumps(body)), 422, "invalid")
     problem(pipeline.client.post("/api/releases", "", "application/json"), 422, "invalid")
 
@@ -490,7 +490,7 @@ def test_what_is_not_there_is_a_problem_too(pipeline: Pipeline, path: str) -> No
     problem(pipeline.get(path), 404)
 
 
-def test_another_method_is_told_which_there_are(pipeline: Pipeline) -> None:
+def test_another_method_gets_a_list_of_those_allowed(pipeline: Pipeline) -> None:
     response = pipeline.client.delete("/api/deployments")
     problem(response, 405)
     assert set(response["Allow"].split(", ")) == {"GET", "POST"}
@@ -557,7 +557,7 @@ def test_a_deployment_that_its_token_may_not_record_is_refused_before_it_begins(
     later = record(other, "testing")  # it need not register what is registered
     assert later.begin(*build) is None and later.key and not notes
     back = record(other, "staging", "rollback")
-    assert back.begin(*build) is None and back.refused, "a way back is not barred"
+    assert back.begin(*build) is None and back.refused, "a rollback is not refused"
     assert "other is not valid for staging" in notes[0]
 
 

@@ -1,4 +1,4 @@
-"""The made-up history for development, and the mock deployment that goes on."""
+"""The mock history for development, and the mock deployment that advances."""
 
 from datetime import timedelta
 
@@ -43,7 +43,7 @@ def test_mock_data_have_the_steps_that_the_deployer_reports_also_of_the_one_unde
             (steps.ROLL_BACK, "succeeded"),
         ]
 
-    # The one under way goes on and ends.
+    # The one in progress advances and ends.
     (running,) = Deployment.objects.filter(status="running")
     running.steps.filter(name=steps.SMOKE_TEST).update(started=timezone.now())
     waited: list[timedelta] = []

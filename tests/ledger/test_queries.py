@@ -108,7 +108,7 @@ def test_pages_neither_repeat_nor_miss_a_row_while_others_come() -> None:
 
 
 @pytest.mark.parametrize("cursor", ["x", "é", "MQ", "LTEuMQ", "MS4tMQ", "MS5_", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OTk5OS4x"])
-def test_a_made_up_cursor_is_told_to_be_one(cursor: str) -> None:
+def test_an_invalid_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(ValueError, match="Invalid cursor"):
         Deployment.objects.page(3, cursor)
 

@@ -195,7 +195,7 @@ def race(*acts: Callable[[], Any]) -> list[Any]:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_many_creates_at_once_one_wins_and_the_others_are_told_so() -> None:
+def test_of_many_creates_at_once_one_wins_and_the_others_are_refused() -> None:
     release("1.0")
     results = race(*[lambda: rules.create("testing", "1.0", "rolling", "ci")] * 6)
     assert sum(isinstance(each, Deployment) for each in results) == 1

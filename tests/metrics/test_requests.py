@@ -370,7 +370,7 @@ def test_a_stream_lasts_until_its_last_byte(browser: Client, changes: Changes) -
     assert changes.of("http_requests_in_progress") == 0
 
 
-def test_a_stream_lasts_until_the_client_goes_away(browser: Client, changes: Changes) -> None:
+def test_a_stream_lasts_until_the_client_disconnects(browser: Client, changes: Changes) -> None:
     response: Any = browser.get("/streaming/")
     next(iter(response))
     response.close()
@@ -541,7 +541,7 @@ def test_an_asynchronous_request_stays_in_the_event_loops_thread() -> None:
 
 
 @pytest.mark.usefixtures("_asgi")
-def test_an_asynchronous_request_whose_client_goes_away_counts_as_closed_by_it(changes: Changes) -> None:
+def test_an_asynchronous_request_whose_client_disconnects_counts_as_closed_by_it(changes: Changes) -> None:
     async def leave() -> None:
         global waiting
         waiting = asyncio.Event()

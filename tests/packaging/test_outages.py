@@ -1,4 +1,4 @@
-"""The whole app under gunicorn while PostgreSQL or Redis goes away and comes back."""
+"""The whole app under gunicorn while PostgreSQL or Redis goes down and comes back."""
 
 import http.client
 import json

@@ -75,7 +75,7 @@ def test_an_invalid_port_is_refused(port: str, clone: Path) -> None:
     )
 
 
-def test_a_port_that_is_taken_is_said_with_another_to_try() -> None:
+def test_a_port_that_is_taken_is_reported_with_another_to_try() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

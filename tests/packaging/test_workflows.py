@@ -104,7 +104,7 @@ def test_one_environment_takes_one_deployment_at_a_time_and_none_is_ended() -> N
     assert workflow("deploy.yml")["concurrency"]["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
 
 
-def test_a_way_back_waits_for_nobody() -> None:
+def test_a_rollback_waits_for_nobody() -> None:
     job = workflow("rollback.yml")["jobs"]["rollback"]
     assert "needs" not in job and job["concurrency"]["group"].startswith("rollback-")
 
@@ -295,7 +295,7 @@ def test_a_release_image_goes_to_the_registry_with_its_sbom_and_provenance() -> 
 
 @needs("kubectl")
 @pytest.mark.parametrize(("asked", "found"), [("1", "1"), ("", "2")])
-def test_the_rollback_step_goes_back(tmp_path: Path, asked: str, found: str) -> None:
+def test_the_rollback_step_rolls_back(tmp_path: Path, asked: str, found: str) -> None:
     with Cluster("backstagetest1-staging") as cluster:
         cluster.service()
         for version in ("1", "2", "3"):

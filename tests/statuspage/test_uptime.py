@@ -1,4 +1,4 @@
-"""The samples of the status page on the real database, and the page while it is away."""
+"""The samples of the status page on the real database, and the page while it is down."""
 
 import threading
 from datetime import UTC, datetime, timedelta

@@ -109,7 +109,7 @@ class Cluster:
         self.folder.cleanup()
 
     def down(self) -> bool:
-        """Whether the API server is away. The pods are not, and the controllers rest."""
+        """Whether the API server is down. The pods are not, and the controllers pause."""
         return time.monotonic() < self.back
 
     def config(self) -> Object:
