@@ -30,7 +30,8 @@ from tests.support.tools import needs
 
 Object = dict[str, Any]
 OVERLAYS = ("testing", "staging", "production")
-COMPONENTS = ("outside", "shared-media")
+COMPONENTS = ("outside", "shared-media", "monitoring", "monitoring-rules", "monitoring-annotations")
+OPERATOR = "monitoring.coreos.com/v1"  # the Prometheus operator's kinds, whose schemas Kubernetes does not have
 OLDEST = "1.30"  # docs/kubernetes.md names it
 HOSTS = {  # those of docs/guide.md
     "testing": {"testing.backstagetest1.com"},
@@ -126,6 +127,8 @@ def configuration(objects: tuple[Object, ...]) -> dict[str, str]:
 )
 def test_an_overlay_fits_the_schemas_of_the_oldest_and_the_newest_kubernetes(overlay: str, component: str) -> None:
     for each in render(overlay, component):
+        if each["apiVersion"] == OPERATOR:
+            continue
         for version in (OLDEST, kubernetes_validate.latest_version()):
             kubernetes_validate.validate(each, version, strict=True)
 
@@ -134,6 +137,32 @@ def test_every_component_is_tried() -> None:
     folders = {each.parent.name for each in (ROOT / "k8s" / "components").glob("*/kustomization.yaml")}
     assert folders == {*COMPONENTS, "blue-green"}
     assert {each.name for each in (ROOT / "k8s" / "overlays").iterdir() if each.name[0] != "."} == set(OVERLAYS)
+
+
+def test_the_operators_rules_are_those_of_monitoring() -> None:
+    rule = only(render("production", "monitoring-rules"), "PrometheusRule")
+    files = sorted((ROOT / "monitoring" / "rules").glob("*.yml"))
+    assert rule["spec"]["groups"] == [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
+    assert set(rule["spec"]) == {"groups"} and rule["apiVersion"] == OPERATOR, "run scripts/prometheus_rule.py"
+
+
+@pytest.mark.parametrize("overlay", ["production", "staging"])
+def test_prometheus_finds_every_pod_of_the_app_by_the_operator_or_by_annotations(overlay: str) -> None:
+    objects = render(overlay, "monitoring")
+    monitor = only(objects, "PodMonitor")
+    deployments = {f"Deployment/{each['metadata']['name']}" for each in named(objects, "Deployment")}
+    assert selected(objects, monitor["spec"]["selector"]) == deployments
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in app(objects)["ports"]}
+    assert endpoint["path"] == "/metrics"
+    for name, template in templates(render(overlay, "monitoring-annotations")):
+        if name in deployments:
+            annotations = template["metadata"]["annotations"]
+            assert annotations["prometheus.io/port"] == str(app(objects)["ports"][0]["containerPort"])
+            assert (annotations["prometheus.io/scrape"], annotations["prometheus.io/path"]) == (
+                "true",
+                endpoint["path"],
+            )
 
 
 @overlays
