@@ -18,7 +18,7 @@ from deploy.recorder import Recorder
 from ledger import rules, versions
 from ledger.models import NOTE, Deployment, Release
 from tests.support.ledgers import START, begun, deployed, release, token
-from tests.support.servers import ROOT
+from tests.support.servers import PATIENCE, ROOT
 from tests.support.web import Page, serving
 
 pytestmark = pytest.mark.django_db
@@ -50,7 +50,9 @@ class Flaky(DatabaseLedger):
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all the time that a busy machine's API needs."""
     monkeypatch.setattr("deploy.recorder.PAUSE", 0)
+    monkeypatch.setattr("deploy.ledger_client.TIMEOUT", PATIENCE)
 
 
 class Notes(list[str]):

@@ -194,6 +194,17 @@ def test_what_was_left_without_a_fault_stays_a_rollback_target(cluster: Cluster)
     assert said.count("verified good") == 2 and said.count("running, good") == 1, said
 
 
+def test_a_mark_that_was_copied_from_another_revision_does_not_count(cluster: Cluster) -> None:
+    """`kubectl rollout undo` and the controller copy annotations to revisions that they say nothing of."""
+    left = cluster.sets()[f"{REPO}:1"]["metadata"]["labels"]["pod-template-hash"]
+    cluster.objects["deployments", APP]["metadata"]["annotations"][GONE] = f"{left} 2026-11-28T10:00:00Z 500s"
+    cluster.deploy(APP, f"{REPO}:4", replicas=2, good="4")
+    cluster.deploy(APP, f"{REPO}:5", replicas=2)
+    assert GONE in cluster.sets()[f"{REPO}:4"]["metadata"]["annotations"]
+    said = rollback(cluster, "--list").stdout
+    assert "Rollback target: 4, " in said, said
+
+
 def test_a_rollback_that_is_undone_tells_nothing_of_the_release_that_it_led_to(cluster: Cluster) -> None:
     cluster.mark(APP, "3")
     assert rollback(cluster, "2").returncode == rollback(cluster, "3").returncode == 0
