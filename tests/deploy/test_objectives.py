@@ -1,13 +1,17 @@
 """Releases judged by Prometheus: what the watch makes of its answers, and the error budget that holds deployments."""
 
 import io
+import json
 import math
 import re
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -30,7 +34,7 @@ from tests.deploy.test_rollout import Recording
 from tests.deploy.test_watch import BROKEN, WELL, replies, target_of
 from tests.support.ledgers import begun, deployed
 from tests.support.prometheus import PrometheusServer, constant
-from tests.support.servers import ROOT
+from tests.support.servers import PATIENCE, ROOT, Gunicorn, eventually
 from tests.support.tools import needs
 
 AMPLE = 60.0  # seconds
@@ -170,6 +174,52 @@ def test_the_words_and_the_limits_are_those_of_the_alerts() -> None:
     count = f"{REQUESTS} * {objectives.RATE:g}"
     assert failing == f"{ERRORS} >= 0.05 and {ERRORS} * {count} >= {watch.FEWEST_ERRORS - 0.5}"
     assert slow == f"{P95} > 1 and {count} >= {watch.ENOUGH}" and WatchConfig() == WatchConfig(0.05, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("django_db_setup")
+@needs("prometheus")
+def test_a_bad_release_that_a_real_prometheus_scrapes_is_told_in_the_words_of_its_alert() -> None:
+    env = {"DJANGO_SETTINGS_MODULE": "tests.support.more_settings", "APP_VERSION": "9.9"}
+    rules_of = (
+        f"global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{ROOT}/monitoring/rules/*.yml']\n"
+    )
+    with Gunicorn(1, **env) as app:
+        job = f"scrape_configs: [{{job_name: backstagetest1, static_configs: [{{targets: ['127.0.0.1:{app.port}']}}]}}]"
+        with PrometheusServer(rules_of + job) as server:
+            evidence = Evidence(Prometheus(server.url), "testing", "9.9")
+
+            def known() -> bool:
+                evidence.look()
+                return evidence.errors is not None and evidence.requests is not None
+
+            eventually(known, every=0.2)
+            assert evidence.against(watch.FEWEST_ERRORS) == "" and "9.9" in evidence.record()
+            for number in range(40):
+                assert get(app.port, "/fail/" if number % 4 else "/pid/") == (500 if number % 4 else 200)
+
+            def told() -> str:
+                evidence.look()
+                return evidence.against(watch.FEWEST_ERRORS)
+
+            assert re.fullmatch(
+                r"[0-9.]+% of the responses in the last 5 min were 5xx errors, limit 5%", eventually(told)
+            )
+
+            def alerts() -> list[str]:
+                with urlopen(f"{server.url}/api/v1/alerts", timeout=PATIENCE) as answer:
+                    active = json.load(answer)["data"]["alerts"]
+                said = [each["annotations"]["summary"] for each in active]
+                return [each for each in said if each == f"testing, release 9.9: {told()}"]
+
+            assert eventually(alerts)
+
+
+def get(port: int, path: str) -> int:
+    """The status of a page."""
+    with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as link:
+        link.request("GET", path, headers={"Host": "localhost"})
+        return link.getresponse().status
 
 
 def test_every_series_that_is_asked_for_is_recorded() -> None:
