@@ -106,7 +106,8 @@ def failure(status: str, error: str) -> Callable[[socket.socket], None]:
 def drip(link: socket.socket) -> None:
     """A byte now and then, so that no read of the client takes long."""
     link.sendall(b"HTTP/1.1 200 OK\r\n")
-    while not STOP.wait(0.02):
+    until = time.monotonic() + 2 * SOON
+    while not STOP.wait(0.02) and time.monotonic() < until:
         link.sendall(b"X")
 
 
