@@ -176,6 +176,21 @@ def test_the_words_and_the_limits_are_those_of_the_alerts() -> None:
     assert slow == f"{P95} > 1 and {count} >= {watch.ENOUGH}" and WatchConfig() == WatchConfig(0.05, 1.0)
 
 
+def test_what_was_asked_is_kept_with_the_step_of_the_watch_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _, printed = prepared(tmp_path)
+    run.evidence = Evidence(Answers(errors=0.01), "testing", "2")
+    run.evidence.look()
+    kept: list[str] = []
+    monkeypatch.setattr(run.recorder, "step", lambda name, outcome, note: kept.append(note))
+    for name in ("watch", "mark good"):
+        run.output.begin(name)
+        run.ended(name, "succeeded", "Well.", True)
+    assert kept[0].startswith("Well. Asked http://prometheus: release:http_errors") and "= 0.01, max 0.05" in kept[0]
+    assert kept[1].strip() == "Well." and "Asked" not in printed.getvalue()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("django_db_setup")
 @needs("prometheus")
