@@ -33,12 +33,13 @@ from deploy.targets.kubernetes.objects import CLOSE, annotations
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from deploy.targets.probe import PROGRAM
 from ledger import rules
+from ledger.environments import environment_configs
 from ledger.models import Deployment, Lock
 from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
-from tests.support.servers import free_port
+from tests.support.servers import ROOT, free_port
 from tests.support.tools import needs
 from tests.support.web import Page, serving
 
@@ -930,6 +931,17 @@ def test_what_kubectl_has_applied_is_verified_and_marked(rolling: Apps) -> None:
         revision = objects.hash_of(cluster.current())
         assert (row().kind, row().release.version, row().status) == ("rollback", "2", "succeeded")
         assert row().revision == revision and Deployment.objects.filter(kind="rollback").count() == number
+
+
+def test_pods_of_an_older_revision_with_the_same_image_are_not_the_releases(rolling: Apps) -> None:
+    cluster = rolling.cluster
+    cluster.seconds = 10_000  # its rollouts begin an hour ago
+    cluster.deploy(APP, f"{REPO}:2", replicas=2, settings="new")
+    target = RollingUpdate(environment_configs()["staging"], "2", ROOT)
+    snapshot = target.snapshot()
+    assert len(snapshot.pods({"app": APP})) == 3, "two that serve, and one of the new settings"
+    (pod,) = target.new_pods(snapshot)
+    assert objects.hash_of(pod) == objects.hash_of(cluster.current())
 
 
 OVERLAY = """
