@@ -213,4 +213,6 @@ def test_each_service_of_the_stack_is_given_its_own_secrets_and_no_other() -> No
         "migrate": {"migrate_secrets"},
         "db": {"db_secrets"},
         "redis": {"redis_secrets"},
+        "prometheus": {"prometheus_secrets"},
+        "alertmanager": {"alertmanager_secrets"},
     }

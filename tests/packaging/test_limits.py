@@ -27,7 +27,7 @@ from accounts.models import ResetLink, User
 from board import forms as board_forms
 from ledger import rules
 from ledger.api import schemas
-from ledger.models import ApiToken, Deployment, Release, Step
+from ledger.models import ApiToken, Deployment, Lock, Release, Step
 from settings import text
 from statuspage import forms as statuspage_forms
 from statuspage.models import IncidentUpdate
@@ -160,6 +160,7 @@ def test_every_text_of_the_admin_has_the_limit_of_its_row(model: type[models.Mod
 ROWS: dict[type[Schema], type[models.Model]] = {
     schemas.NewRelease: Release,
     schemas.NewDeployment: Deployment,
+    schemas.NewLock: Lock,
     schemas.StepReport: Step,
     schemas.DeploymentQuery: Deployment,
 }
