@@ -178,6 +178,7 @@ def test_a_name_that_nobody_answers_for_takes_no_longer(monkeypatch: pytest.Monk
         (f"http://127.0.0.1:{free_port()}", "refused the connection; is it running, and on this port?"),
         (f"http://{'a' * 70}.invalid", "host not found (not a valid name)"),
     ],
+    ids=["a closed port", "not a name"],  # the port is another in each process
 )
 def test_an_address_where_nobody_is_is_named(url: str, told: str) -> None:
     with pytest.raises(PrometheusError) as found:
