@@ -1,8 +1,8 @@
-"""What pages show of Prometheus: asked by threads, kept for a while, and waited for by a deadline.
+"""Answers of Prometheus for pages: fetched by threads, cached, and waited for until a deadline.
 
-A page gets the last answer while a thread asks for a new one. It waits only if there is no answer yet, until its own
-deadline; and not at all for a Prometheus that has just failed to answer, or for the polls of an open page. An answer is
-kept in this process alone, as what is asked costs Prometheus little.
+A page shows the cached answer while a thread fetches a new one. It waits only if nothing is cached, and not beyond its
+deadline. It does not wait after a recent failure, nor when an open page polls. The cache is per process, because the
+queries are cheap for Prometheus.
 """
 
 import threading

@@ -1,6 +1,7 @@
 """Metrics of deployments, counted by the instance that finishes them. docs/metrics.md describes them."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from prometheus_client import Counter, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
@@ -52,26 +53,28 @@ def in_progress() -> Iterable[Metric]:
     """Returns deployment_in_progress_since_timestamp_seconds{environment}, no series while there is none. A collector;
     one query.
     """
-    family = GaugeMetricFamily(
+    return timestamps(
         "deployment_in_progress_since_timestamp_seconds",
         "Unix time since which a deployment to the environment is pending or running.",
-        labels=["environment"],
+        Deployment.objects.filter(status__in=IN_FLIGHT).order_by().values_list("environment__name", "created"),
     )
-    found = Deployment.objects.filter(status__in=IN_FLIGHT).order_by().values_list("environment__name", "created")
-    for environment, created in found:
-        family.add_metric([environment], created.timestamp())
-    return [family]
 
 
 def locks() -> Iterable[Metric]:
     """Returns deployment_lock_held_since_timestamp_seconds{environment}, no series while nobody holds one by hand. A
     collector; one query.
     """
-    family = GaugeMetricFamily(
+    return timestamps(
         "deployment_lock_held_since_timestamp_seconds",
         "Unix time since which the environment's deployment lock is held by hand.",
-        labels=["environment"],
+        Lock.objects.order_by().values_list("environment__name", "since"),
     )
-    for environment, since in Lock.objects.order_by().values_list("environment__name", "since"):
-        family.add_metric([environment], since.timestamp())
+
+
+def timestamps(name: str, text: str, rows: Iterable[tuple[str, datetime | None]]) -> Iterable[Metric]:
+    """Returns a gauge of Unix times by environment, a series for each row (environment, time) with a time."""
+    family = GaugeMetricFamily(name, text, labels=["environment"])
+    for environment, at in rows:
+        if at:
+            family.add_metric([environment], at.timestamp())
     return [family]

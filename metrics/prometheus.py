@@ -27,8 +27,8 @@ NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?|Inf)|NaN")
 
 
 class PrometheusError(Exception):
-    """There is no answer that can be used. The text is one line that says why and what to do. It is for operators: it
-    names hosts.
+    """Prometheus gave no usable answer. The message is one line that says why and what to do, and names hosts, so it is
+    for operators only.
     """
 
 

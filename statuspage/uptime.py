@@ -20,9 +20,9 @@ from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
 from django.db.models.functions import TruncDate
 from django.utils import timezone
 from prometheus_client import Metric
-from prometheus_client.core import GaugeMetricFamily
 
 from health.checks import SERVING
+from ledger.metrics import timestamps
 from ledger.models import Environment
 from statuspage.models import Day, Sample
 from statuspage.readings import Reading, is_monitored, look_at_own_certificate, readings, request_reading
@@ -115,18 +115,13 @@ def uptime_samples() -> Iterable[Metric]:
     """Returns uptime_sample_timestamp_seconds{environment}, of the environments that are monitored and have samples. A
     collector; one query.
     """
-    family = GaugeMetricFamily(
-        "uptime_sample_timestamp_seconds",
-        "Unix time of the minute of the environment's last uptime sample.",
-        labels=["environment"],
-    )
     last = Sample.objects.filter(environment=OuterRef("pk")).order_by("-minute").values("minute")[:1]
     monitored = [name for name in Environment.Name.values if is_monitored(name)]
-    found = Environment.objects.filter(name__in=monitored).annotate(last=Subquery(last)).values_list("name", "last")
-    for name, minute in found:
-        if minute:
-            family.add_metric([name], minute.timestamp())
-    return [family]
+    return timestamps(
+        "uptime_sample_timestamp_seconds",
+        "Unix time of the minute of the environment's last uptime sample.",
+        Environment.objects.filter(name__in=monitored).annotate(last=Subquery(last)).values_list("name", "last"),
+    )
 
 
 class Sampler(threading.Thread):

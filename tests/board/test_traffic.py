@@ -108,7 +108,7 @@ def test_the_board_plots_the_traffic_with_each_release_on_the_time_axis(
     shipped("1", now - 50 * MINUTE)
     second = shipped("2", now - 20 * MINUTE)
     text = text_of(client, "/")
-    assert "Traffic of testing" in text and text.count('role="img"') == 5
+    assert "Traffic in testing" in text and text.count('role="img"') == 5
     for told in ("8/s", "12%", "100 ms", ">3<", "90%", f'href="/deployments/{second.pk}/">2</a> deployed'):
         assert told in text, told
     found = [float(x) for x in re.findall(r'<line class="mark" x1="([0-9.]+)%"', text)][:2]
@@ -122,7 +122,7 @@ def test_the_board_plots_the_traffic_with_each_release_on_the_time_axis(
     # What has been answered is kept, and so an open page is sent nothing until something changes.
     assert changed(client, "/?period=1h", fragments(text_of(client, "/?period=1h"))) in ([], ["traffic"])
     text = text_of(client, "/?environment=staging&period=7d")
-    assert "Prometheus has no data of staging in this period." in text
+    assert "Prometheus has no data for staging in this period." in text
 
 
 @needs("prometheus")
@@ -137,7 +137,7 @@ def test_a_deployments_page_plots_the_time_around_it(
     assert 'class="mark own"' in text and 'class="mark-label own"' in text
     assert ">2</a> deployed" in text and ">1</a> restored" in text and "of testing, 1 hour" in text
     long_ago = shipped("3", now - timedelta(days=9))
-    assert "Prometheus has no data of testing in this period" in text_of(client, f"/deployments/{long_ago.pk}/")
+    assert "Prometheus has no data for testing in this period" in text_of(client, f"/deployments/{long_ago.pk}/")
 
 
 def test_without_a_prometheus_nothing_is_asked_and_nothing_shown(client: Client) -> None:

@@ -2,7 +2,7 @@
 
 KUBECONFIG_E2E names the cluster: one whose nodes this machine reaches, such as kind's. KUBECONFIG_E2E_LOAD is the
 command that gives it images of this machine's Docker; the default is kind's. KUBECONFIG_E2E_API_AWAY is a command that
-takes its API server away for 25 s or so.
+stops its API server for 25 s or so.
 """
 
 import json

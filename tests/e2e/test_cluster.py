@@ -148,10 +148,10 @@ def told(place: Environment, requests: list[Request]) -> str:
 
 @pytest.fixture
 def away() -> Iterator[Callable[[str], Moment]]:
-    """Takes the API server away when a command prints this, and waits at the end until it is back."""
+    """Stops the API server when a command prints this, and waits at the end until it is up again."""
     words, begun = shlex.split(os.environ.get("KUBECONFIG_E2E_API_AWAY", "")), []
     if not words:
-        pytest.skip("KUBECONFIG_E2E_API_AWAY is no command that takes the API server away")
+        pytest.skip("KUBECONFIG_E2E_API_AWAY is not set; it takes a command that stops the API server for 25 s")
     yield lambda text: Moment(text, lambda _: begun.append(subprocess.Popen(words)))
     for process in begun:
         assert process.wait(180) == 0
@@ -224,11 +224,11 @@ def test_a_run_that_is_killed_in_its_watch_is_resumed(place: Environment, good: 
 
 
 @rolling
-def test_a_way_back_that_is_killed_goes_on(place: Environment, good: str, figures: Figures) -> None:
+def test_a_rollback_that_is_killed_is_resumed(place: Environment, good: str, figures: Figures) -> None:
     run = place.deploy(release(good, "0.5.1", FAILS), "--watch", "60", path=place.dying(SCRIPT_HURRIES))
     assert run.code == -9, run.said
     place.settle()
-    measure(figures, "rolling, killed in the way back", place, run, bad=run.ended)
+    measure(figures, "rolling, killed in the rollback", place, run, bad=run.ended)
     after = place.deploy("0.5.0", "--watch", "10", *WAIT)
     seen = measure(figures, "  the next run", place, after)
     assert after.code == 0, after.said
@@ -241,7 +241,7 @@ def test_without_the_api_server_a_good_release_is_still_good(
     place: Environment, good: str, figures: Figures, away: Callable[[str], Moment]
 ) -> None:
     run = place.deploy(release(good, "0.2.0"), "--watch", "45", when=away(begins("watch")))
-    seen = measure(figures, "rolling, API server away in the watch", place, run)
+    seen = measure(figures, "rolling, API server down in the watch", place, run)
     assert run.code == 0 and "API server does not answer" in run.said, run.said
     assert seen.failed_outcomes() <= NODE_LOST, told(place, seen.failed)
 
@@ -314,7 +314,7 @@ def test_rollback_sh_bears_an_api_server_that_goes_away(
     place: Environment, figures: Figures, away: Callable[[str], Moment]
 ) -> None:
     run = place.rollback("0.2.0", when=away("replicas updated"))
-    seen = measure(figures, "rolling, rollback.sh, API server away", place, run)
+    seen = measure(figures, "rolling, rollback.sh, API server down", place, run)
     assert run.code == 0 and "The API server does not answer" in run.said, run.said
     assert seen.failed_outcomes() <= NODE_LOST, told(place, seen.failed)
 
@@ -345,7 +345,9 @@ def test_rollback_sh_moves_everybody_back(place: Environment, figures: Figures) 
 
 @blue_green
 def test_new_settings_go_live_in_the_other_colour_and_back(place: Environment, figures: Figures) -> None:
-    assert place.manage("verify", "-e", place.name, "--watch", "10").code == 0  # the first release, as a way back
+    assert (
+        place.manage("verify", "-e", place.name, "--watch", "10").code == 0
+    )  # makes the first release a rollback target
     before, old = place.live(), place.requests()[-1].revision
     with place.hosts(f"{place.host},{place.node},more.example.com"):
         run = place.deploy_settings("0100000", "--watch", "20")
@@ -383,19 +385,19 @@ def test_without_the_api_server_a_switch_waits(
     place: Environment, good: str, figures: Figures, away: Callable[[str], Moment]
 ) -> None:
     run = place.deploy(release(good, "1.5.0"), "--watch", "20", when=away(begins("switch")))
-    seen = measure(figures, "blue-green, API server away in the switch", place, run, old="1.4.0")
+    seen = measure(figures, "blue-green, API server down in the switch", place, run, old="1.4.0")
     assert run.code == 0 and "API server does not answer" in run.said, run.said
     assert seen.failed_outcomes() <= NODE_LOST and seen.answered_by("1.5.0"), told(place, seen.failed)
 
 
 @blue_green
-def test_a_way_back_between_colours_that_is_killed_goes_on(place: Environment, good: str, figures: Figures) -> None:
+def test_a_rollback_between_colours_that_is_killed_is_resumed(place: Environment, good: str, figures: Figures) -> None:
     live = place.requests()[-1].release
     run = place.deploy(release(good, "1.6.0", FAILS), "--watch", "60", path=place.dying(SCRIPT_SWITCHES))
     assert run.code == -9, run.said
     after = place.manage("rollback", "-e", place.name, "--json", "--reason", "500s", *WAIT)
     place.settle()
-    measure(figures, "blue-green, killed in the way back", place, run)
+    measure(figures, "blue-green, killed in the rollback", place, run)
     seen = measure(figures, "  manage.py rollback", place, after, bad=after.began)
     assert after.code == 0, after.said
     assert {each.outcome for each in seen.failed} == {"500"}, told(place, seen.failed)

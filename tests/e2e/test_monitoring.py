@@ -1,4 +1,4 @@
-"""The stack with a real Prometheus and Alertmanager: what is counted is what was sent, and who must know is told, once.
+"""The stack with a real Prometheus and Alertmanager: every request is counted, and an outage is notified once.
 
 Without --full all times of the rules and of Alertmanager are a twentieth, and Prometheus looks every other second.
 """
@@ -19,7 +19,7 @@ FASTER = 20
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 APPS = ("web", "web_blue")  # two instances, each with two workers
 
-# Who is told: prints what Alertmanager posts, one line each.
+# A receiver that prints what Alertmanager posts, one line each.
 WEBHOOK = """
 services:
   webhook:
@@ -193,7 +193,7 @@ def test_a_frozen_database_is_told_once_and_so_is_its_recovery(watched: Watched,
     eventually(lambda: "DatabaseDown" in watched.told("resolved"), seconds=patience, every=0.5)
     firing = [each for each in watched.logs("webhook") if each["commonLabels"].get("alertname") == "DatabaseDown"]
     assert [each["status"] for each in firing] == ["firing", "resolved"], json.dumps(firing)[:3000]
-    assert not follows & set(watched.told("firing")), "what follows from the database was told as well"
+    assert not follows & set(watched.told("firing")), "consequences of the database being down were sent as well"
     (alert,) = firing[0]["alerts"]
     assert firing[0]["receiver"] == "rehearsal" and alert["labels"]["environment"] == "development"
     assert alert["annotations"]["runbook_url"].endswith("docs/runbook.md#databasedown")

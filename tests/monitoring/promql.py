@@ -1,6 +1,6 @@
 """A reader of PromQL that finds what a lint asks about: the selectors, what is applied to them, the labels grouped by.
 
-It is no parser: promtool has checked the syntax before.
+It does not check the syntax; promtool has done so before.
 """
 
 import re

@@ -52,18 +52,18 @@ def test_amtool_finds_nothing_to_say(config: Path) -> None:
         ("rehearsal", {"severity": "ticket", "environment": "testing"}),
     ],
 )
-def test_an_alert_reaches_who_must_act(receiver: str, labels: Labels, config: Path) -> None:
+def test_an_alert_reaches_its_receiver(receiver: str, labels: Labels, config: Path) -> None:
     words = ["amtool", "config", "routes", "test", f"--config.file={config}", f"--verify.receivers={receiver}"]
     done = subprocess.run([*words, *(f"{k}={v}" for k, v in labels.items())], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_that_is_named_exists() -> None:
+def test_every_alert_in_an_inhibition_exists() -> None:
     for rule in yaml.safe_load(CONFIG.read_text())["inhibit_rules"]:
         for matcher in rule["source_matchers"] + rule["target_matchers"]:
             label, _, pattern = re.fullmatch(r'(\w+) (=~|=|!=) "(.+)"', matcher).groups()  # type: ignore[union-attr]
             for each in pattern.split("|") if label == "alertname" else []:
-                assert any(re.fullmatch(each, name) for name in NAMES), f"there is no alert {each}"
+                assert any(re.fullmatch(each, name) for name in NAMES), f"alert {each} not found"
 
 
 class Alertmanager:

@@ -102,3 +102,10 @@ def test_every_command_is_there_with_these_options(path: Path) -> None:
             if words[1] in OURS:
                 used = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
                 assert used <= options_of(words[1]), f"{name(path)}: {words}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name)
+def test_logs_of_several_pods_are_asked_for_whole(path: Path) -> None:
+    # With a selector, kubectl prints the last ten lines of each pod unless it is told otherwise.
+    for line in re.findall(r"kubectl.* logs .*", path.read_text()):
+        assert not re.search(r" (-l|--selector)[ =]", line) or "--tail" in line, f"{name(path)}: {line}"
