@@ -179,7 +179,7 @@ for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
 
 
 def test_a_frozen_database_is_told_once_and_so_is_its_recovery(watched: Watched, full: bool) -> None:
-    patience = PATIENCE * (8 if full else 1)
+    patience = PATIENCE * (20 if full else 2)
     follows = {"HealthCheckFailing", "CollectorErrors", "TargetDown", "DatabaseReadOnly", "UptimeSamplesMissing"}
     assert "DatabaseDown" not in watched.told("firing")
     eventually(lambda: watched.compose("pause", "db") == "", every=1)  # a busy kernel may refuse at first

@@ -47,6 +47,8 @@ def test_amtool_finds_nothing_to_say(config: Path) -> None:
         ("ticket", {"severity": "ticket", "environment": "production"}),
         ("ticket", {"severity": "ticket", "environment": "unknown"}),
         ("ticket", {}),
+        ("nobody", {"severity": "none", "environment": "production"}),
+        ("nobody", {"severity": "none", "environment": "staging"}),
         ("rehearsal", {"severity": "page", "environment": "staging"}),
         ("rehearsal", {"severity": "page", "environment": "development"}),
         ("rehearsal", {"severity": "ticket", "environment": "testing"}),
@@ -64,6 +66,39 @@ def test_every_alert_in_an_inhibition_exists() -> None:
             label, _, pattern = re.fullmatch(r'(\w+) (=~|=|!=) "(.+)"', matcher).groups()  # type: ignore[union-attr]
             for each in pattern.split("|") if label == "alertname" else []:
                 assert any(re.fullmatch(each, name) for name in NAMES), f"alert {each} not found"
+
+
+# These last by right: a budget that was burned, a state that is still there when the worse one has gone, and restarts.
+OUTLIVES = {
+    *(f"{slo}BudgetBurns{how}" for slo in ("Availability", "Latency") for how in ("Fast", "Slowly")),
+    *("CertificateExpiresSoon", "MediaDiskAlmostFull", "CrashLoop"),
+}
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str) -> int:
+    return int(text[:-1]) * SECONDS[text[-1]]
+
+
+def test_what_is_suppressed_ends_before_what_suppresses_it() -> None:
+    """Else the end of an outage is notified by its consequences."""
+    outlives = set()
+    for rule in yaml.safe_load(CONFIG.read_text())["inhibit_rules"]:
+        matched = [
+            re.fullmatch(r'alertname =~? "(.+)"', rule[f"{which}_matchers"][0]) for which in ("source", "target")
+        ]
+        if all(matched):
+            sources, targets = ([a for a in ALERTS if re.fullmatch(m[1], a["alert"])] for m in matched if m)
+            for target in targets:
+                if max(map(lasts, sources)) < lasts(target):
+                    outlives.add(target["alert"])
+    assert outlives == OUTLIVES
+
+
+def lasts(alert: dict[str, Any]) -> int:
+    """Seconds for which an alert fires after its cause has gone: its window, and what it is kept for."""
+    windows = re.findall(r"(?:\[|increase|ratio_rate|rate|p95_)(\d+[smh])\b", alert["expr"])
+    return max(map(seconds, windows), default=0) + seconds(alert["keep_firing_for"])
 
 
 class Alertmanager:
@@ -128,6 +163,18 @@ FOLLOWS = {
             alert("CollectorErrors", **A),
         ],
         [alert("CacheDown"), alert("HealthCheckFailing", "staging", check="database"), alert("TargetDown", **B)],
+    ),
+    "a database that was down a while ago": (
+        [
+            alert("DatabaseDownRecently"),
+            alert("HealthCheckFailing", check="migrations", **A),
+            alert("AvailabilityBudgetBurnsFast", slo="availability"),
+            alert("LatencyBudgetBurnsSlowly", slo="latency"),
+            alert("UptimeSamplesMissing"),
+            alert("CollectorErrors", **A),
+            alert("WorkerTimeouts", **A),
+        ],
+        [alert("ReleaseFailing"), alert("HealthCheckFailing", check="cache", **B), alert("CollectorErrors", "staging")],
     ),
     "an instance that is down": (
         [alert("TargetDown", **A), alert("MemoryNearLimit", **A), alert("CrashLoop", **A)],

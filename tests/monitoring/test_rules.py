@@ -41,7 +41,10 @@ every = pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.get("aler
 def metrics() -> dict[str, tuple[str, set[str]]]:
     """Type and labels of each series of the app, as docs/metrics.md has them (a test compares); and `up`."""
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*)\|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
-    found: dict[str, tuple[str, set[str]]] = {"up": ("gauge", set())}
+    found: dict[str, tuple[str, set[str]]] = {
+        "up": ("gauge", set()),
+        "ALERTS": ("gauge", {"alertname", "alertstate", "environment", "severity"}),
+    }
     for name, kind, labels in rows:
         own = set(labels.replace(",", " ").split())
         if kind == "histogram":
@@ -139,6 +142,8 @@ def allowed(one: Selector, label: str) -> set[str] | None:
         ("health_check_reason", "check"): {*settings.HEALTH_CHECKS, "storage", "disk"},
         ("health_check_reason", "reason"): set(map(str, Reason)),
         ("deployments_total", "result"): set(map(str, Deployment.Status.values)),
+        ("ALERTS", "alertname"): {alert["alert"] for alert in ALERTS},
+        ("ALERTS", "alertstate"): {"pending", "firing"},
         ("worker_exits_total", "reason"): {"timeout", "crash", "recycled"},
         ("http_request_duration_seconds_bucket", "le"): {*map(str, settings.METRICS_BUCKETS), "+Inf"},
     }
@@ -156,7 +161,7 @@ def test_a_matcher_asks_for_values_that_the_label_can_have(rule: Rule) -> None:
 @alerts
 def test_an_alert_says_how_urgent_it_is_where_and_what_to_do(alert: Rule) -> None:
     assert {"alert", "expr", "for", "keep_firing_for", "labels", "annotations"} == set(alert)
-    assert alert["labels"]["severity"] in ("page", "ticket") and alert["labels"]["service"] == "backstagetest1"
+    assert alert["labels"]["severity"] in ("page", "ticket", "none") and alert["labels"]["service"] == "backstagetest1"
     assert "environment" in alert["annotations"]["summary"]
     file, _, section = alert["annotations"]["runbook_url"].partition("/blob/main/")[2].partition("#")
     sections = dict(re.findall(r"^## (\w+)\n\n(.*?)(?=^## |\Z)", (ROOT / file).read_text(), re.MULTILINE | re.DOTALL))
