@@ -31,7 +31,7 @@ from tests.e2e.cluster import (
     table,
 )
 from tests.e2e.test_deploy import spoil, steps, wsgi
-from tests.support.servers import eventually
+from tests.support.servers import ROOT, eventually
 
 pytestmark = pytest.mark.skipif(not os.environ.get("KUBECONFIG_E2E"), reason="KUBECONFIG_E2E names no cluster")
 
@@ -54,12 +54,13 @@ FAILS = wsgi("if real: s('500 Internal Server Error', [('Content-Length', '0')])
 UNREADY = wsgi("if e['PATH_INFO'] == '/health/ready/': s('503 Unready', [('Content-Length', '0')]); return [b'']")
 SLOW = wsgi("if e['PATH_INFO'] == '/': time.sleep(3)")
 SLOW_TO_VISITORS = wsgi("if real: time.sleep(2)")
+LATEST = max(path.stem for path in (ROOT / "ledger" / "migrations").glob("0*.py"))
 # The home page reads this table.
-MIGRATION = """\
+MIGRATION = f"""\
 from django.db import migrations
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0003_guards")]
+    dependencies = [("ledger", "{LATEST}")]
     operations = [migrations.RunSQL("LOCK TABLE ledger_environment; SELECT pg_sleep(20)")]
 """
 WRITE = f"open('/app/ledger/migrations/0099_block.py', 'w').write(bytes.fromhex('{MIGRATION.encode().hex()}').decode())"
