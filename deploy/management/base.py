@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.management.base import CommandParser
@@ -29,6 +30,7 @@ from deploy.targets.kubernetes.rolling import RollingUpdate
 from health.management.base import DocumentedCommand
 from ledger.environments import EnvironmentConfig, environment_configs
 from ledger.models import Deployment, Environment
+from metrics.prometheus import Prometheus
 from settings.text import clean
 
 STRATEGIES: dict[str, dict[str, Callable[[EnvironmentConfig, str, Path], Target]]] = {
@@ -190,7 +192,7 @@ exit codes:
             built_at=built_at,
             image=config.tagged(version),
             limits=config.watch,
-            prometheus=config.prometheus,
+            prometheus=prometheus_of(target, config),
             hold=config.error_budget == "hold",
             **more,
         )
@@ -204,6 +206,14 @@ def ledger_of(target: Target, config: EnvironmentConfig) -> Ledger:
     if isinstance(target, Compose) and not settings.LEDGER_URL:
         return StackLedger(target.execute, config.name, target.folder / "var" / f"ledger-token-{config.name}")
     return configured()
+
+
+def prometheus_of(target: Target, config: EnvironmentConfig) -> Prometheus | None:
+    """The Prometheus of the environment; that of a stack by its port on this machine, where its name means nothing."""
+    found = config.prometheus
+    if found and isinstance(target, Compose) and urlsplit(found.url).hostname == "prometheus":
+        return Prometheus(target.published("prometheus", 9090) or found.url, settings.PROMETHEUS_TOKEN)
+    return found
 
 
 def seconds(text: str) -> float:

@@ -101,10 +101,12 @@ class Compose:
 
     def url(self) -> str:
         """The url of environments.toml, else the port of nginx on this machine; empty if it publishes none."""
-        if self.config.url:
-            return self.config.url
-        port = self.try_compose("port", "nginx", "8080", timeout=30).stdout.strip().rpartition(":")[2]
-        return f"http://localhost:{port}" if port else ""
+        return self.config.url or self.published("nginx", 8080)
+
+    def published(self, service: str, port: int) -> str:
+        """Where a service's port is reached from this machine; empty if it is not published, or does not run."""
+        found = self.try_compose("port", service, str(port), timeout=30).stdout.strip().rpartition(":")[2]
+        return f"http://localhost:{found}" if found else ""
 
     def plan(self) -> Sequence[tuple[str, str]]:
         """(step, what it would do) for --dry-run. Raises StepFailed."""

@@ -1026,6 +1026,13 @@ def test_new_settings_are_shipped_like_a_release(
         assert row().status == "failed" and GOOD not in cluster.current(name)["metadata"]["annotations"]
 
 
+def test_new_settings_of_a_version_that_is_unknown_are_refused(rolling: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "ready", lambda pod: False)
+    code, events, _ = command("deploy", "--config", "-e", "staging")
+    assert code == 4 and "no pod of staging is ready" in events[-1]["why"]
+    assert "manage.py deploy VERSION -e staging --config" in events[-1]["why"] and not rolling.cluster.writes
+
+
 @pytest.mark.parametrize(("public", "asked"), [("example.com", "example.com"), ("", "typo.example.com")])
 def test_pages_are_requested_with_the_public_host(public: str, asked: str) -> None:
     """Without one, with what the instance allows."""

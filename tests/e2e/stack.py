@@ -360,9 +360,14 @@ def leftovers() -> list[str]:
         *docker("ps", "--all", *named, "--format", "{{.Names}}").split(),
         *docker("volume", "ls", *named, "--quiet").split(),
         *docker("network", "ls", *named, "--format", "{{.Name}}").split(),
-        *docker("image", "ls", "--quiet", LABEL).split(),
+        *images(),
     ]
     return found
+
+
+def images() -> list[str]:
+    """This run's images by their names: another run may have the same image under its own."""
+    return docker("image", "ls", "--format", "{{.Repository}}:{{.Tag}}", LABEL).split()
 
 
 @pytest.fixture(scope="session")
@@ -379,8 +384,8 @@ def image(checkout: Path) -> Iterator[str]:
     try:
         yield build(checkout, "one", version="1.0.0")
     finally:
-        if images := set(docker("image", "ls", "--quiet", LABEL).split()):
-            docker("image", "rm", "--force", *sorted(images))
+        if made := images():
+            docker("image", "rm", "--force", *made)
     assert not (left := leftovers()), f"not cleared up: {left}"
 
 

@@ -112,6 +112,7 @@ def watched(image: str, full: bool, tmp_path_factory: pytest.TempPathFactory) ->
         COMPOSE_FILE=f"docker-compose.yml:{override.name}",
         PROMETHEUS_PORT=str(free_port()),
         ALERTMANAGER_PORT=str(free_port()),
+        PROMETHEUS_URL="http://prometheus:9090",
         METRICS_TOKEN="a token of this test",
         ALERT_WEBHOOK_URL="http://webhook:8080/",
         WEB_CONCURRENCY="2",
@@ -133,6 +134,7 @@ def test_prometheus_finds_every_instance_with_the_token_and_has_no_fault_with_a_
     rules = [rule for group in watched.ask("rules")["groups"] for rule in group["rules"]]
     assert [rule["name"] for rule in rules if rule["health"] not in ("ok", "unknown")] == []
     assert watched.value('release:http_errors:ratio_rate5m{environment="development"}') == 0
+    eventually(lambda: '<div class="plots">' in watched.client().get("/").text, every=1)  # the app finds it, too
     watched.exec("alertmanager", "amtool", "check-config", "/etc/alertmanager/alertmanager.yml")
     for service in ("prometheus", "alertmanager"):
         host = watched.inspect(service)

@@ -155,6 +155,8 @@ def test_prometheus_finds_every_pod_of_the_app_by_the_operator_or_by_annotations
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in {port["name"] for port in app(objects)["ports"]}
     assert endpoint["path"] == "/metrics"
+    (to,) = only(objects, "NetworkPolicy", "prometheus")["spec"]["egress"]
+    assert to["ports"] == [{"port": 9090, "protocol": "TCP"}]
     for name, template in templates(render(overlay, "monitoring-annotations")):
         if name in deployments:
             annotations = template["metadata"]["annotations"]

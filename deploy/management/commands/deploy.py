@@ -89,6 +89,11 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             live = self.target(config, "")
             live.validate()
             version = live.live_version()
+            if not version:
+                raise DeployRefused(
+                    f"Nothing was changed: no pod of {config.name} is ready, so which version is live is unknown. "
+                    f"Pass it: manage.py deploy VERSION -e {config.name} --config"
+                )
         if not version and not options["build"]:
             raise InvalidUsage("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
         for flag in ("hotfix", "unsafe_migrations"):
