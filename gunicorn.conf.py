@@ -109,9 +109,11 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
+    from backstagetest1 import telemetry
     from metrics import store
 
     store.lease()
+    telemetry.start()
 
 
 def pre_request(worker: Any, request: Any) -> None:
@@ -135,9 +137,11 @@ def left() -> bool:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
+    from backstagetest1 import telemetry
     from metrics import exits
 
     exits.worker_exit(worker)
+    telemetry.stop()
 
 
 def child_exit(server: Any, worker: Any) -> None:

@@ -1,10 +1,12 @@
 """Logs as JSON lines, each with the id of its request.
 
-A line has `time` (RFC 3339, UTC), `level`, `logger`, `message`, `request_id`, and what the caller passed in `extra`.
+A line has `time` (RFC 3339, UTC), `level`, `logger`, `message`, `request_id`, `trace_id` if the request is traced, and
+what the caller passed in `extra`.
 """
 
 import logging
 import re
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +14,9 @@ from gunicorn.glogging import Logger
 from pythonjsonlogger.json import JsonFormatter as BaseJsonFormatter
 
 from backstagetest1.proxy import request_id
+
+# The id of the request's trace. backstagetest1/telemetry/traces.py sets it, where traces are on.
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")
 
 # Django and allauth put one-time keys into paths; a log that many can read must not contain them.
 ONE_TIME_KEY = re.compile(r"(/(?:password/reset/key|confirm-email)/)[^/\s?]+")
@@ -23,10 +28,12 @@ def without_keys(path: str) -> str:
 
 
 class RequestIdFilter(logging.Filter):
-    """Adds the current request's id to every record."""
+    """Adds the current request's id to every record, and that of its trace if it is traced."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_id = request_id.get()
+        if trace := trace_id.get():
+            record.trace_id = trace
         return True
 
 
@@ -64,6 +71,7 @@ class GunicornLogger(Logger):  # type: ignore[misc]
 
     def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: Any) -> None:
         """Writes one line per request. The path has no query string, which may contain secrets."""
+        trace = {"trace_id": environ["TRACE_ID"]} if "TRACE_ID" in environ else {}
         self.access_log.info(
             "request",
             extra={
@@ -75,5 +83,6 @@ class GunicornLogger(Logger):  # type: ignore[misc]
                 "status": int(str(resp.status).split(None, 1)[0]),
                 "bytes": getattr(resp, "sent", None),
                 "duration_ms": round(request_time.total_seconds() * 1000, 1),
-            },
+            }
+            | trace,
         )

@@ -101,6 +101,8 @@ class ProxyMiddleware:
             meta["REMOTE_ADDR"] = client_address(peer, meta.get("HTTP_X_FORWARDED_FOR", ""))
             if meta.get("HTTP_X_FORWARDED_PROTO", "").lower() in ("http", "https"):
                 meta["wsgi.url_scheme"] = meta["HTTP_X_FORWARDED_PROTO"].lower()
+        else:
+            meta.pop("HTTP_TRACEPARENT", None)  # a client could choose what is sampled, and write into others' traces
         if not VALID_ID.fullmatch(identifier):
             identifier = uuid.uuid4().hex
         meta["REQUEST_ID"] = identifier

@@ -10,7 +10,7 @@ import re
 from email.utils import parseaddr
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.validators import validate_email
@@ -174,12 +174,57 @@ def prometheus(name: str, token: str) -> str:
 
     Raises ConfigError, also if the `token` would be sent over http to another machine.
     """
-    value = read(name, "", "prometheus").rstrip("/")
+    value = service(name, read(name, "", "prometheus"), "http://prometheus:9090 or https://example.com/prometheus")
+    if token and not is_private(value):
+        raise invalid(name, "https://, because over http:// anyone in between can read the token (except to localhost)")
+    return value
+
+
+def collector(name: str, *, secret: bool) -> str:
+    """Returns the address of an OpenTelemetry collector (OTLP over HTTP), without /v1/traces and without a slash at its
+    end; "" for none.
+
+    Raises ConfigError, also if headers that may be `secret` would be sent over http to another machine.
+    """
+    value = service(name, read(name, "", "collector"), "http://collector:4318")
+    if value.endswith("/v1/traces"):
+        raise invalid(name, "an address without /v1/traces, which is added, such as http://collector:4318")
+    if secret and not is_private(value):
+        raise invalid(
+            name, "https://, because over http:// anyone in between can read the headers (except to localhost)"
+        )
+    return value
+
+
+def service(name: str, value: str, example: str) -> str:
+    """Returns the address `value` of a service, perhaps with a path, without a slash at its end. Raises ConfigError."""
+    value = value.rstrip("/")
     site, path = re.fullmatch(r"(https?://[^/]*)?(.*)", value, re.DOTALL).groups(default="")  # type: ignore[union-attr]
     if value and not (is_site(site) and re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", path)):
-        raise invalid(name, "an address such as http://prometheus:9090 or https://example.com/prometheus")
-    if token and not is_private(site):
-        raise invalid(name, "https://, because over http:// anyone in between can read the token (except to localhost)")
+        raise invalid(name, f"an address such as {example}")
+    return value
+
+
+def headers(name: str) -> dict[str, str]:
+    """Returns HTTP headers, given as NAME=VALUE separated by commas, with %XX in values. Raises ConfigError.
+
+    https://opentelemetry.io/docs/specs/otel/protocol/exporter/#specifying-headers-via-environment-variables
+    """
+    found = {}
+    for word in split(read(name, "", "headers")):
+        key, _, value = word.partition("=")
+        key, value = key.strip().lower(), unquote(value.strip())
+        if not (re.fullmatch("[!#$%&'*+.^_`|~0-9a-z-]+", key) and re.fullmatch("[!-~]([ -~]*[!-~])?", value)):
+            raise invalid(name, "headers such as authorization=Bearer%20TOKEN,x-team=web (a comma in a value is %2C)")
+        found[key] = value
+    return found
+
+
+def share(name: str, default: float) -> float:
+    """Returns a share, from 0 to 1. Raises ConfigError."""
+    value = number(name, default)
+    if value > 1:
+        raise invalid(name, "a share from 0 to 1")
     return value
 
 

@@ -30,7 +30,7 @@ from tests.support.tools import needs
 
 Object = dict[str, Any]
 OVERLAYS = ("testing", "staging", "production")
-COMPONENTS = ("outside", "shared-media", "monitoring", "monitoring-rules", "monitoring-annotations")
+COMPONENTS = ("outside", "shared-media", "monitoring", "monitoring-rules", "monitoring-annotations", "traces")
 OPERATOR = "monitoring.coreos.com/v1"  # the Prometheus operator's kinds, whose schemas Kubernetes does not have
 OLDEST = "1.30"  # docs/kubernetes.md names it
 HOSTS = {  # those of docs/guide.md
@@ -523,6 +523,18 @@ def test_the_internet_is_reached_with_a_component_alone_and_nothing_private_with
         for block in (to["ipBlock"] for to in rule["to"]):
             refused = any(ip in ipaddress.ip_network(each) for each in block["except"])
             assert ip not in ipaddress.ip_network(block["cidr"]) or refused, address
+
+
+@overlays
+def test_a_collector_is_reached_with_a_component_alone_and_by_the_app_alone(overlay: str) -> None:
+    assert not named(render(overlay), "NetworkPolicy", "traces")
+    objects = render(overlay, "traces")
+    policy = only(objects, "NetworkPolicy", "traces")["spec"]
+    assert selected(objects, policy["podSelector"]) == {
+        f"Deployment/{each['metadata']['name']}" for each in named(objects, "Deployment")
+    }
+    (rule,) = policy["egress"]
+    assert [port["port"] for port in rule["ports"]] == [4318] and all("namespaceSelector" in to for to in rule["to"])
 
 
 # What the documentation says of them

@@ -47,6 +47,12 @@ def test_a_strangers_word_is_not() -> None:
     assert not request.is_secure()
 
 
+@pytest.mark.parametrize(("peer", "believed"), [(PROXY, True), (STRANGER, False)])
+def test_a_trace_goes_on_only_from_a_trusted_proxy(peer: str, believed: bool) -> None:
+    request, _ = passed_on(peer, HTTP_TRACEPARENT="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    assert ("HTTP_TRACEPARENT" in request.META) is believed
+
+
 def test_a_socket_is_a_proxy_only_where_it_is_named(settings: Any) -> None:
     assert passed_on("", HTTP_X_FORWARDED_FOR="198.51.100.7")[0].META["REMOTE_ADDR"] == "198.51.100.7"
     settings.TRUSTED_PROXIES = ["10.0.0.0/8"]

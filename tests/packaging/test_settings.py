@@ -79,6 +79,22 @@ def load(module: str, **variables: str) -> Any:
             {"PROMETHEUS_URL": "http://prometheus", "PROMETHEUS_TOKEN": "hunter2"},
             "PROMETHEUS_URL is invalid: expected https",
         ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "hunter2:4318"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT is invalid: expected an address",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "https://hunter2/v1/traces"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT is invalid: expected an address without /v1/traces",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector", "OTEL_EXPORTER_OTLP_HEADERS": "authorization=hunter2"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT is invalid: expected https://",
+        ),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "hunter2"}, "OTEL_EXPORTER_OTLP_HEADERS is invalid: expected headers such as"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "a=hunter2%0a"}, "OTEL_EXPORTER_OTLP_HEADERS is invalid"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "a b=hunter2"}, "OTEL_EXPORTER_OTLP_HEADERS is invalid"),
+        ({"OTEL_TRACES_SAMPLER_ARG": "1.5"}, "OTEL_TRACES_SAMPLER_ARG is invalid: expected a share from 0 to 1"),
         ({"COMPARE_URL": "https://me:hunter2@example.com/{old}...{new}"}, "COMPARE_URL is invalid"),
         ({"COMPARE_URL": "https://example.com/{old}...{new}/{hunter2}"}, "COMPARE_URL is invalid"),
         ({"EMAIL_HOST": "smtp://hunter2"}, "EMAIL_HOST is invalid"),
@@ -324,6 +340,9 @@ def test_no_text_breaks_the_parsers(value: str) -> None:
             lambda: env.site("SOME"),
             lambda: env.private_site("SOME"),
             lambda: env.prometheus("SOME", "token"),
+            lambda: env.collector("SOME", secret=True),
+            lambda: env.headers("SOME"),
+            lambda: env.share("SOME", 1),
             lambda: env.origins("SOME"),
             lambda: env.whole("SOME", 1),
             lambda: env.host("SOME", "localhost"),
@@ -334,6 +353,11 @@ def test_no_text_breaks_the_parsers(value: str) -> None:
                 read()
             except ImproperlyConfigured as error:
                 assert re.match(r"[A-Z_]+ (is (invalid|not set)|contains a line break)", str(error))
+
+
+def test_headers_read_as_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME", "Authorization=Bearer%20a%2Cb==, x-team = web")
+    assert env.headers("SOME") == {"authorization": "Bearer a,b==", "x-team": "web"}
 
 
 @given(st.floats(allow_nan=False, min_value=0, max_value=1e12))

@@ -46,6 +46,8 @@ def cached(request: HttpRequest, hits: int) -> HttpResponse:
     return HttpResponse(str([cache.get("here") for _ in range(hits)] + [cache.get("away")]))
 
 
+handler500 = "backstagetest1.errors.server_error"
+
 urlpatterns = [
     *(path(f"{view.__name__}/", view) for view in (stream, hold, fail, pid)),
     path("cached/<int:hits>/", cached),

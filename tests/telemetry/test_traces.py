@@ -1,0 +1,278 @@
+"""Traces: what the collector gets from real workers, what it never gets, and what a frozen one costs."""
+
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import DatabaseError, connection, transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import RequestFactory
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from backstagetest1.telemetry import deployment, queries, traces
+from ledger import rules
+from tests.support.collector import Collector, collecting
+from tests.support.servers import PATIENCE, ROOT, Gunicorn, eventually
+
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+PARENT = f"00-{TRACE}-{SPAN}-01"
+BUILT = datetime(2026, 11, 1, tzinfo=UTC)
+SECRET = "Bearer s3cret-t0ken"
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def server(collector: Collector, django_db_setup: None) -> Iterator[Gunicorn]:
+    with Gunicorn(
+        DJANGO_SETTINGS_MODULE="tests.support.more_settings",
+        TRUSTED_PROXIES="127.0.0.1",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_BSP_SCHEDULE_DELAY="100",
+        OTEL_EXPORTER_OTLP_HEADERS=f"Authorization={SECRET.replace(' ', '%20')}",
+        APP_VERSION="1.4.0",
+        APP_COMMIT="abcdef0",
+        APP_REVISION="5d8f7c",
+    ) as server:
+        yield server
+
+
+def ask(server: Gunicorn, path: str, method: str = "GET", body: str = "", **headers: str) -> tuple[int, str]:
+    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    link.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = link.getresponse()
+    text = response.read().decode()
+    link.close()
+    return response.status, text
+
+
+@pytest.mark.django_db
+def test_a_request_is_a_span_with_its_release_and_its_queries(server: Gunicorn, collector: Collector) -> None:
+    assert ask(server, "/?q=1", X_Request_ID="trace-page-1", traceparent=PARENT)[0] == 200
+    span = eventually(lambda: collector.of_request("trace-page-1"))
+    assert (span.name, span.kind, span.failed) == ("GET /", 2, False)
+    assert (span.trace_id, span.parent_id) == (TRACE, SPAN), "the trusted proxy's"
+    assert span.attributes == {
+        "http.request.method": "GET",
+        "http.response.status_code": 200,
+        "http.route": "/",
+        "url.scheme": "http",
+        "request.id": "trace-page-1",
+    }
+    about = span.resource
+    assert [about[f"service.{name}"] for name in ("name", "version")] == ["backstagetest1", "1.4.0"]
+    assert about["deployment.environment.name"] == "testing"
+    assert (about["vcs.ref.head.revision"], about["app.revision"]) == ("abcdef0", "5d8f7c")
+    below = [one for one in collector.spans if one.parent_id == span.span_id]
+    assert "SELECT ledger_deployment" in {one.name for one in below}
+    assert {(one.kind, one.trace_id, one.attributes["db.system.name"]) for one in below} == {(3, TRACE, "postgresql")}
+    assert all("authorization" in headers and headers["authorization"] == SECRET for headers in collector.headers)
+
+
+@pytest.mark.django_db
+def test_log_lines_have_the_traces_id_and_the_error_page_the_requests(server: Gunicorn, collector: Collector) -> None:
+    status, page = ask(server, "/fail/", X_Request_ID="trace-fail-1", traceparent=PARENT)
+    assert status == 500 and "trace-fail-1" in page
+    span = eventually(lambda: collector.of_request("trace-fail-1"))
+    assert (span.name, span.failed, span.attributes["error.type"]) == ("GET /fail/", True, "ZeroDivisionError")
+
+    def logged() -> set[str]:
+        lines = [json.loads(text) for text in server.log.splitlines() if text.startswith("{")]
+        return {
+            line["logger"] for line in lines if (line["request_id"], line.get("trace_id")) == ("trace-fail-1", TRACE)
+        }
+
+    eventually(lambda: logged() == {"django.request", "gunicorn.access"})
+
+
+@pytest.mark.django_db
+def test_both_workers_send_until_they_end(server: Gunicorn, collector: Collector) -> None:
+    def instances() -> set[str]:
+        ask(server, "/pid/")
+        return {span.resource["service.instance.id"] for span in list(collector.spans)}
+
+    eventually(lambda: len(instances()) == 2)
+
+
+@pytest.mark.django_db
+def test_probes_and_scrapes_are_not_traced(server: Gunicorn, collector: Collector) -> None:
+    for path in ("/health/", "/health/live/", "/metrics"):
+        assert ask(server, path, X_Request_ID=f"trace{path.replace('/', '-')}")[0] == 200
+    ask(server, "/nowhere/", X_Request_ID="trace-last-1")
+    last = eventually(lambda: collector.of_request("trace-last-1"))
+    assert last.name == "GET" and "http.route" not in last.attributes, "what clients make up names no span"
+    servers = {str(span.attributes.get("http.route")) for span in collector.spans if span.kind == 2}
+    assert not [route for route in servers if "health" in route or "metrics" in route]
+    ids = {span.attributes["request.id"] for span in collector.spans if span.kind == 2}
+    assert not [one for one in ids if one.startswith(("trace-health", "trace-metrics"))]
+
+
+@pytest.mark.django_db
+def test_nothing_private_is_sent(server: Gunicorn, collector: Collector) -> None:
+    _, page = ask(server, "/accounts/login/")
+    private = ["ann@example.com", "hunter2hunter2", "s3cret", "c00kie", "198.51.100.7", "agent-x"]
+    ask(
+        server,
+        "/accounts/login/?next=/s3cret/",
+        "POST",
+        "login=ann@example.com&password=hunter2hunter2&csrfmiddlewaretoken=" + "a" * 64,
+        Content_Type="application/x-www-form-urlencoded",
+        Cookie=f"session=c00kie; csrf={'a' * 64}",
+        X_Request_ID="trace-private-1",
+        X_Forwarded_For="198.51.100.7",
+        User_Agent="agent-x",
+    )
+    ask(server, "/accounts/password/reset/key/1-s3cret-k3y/", X_Request_ID="trace-private-2")
+    ask(server, "/ann@example.com", X_Request_ID="trace-private-3")
+    for number in (1, 2, 3):
+        eventually(lambda: collector.of_request(f"trace-private-{number}"))
+    sent = b"".join(collector.raw).decode(errors="replace")
+    assert [word for word in [*private, os.uname().nodename, "127.0.0.1"] if word in sent] == []
+
+
+@pytest.mark.slow
+@pytest.mark.django_db
+def test_a_frozen_collector_slows_no_request_and_delays_no_end(collector: Collector) -> None:
+    small = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32"}
+    with Gunicorn(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_BSP_SCHEDULE_DELAY="100", **small) as server:
+
+        def median(number: int) -> float:
+            took = []
+            link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+            for _ in range(number):  # one connection stays with one worker's thread, so its queue fills up
+                started = time.perf_counter()
+                link.request("GET", "/accounts/login/")
+                assert link.getresponse().read()
+                took.append(time.perf_counter() - started)
+            link.close()
+            return statistics.median(took)
+
+        median(20)
+        before = median(200)
+        collector.answers.clear()
+        try:
+            during = median(200)
+            started = time.monotonic()
+            server.stop()
+            took = time.monotonic() - started
+            assert "Queue full" in server.log
+        finally:
+            collector.answers.set()
+    assert during < 1.5 * before + 0.005
+    assert took < 25, "GRACEFUL_TIMEOUT"
+
+
+def test_what_is_off_is_not_imported() -> None:
+    code = "import sys; import backstagetest1.wsgi; from backstagetest1 import telemetry; telemetry.start()\n"
+    code += "foreign = ('opentelemetry', 'sentry_sdk', 'google', 'requests', 'urllib3')\n"
+    code += "print(sorted(name for name, module in sys.modules.items() if module and name.startswith(foreign)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# In this process, with a memory in place of the collector
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    memory, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    monkeypatch.setattr(traces, "tracer", lambda: provider.get_tracer("test"))
+    monkeypatch.setattr(deployment, "current", lambda: "61")
+    yield memory
+
+
+def traced(view: Any, **meta: Any) -> HttpRequest:
+    request = RequestFactory().get("/", **meta)
+    traces.Middleware(view)(request)
+    return request
+
+
+def test_a_span_has_the_deployments_id(memory: InMemorySpanExporter) -> None:
+    request = traced(lambda _: HttpResponse())
+    (span,) = memory.get_finished_spans()
+    assert (span.attributes or {})["deployment.id"] == "61"
+    assert span.context and request.META["TRACE_ID"] == f"{span.context.trace_id:032x}"
+
+
+@pytest.mark.django_db
+def test_a_query_is_sent_without_its_values(memory: InMemorySpanExporter) -> None:
+    wrap = queries.Queries(lambda: traces.tracer())
+
+    def view(_: HttpRequest) -> HttpResponse:
+        with connection.execute_wrapper(wrap):
+            get_user_model().objects.filter(email="ann@example.com").first()
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 'ann@example.com', %s /* hunter2 */", ["hunter2"])
+                with pytest.raises(DatabaseError), transaction.atomic():
+                    cursor.execute("SELECT 1/0")
+        return HttpResponse()
+
+    traced(view)
+    found = [dict(span.attributes or {}) for span in memory.get_finished_spans()]
+    assert not [one for one in found if "hunter2" in str(one) or "ann@" in str(one)]
+    assert [one["db.query.summary"] for one in found if "db.query.summary" in one][:2] == [
+        "SELECT accounts_user",
+        "SELECT",
+    ]
+    (failed,) = [one for one in found if "error.type" in one]
+    assert (failed["error.type"], failed["db.response.status_code"]) == ("DataError", "22012")
+
+
+@pytest.mark.parametrize(
+    ("sql", "sent"),
+    [
+        ("SELECT 'O''Hara'", "SELECT ?"),
+        (r"SELECT E'it\'s', 1", "SELECT ?, 1"),
+        ("SELECT $a$x$a$, $$y$$", "SELECT ?, ?"),
+        ("SELECT 'cut off", "SELECT ?"),
+        ("-- ann@example.com\nSELECT 1", "SELECT 1"),
+        ('SELECT "it\'s"', 'SELECT "it?'),
+    ],
+)
+def test_values_are_removed_from_statements(sql: str, sent: str) -> None:
+    assert queries.statement(sql) == sent
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_what_is_not_sampled_is_not_recorded(
+    sampled: bool, settings: Any, monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    """The proxy's decision counts; the share is for requests without one."""
+    settings.OTLP_ENDPOINT, settings.OTEL_TRACES_SAMPLER_ARG = collector.url, 0.0
+    monkeypatch.setattr(deployment, "current", lambda: "")
+    flags = "01" if sampled else "00"
+    try:
+        request = traced(lambda _: HttpResponse(), HTTP_TRACEPARENT=f"00-{TRACE}-{SPAN}-{flags}")
+        assert request.META.get("TRACE_ID") == (TRACE if sampled else None)
+        assert "TRACE_ID" not in traced(lambda _: HttpResponse()).META
+    finally:
+        traces.stop()
+
+
+@pytest.mark.django_db
+def test_the_deployment_is_the_latest_of_this_version_here(settings: Any) -> None:
+    settings.ENVIRONMENT, settings.VERSION = "testing", "1.4.0"
+    assert deployment.latest() == ""
+    found = {}
+    for version in ("1.4.0", "1.4.1", "1.4.0", "1.4.1"):
+        rules.register(version, "abcdef0", BUILT)
+        one = rules.create("testing", version, "rolling", "ann")
+        rules.start(one.pk)
+        found[version] = rules.finish(one.pk, "succeeded").pk
+    assert deployment.latest() == str(found["1.4.0"])
