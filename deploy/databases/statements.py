@@ -1,16 +1,17 @@
 """The SQL of the database per colour, by name. Values go in as parameters, names as psycopg2.sql.Identifier.
 
-All that PostgreSQL would look up by search_path is qualified, as the guard runs with the search_path of whoever writes.
+What the guard runs is qualified, as it runs with the search_path of whoever writes.
 """
 
-# 7220001 is the advisory lock that every writing transaction shares, and that the switch takes alone:
-# https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS. It is per database.
+# The advisory lock that every writing transaction shares, and that a switch takes alone. It is per database:
+# https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 LOCK = 7220001
-FENCED = "BG001"  # the SQLSTATE of a write that the fence refused
+FENCED = "BG001"  # the SQLSTATE of a write that the fence refuses
+LOCK_TIMEOUT = "55P03"  # the SQLSTATE of a lock that was not granted in time
 
 # --- State: who writes, which attempt to switch is under way, and how far it has come ---------------------------------
 
-# A sequence is the fence as its value is no row: a snapshot taken before the switch sees the value of now.
+# A sequence is the fence, as its value is no row: a snapshot taken before the switch sees the value of now.
 SCHEMA = f"""
 create schema if not exists bg;
 create sequence if not exists bg.fence minvalue 0 start 0;
@@ -19,7 +20,7 @@ create table if not exists bg.state (
   attempt bigint not null default 0,
   phase text not null default 'standby' check (phase in ('standby', 'active', 'fencing', 'committing', 'target')),
   deadline timestamptz,
-  catalog text
+  catalog jsonb
 );
 create table if not exists bg.heartbeat (colour text primary key, marker uuid not null, at timestamptz not null);
 create or replace function bg.enter() returns void language plpgsql as $$
@@ -27,7 +28,7 @@ begin
   perform pg_catalog.pg_advisory_xact_lock_shared({LOCK});
   if (select last_value from bg.fence) operator(pg_catalog.<>) 1
     and coalesce(pg_catalog.current_setting('bg.bypass', true), '') operator(pg_catalog.<>) 'on' then
-    raise exception 'fenced: the other colour writes' using errcode = '{FENCED}';
+    raise exception 'fenced: the database of the other colour takes the writes' using errcode = '{FENCED}';
   end if;
 end
 $$;
@@ -37,13 +38,21 @@ begin
   return null;
 end
 $$;
+create or replace function bg.ddl() returns event_trigger language plpgsql as $$
+begin
+  perform bg.enter();
+end
+$$;
 grant usage on schema bg to public;
 grant select on sequence bg.fence to public;
 """
-INSERT_STATE = "insert into bg.state (phase) values (%s) on conflict do nothing"
-SET_FENCE = "select setval('bg.fence', %s)"
-READ_STATE = "select (select last_value from bg.fence) = 1, attempt, phase from bg.state"
-INSTALLED = "select to_regclass('bg.state') is not null"
+# A database that has its state keeps it.
+START = """
+with new as (insert into bg.state (phase) values (%s) on conflict do nothing returning phase)
+select setval('bg.fence', case phase when 'active' then 1 else 0 end) from new
+"""
+READ_STATE = "select (select last_value from bg.fence) = 1, attempt, phase, deadline from bg.state"
+DROP_SCHEMA = "drop schema if exists bg cascade"
 
 # --- Fence: the guard on every table ----------------------------------------------------------------------------------
 
@@ -52,26 +61,164 @@ set local lock_timeout = {timeout};
 create or replace trigger bg_guard before insert or update or delete or truncate on {table}
   for each statement execute function bg.guard()
 """
-# Tables and partitions, parents included: a statement fires the triggers of the table that it names.
-UNGUARDED = """
-select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
-where c.relkind in ('r', 'p') and c.relpersistence <> 't'
-  and n.nspname not in ('bg', 'pg_catalog', 'information_schema') and n.nspname not like 'pg\\_%'
-  and not exists (
-    select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
-    where t.tgrelid = c.oid and t.tgname = 'bg_guard' and t.tgenabled in ('O', 'A') and t.tgtype = 62
-      and t.tgqual is null and p.proname = 'guard' and p.pronamespace = to_regnamespace('bg')
-  )
-order by 1, 2
+DROP_GUARD = "set local lock_timeout = {timeout}; drop trigger if exists bg_guard on {table}"
+_USERS_TABLES = r"""
+  c.relkind in ('r', 'p') and c.relpersistence <> 't'
+  and n.nspname not in ('bg', 'pg_catalog', 'information_schema') and n.nspname not like 'pg\_%'
 """
+# Tables and partitions, parents included: a statement fires the triggers of the table that it names. 62 is the bits
+# before, insert, delete, update and truncate of https://www.postgresql.org/docs/current/catalog-pg-trigger.html.
+_GUARD = """
+  select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+  where t.tgrelid = c.oid and t.tgname = 'bg_guard' and p.proname = 'guard' and p.pronamespace = to_regnamespace('bg')
+    and t.tgenabled in ('O', 'A') and t.tgtype = 62 and t.tgqual is null and t.tgattr = ''
+"""
+_TABLES = "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where "
+UNGUARDED = f"{_TABLES} {_USERS_TABLES} and not exists ({_GUARD}) order by 1, 2"
+GUARDED = f"{_TABLES} {_USERS_TABLES} and exists ({_GUARD}) order by 1, 2"
+EVENT_TRIGGER = """
+drop event trigger if exists bg_ddl;
+create event trigger bg_ddl on ddl_command_start execute function bg.ddl()
+"""
+HAS_EVENT_TRIGGER = "select exists (select from pg_event_trigger where evtname = 'bg_ddl' and evtenabled in ('O', 'A'))"
+
+# --- Catalogs: a fingerprint of every table ---------------------------------------------------------------------------
+
+# What decides whether rows of one schema fit another. Expressions are compared as stored, which saves deparsing them.
+_CATALOG = f"""(
+  select coalesce(jsonb_object_agg(name, print), '{{}}') from (
+    select format('%s.%s', n.nspname, c.relname) as name, md5(concat_ws('|',
+      c.oid, c.relkind, c.relpersistence, c.relreplident, c.relrowsecurity, c.relispartition, (
+        select string_agg(concat_ws(' ', attnum, attname, atttypid, atttypmod, attcollation, attnotnull, attgenerated,
+          attidentity, attisdropped, md5(adbin::text)), ',' order by attnum)
+        from pg_attribute left join pg_attrdef on adrelid = attrelid and adnum = attnum
+        where attrelid = c.oid and attnum > 0
+      ), (
+        select string_agg(concat_ws(' ', conname, contype, convalidated, conkey, confrelid, confkey, confdeltype,
+          md5(conbin::text)), ',' order by oid)
+        from pg_constraint where conrelid = c.oid
+      ), (
+        select string_agg(concat_ws(' ', i.relname, indkey, indisreplident, md5(indexprs::text), md5(indpred::text)),
+          ',' order by i.relname)
+        from pg_index join pg_class i on i.oid = indexrelid where indrelid = c.oid and indisunique and indisvalid
+      ), (
+        select string_agg(concat_ws(' ', tgname, tgfoid, tgenabled, tgtype), ',' order by tgname)
+        from pg_trigger where tgrelid = c.oid and not tgisinternal
+      ))) as print
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where {_USERS_TABLES}
+  ) as tables
+)"""
+REMEMBER_CATALOG = f"update bg.state set catalog = {_CATALOG}"
+CHANGED_TABLES = f"""
+select coalesce(a.key, b.key) from bg.state, jsonb_each_text(catalog) a full join jsonb_each_text({_CATALOG}) b using (key)
+where catalog is not null and a.value is distinct from b.value order by 1
+"""
+
+# --- Sequences --------------------------------------------------------------------------------------------------------
+
+# NULL until the sequence is first called: https://www.postgresql.org/docs/current/view-pg-sequences.html
+POSITIONS = r"""
+select c.oid::bigint, n.nspname, c.relname, s.seqincrement, s.seqmin, s.seqmax, pg_sequence_last_value(c.oid)
+from pg_sequence s join pg_class c on c.oid = s.seqrelid join pg_namespace n on n.oid = c.relnamespace
+where c.relpersistence <> 't' and n.nspname not in ('bg', 'pg_catalog') and n.nspname not like 'pg\_%'
+"""
+LAST_VALUES = (
+    "select oid, pg_sequence_last_value(oid::oid::regclass) as last, true as called from unnest({oids}::bigint[]) oid"
+)
+LAST_VALUE = "select {oid}::bigint as oid, last_value as last, is_called as called from {name}"
+# Never back, should somebody have called it meanwhile. {furthest} is greatest, or least if it counts down.
+SET_SEQUENCE = "setval({oid}::bigint::oid::regclass, {furthest}({value}, (select last_value from {name})))"
 
 # --- Heartbeats: how far the other side has come ----------------------------------------------------------------------
 
 BEAT = """
-insert into bg.heartbeat (colour, marker, at) values (%s, %s, clock_timestamp())
+insert into bg.heartbeat (colour, marker, at) values ({colour}, {marker}, clock_timestamp())
 on conflict (colour) do update set marker = excluded.marker, at = excluded.at
 """
-SEEN = "select marker::text = %s from bg.heartbeat where colour = %s"
+SEEN = "select marker = %s::uuid from bg.heartbeat where colour = %s"
+
+# --- Switch: each a compare-and-set, of which one session alone gets a row --------------------------------------------
+
+CLAIM_SOURCE = """
+update bg.state set attempt = %s, phase = 'fencing', deadline = null
+where attempt = %s and phase = 'active' and (select last_value from bg.fence) = 1 returning attempt
+"""
+# A target of an attempt that was given up may still be called so.
+CLAIM_TARGET = """
+update bg.state set attempt = %s, phase = 'target', deadline = null
+where attempt = %s and phase in ('standby', 'target') and (select last_value from bg.fence) = 0 returning attempt
+"""
+SET_DEADLINE = """
+update bg.state set deadline = clock_timestamp() + %s * interval '1 s' where attempt = %s and phase = 'target'
+returning deadline
+"""
+# How long the oldest transaction that has written runs already, in seconds: it would make all others wait for the lock.
+OLDEST_WRITER = f"""
+select coalesce(max(extract(epoch from clock_timestamp() - xact_start))::float, 0)
+from pg_locks join pg_stat_activity using (pid)
+where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
+  and classid = 0 and objid = {LOCK} and objsubid = 1 and mode = 'ShareLock' and granted
+"""
+TAKE_LOCK = f"select pg_advisory_lock({LOCK})"
+UNLOCK = f"select pg_advisory_unlock({LOCK})"
+# One message is one transaction, and one wait for the disk. No writer is left when it begins, so that the marker comes
+# after every write, and the sequences are read after the last.
+FENCE = """
+with claimed as (
+  update bg.state set phase = 'committing', deadline = {deadline} where attempt = {attempt} and phase = 'fencing'
+  returning 1
+) select setval('bg.fence', 0) from claimed;
+{beat};
+select phase = 'committing' and attempt = {attempt} and (select last_value from bg.fence) = 0,
+  catalog is null or catalog = @CATALOG@,
+  (select jsonb_agg(jsonb_build_array(oid, last, called)) from ({sequences}) as found)
+from bg.state
+""".replace("@CATALOG@", _CATALOG.replace("{", "{{").replace("}", "}}"))
+# The commit point. The fence comes last: setval takes effect at once, whatever becomes of the transaction.
+COMMIT = """
+with claimed as (
+  update bg.state set phase = 'active', deadline = null
+  where attempt = {attempt} and phase = 'target' and clock_timestamp() < deadline returning 1
+) select {sequences} setval('bg.fence', 1) from claimed
+"""
+LEAVE = f"{UNLOCK}; update bg.state set phase = 'standby', deadline = null where attempt = %s and phase = 'committing'"
+# The lock goes at once, before the transaction waits for the disk.
+TRY_AGAIN = f"""
+with held as (
+  update bg.state set phase = 'fencing', deadline = null where attempt = %s and phase in ('fencing', 'committing')
+  returning 1
+) select setval('bg.fence', 1) from held;
+{UNLOCK}
+"""
+GIVE_UP = """
+with held as (
+  update bg.state set attempt = attempt + 1, phase = 'active', deadline = null
+  where attempt = %s and phase in ('fencing', 'committing') returning 1
+) select setval('bg.fence', 1) from held
+"""
+RELEASE = "update bg.state set phase = 'standby', deadline = null where attempt = %s and phase = 'target'"
+
+# --- Recovery ---------------------------------------------------------------------------------------------------------
+
+# Also who waits for it, as it would be granted the lock next.
+END_HOLDERS = f"""
+select pg_terminate_backend(pid, 500) from pg_locks
+where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
+  and classid = 0 and objid = {LOCK} and objsubid = 1 and mode = 'ExclusiveLock' and pid <> pg_backend_pid()
+"""
+BAR = "update bg.state set attempt = attempt + 1, phase = 'standby', deadline = null where phase <> 'active'"
+TAKE_BACK = """
+with held as (
+  update bg.state set attempt = attempt + 1, phase = 'active', deadline = null where phase in ('fencing', 'committing')
+  returning 1
+) select setval('bg.fence', 1) from held
+"""
+TAKEN_OVER = "update bg.state set phase = 'active', deadline = null where phase <> 'active'"
+HANDED_OVER = """
+with held as (
+  update bg.state set phase = 'standby', deadline = null where phase in ('fencing', 'committing') returning 1
+) select setval('bg.fence', 0) from held
+"""
 
 # --- Catalogs: what preflight compares --------------------------------------------------------------------------------
 
