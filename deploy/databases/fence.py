@@ -114,8 +114,8 @@ def _repeat(side: Side, statement: str, schema: str, table: str, patience: float
                 raise
             if time.monotonic() > until:
                 raise DatabaseError(
-                    f"Table {schema}.{table} of the {side.colour} database was locked for {patience:.0f} s. End the long "
-                    "transactions that use it, and try again.",
+                    f"Table {schema}.{table} of the {side.colour} database was locked for {patience:.0f} s. End the "
+                    "long transactions that use it, and try again.",
                     code=error.code,
                 ) from None
         time.sleep(TRIGGER_LOCK)  # those who waited go first

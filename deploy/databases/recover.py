@@ -29,7 +29,7 @@ def recover(blue: Side, green: Side, *, force_back: bool = False) -> Recovered:
     """Completes or undoes what a switch left undone, so that one colour takes the writes.
 
     With `force_back` the writes return to the source although the target does not answer and may have taken over: what
-    was written there, if it did, is lost. Raises DatabaseError if it cannot be decided; then nobody has become writable.
+    was written there, if it did, is lost. Raises DatabaseError if it cannot be decided; then neither side was opened.
     """
     found = {side: _state(side) for side in (blue, green)}
     known = {side: state for side, state in found.items() if state}
@@ -41,9 +41,7 @@ def recover(blue: Side, green: Side, *, force_back: bool = False) -> Recovered:
             "Both databases accept writes. Stop the app, compare their rows, and prepare the one to give up anew."
         )
     if len(giving) == 2:
-        raise DatabaseError(
-            "Both databases are giving up the writes. Look at bg.state in both, and set bg.fence by hand."
-        )
+        raise DatabaseError("Both databases are giving up the writes. Check bg.state in both; set bg.fence by hand.")
     if not giving:
         return _settled(blue, green, found)
     source = giving[0]
@@ -90,8 +88,7 @@ def _settled(blue: Side, green: Side, found: dict[Side, FenceState | None]) -> R
         )
     if not writable:
         raise DatabaseError(
-            "Neither database accepts writes, and neither was giving them up. Look at bg.state in both, and set bg.fence "
-            "by hand."
+            "Neither database accepts writes, nor was giving them up. Check bg.state in both; set bg.fence by hand."
         )
     for side in (blue, green):
         state = found[side]

@@ -47,8 +47,8 @@ Sequences = dict[tuple[str, str], Sequence]  # by schema and name
 def read(session: Session) -> Sequences:
     """All sequences but temporary ones and the fence. Raises DatabaseError."""
     found = {
-        (row[1], row[2]): Sequence(*row[:6], last=row[6] or 0, called=row[6] is not None)
-        for row in session.run(statements.POSITIONS)
+        (schema, name): Sequence(oid, schema, name, increment, low, high, last or 0, last is not None)
+        for oid, schema, name, increment, low, high, last in session.run(statements.POSITIONS)
     }
     return updated(found, session.run(reading(found)))
 

@@ -18,15 +18,22 @@ from deploy.databases.errors import DatabaseError, TimedOut, Unreachable
 
 APPLICATION = "backstagetest1 bluegreen"
 CONNECT = 5.0  # seconds to connect and sign in, within the time-out of the first statement
-# A statement that the client has given up ends on the server too, within a second. A commit that
-# was answered is on disk, whatever the role's own settings are. The client keeps the time-outs.
-SETTINGS = {"client_connection_check_interval": "1s", "synchronous_commit": "on", "statement_timeout": "0"}
+# A statement that the client has given up ends on the server too, within a second. A commit that was answered is on
+# disk, whatever the role's own settings are. The client keeps the time-outs. The fence is for those who use the app, so
+# that the side behind it can be prepared.
+SETTINGS = {
+    "client_connection_check_interval": "1s",
+    "synchronous_commit": "on",
+    "statement_timeout": "0",
+    "jit": "off",  # it costs many times what such statements take
+    "bg.bypass": "on",
+}
 # SQLSTATEs with which the server ends the session: by an administrator, by a crash, by the limit on idle sessions.
 ENDED = ("57P01", "57P02", "57P05")
 
 
 class Session:
-    """One connection to a database. Once it is lost, or a statement timed out, it is closed and stays so.
+    """One connection to a database, which the fence does not stop. Lost, or after a time-out, it is closed for good.
 
     Transactions that span several messages are begun and ended by statements of their own.
     """

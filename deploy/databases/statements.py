@@ -110,8 +110,16 @@ _CATALOG = f"""(
 )"""
 REMEMBER_CATALOG = f"update bg.state set catalog = {_CATALOG}"
 CHANGED_TABLES = f"""
-select coalesce(a.key, b.key) from bg.state, jsonb_each_text(catalog) a full join jsonb_each_text({_CATALOG}) b using (key)
+select coalesce(a.key, b.key)
+from bg.state, jsonb_each_text(catalog) a full join jsonb_each_text({_CATALOG}) b using (key)
 where catalog is not null and a.value is distinct from b.value order by 1
+"""
+# What changes with every DDL, and for little else; read while nobody can write, where a fingerprint takes too long.
+CATALOG_VERSION = """
+select concat_ws(' ',
+  (select concat(count(*), '/', sum(xmin::text::bigint)) from pg_attribute where attrelid >= 16384 and attnum > 0),
+  (select concat(count(*), '/', sum(xmin::text::bigint)) from pg_constraint),
+  (select concat(count(*), '/', sum(xmin::text::bigint)) from pg_trigger))
 """
 
 # --- Sequences --------------------------------------------------------------------------------------------------------
@@ -170,10 +178,10 @@ with claimed as (
 ) select setval('bg.fence', 0) from claimed;
 {beat};
 select phase = 'committing' and attempt = {attempt} and (select last_value from bg.fence) = 0,
-  catalog is null or catalog = @CATALOG@,
+  ({version}),
   (select jsonb_agg(jsonb_build_array(oid, last, called)) from ({sequences}) as found)
 from bg.state
-""".replace("@CATALOG@", _CATALOG.replace("{", "{{").replace("}", "}}"))
+"""
 # The commit point. The fence comes last: setval takes effect at once, whatever becomes of the transaction.
 COMMIT = """
 with claimed as (

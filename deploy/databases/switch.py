@@ -29,6 +29,7 @@ COMMIT = 3.0  # seconds from a try's beginning in which the target accepts the c
 ABANDONED = ARRIVAL + 2 * ANSWER  # seconds after which the server frees the lock of a command that has stopped
 IN_DOUBT = 30.0  # seconds to ask a target that did not answer whether it has taken over
 RETURNED = 5.0  # seconds for a heartbeat to come back after the switch
+NOBODY = -1  # the number of no attempt
 PAUSES = (0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between tries; the last one for all that follow
 
 
@@ -120,6 +121,12 @@ class _Switch:
                 f"A switch was interrupted ({self.source.colour} is {source.phase}, {self.target.colour} is "
                 f"{target.phase}). Run manage.py bluegreen recover."
             )
+        self._check_tables()
+        self.on_step("checked")
+        return source.attempt, target.attempt
+
+    def _check_tables(self) -> None:
+        """Raises DeployRefused unless all tables are as prepared, and guarded."""
         for side in (self.source, self.target):
             if tables := [f"{schema}.{table}" for schema, table in fence.unguarded(side)]:
                 raise DeployRefused(
@@ -131,8 +138,6 @@ class _Switch:
                     f"Tables of the {side.colour} database have changed since it was prepared: {', '.join(tables)}. "
                     "Run manage.py bluegreen prepare."
                 )
-        self.on_step("checked")
-        return source.attempt, target.attempt
 
     def _follow(self) -> None:
         """Brings the target's sequences up, and sees that it follows closely. Raises _NotNow."""
@@ -173,21 +178,23 @@ class _Switch:
             lock_timeout=f"{DRAIN * 1000:.0f}ms", idle_session_timeout=f"{ABANDONED * 1000:.0f}ms"
         ) as lock:
             ours, theirs = sequences.read(lock), sequences.read(self.target)
+            version = self._rehearse(lock, ours)
+            self._check_tables()
             marker = heartbeat.new_marker()
-            message = self._fencing(deadline, marker, ours)
+            message = self._fencing(self.attempt, deadline, marker, ours)
             self.began = time.monotonic()
             self._drain(lock)
             self.on_step("locked")
-            ((fenced, unchanged, values),) = lock.run(message, timeout=ANSWER)
+            ((fenced, found, values),) = lock.run(message, timeout=ANSWER)
             if not fenced:
                 raise DatabaseError("The attempt was ended by a recovery.")
             self.on_step("fenced")
-            if not unchanged:
-                raise DatabaseError(f"A table of the {self.source.colour} database was changed at this moment.")
+            if found != version:
+                self._unfence(lock, f"A table of the {self.source.colour} database was changed at this moment.")
             self._await(lock, marker)
             self.on_step("arrived")
-            behind = sequences.moves(sequences.updated(ours, values or []), theirs, 0, unused=True)
-            if not self._commit(behind):
+            ours = sequences.updated(ours, values or [])
+            if not self._commit(self.attempt, sequences.moves(ours, theirs, 0, unused=True)):
                 self._unfence(lock, f"{self.target.colour} did not take over in time.")
             self.on_step("committed")
             try:
@@ -195,11 +202,20 @@ class _Switch:
             except DatabaseError as error:  # it is fenced, so this is but its note
                 self.say(f"{error} Run manage.py bluegreen recover.")
 
-    def _fencing(self, deadline: datetime, marker: str, known: sequences.Sequences) -> sql.Composable:
+    def _rehearse(self, lock: Session, known: sequences.Sequences) -> str:
+        """Sends what follows under no attempt's number, so that caches are warm. Returns the catalog's version."""
+        ((_, version, _),) = lock.run(self._fencing(NOBODY, None, heartbeat.new_marker(), known))
+        self._commit(NOBODY, [])
+        return str(version)
+
+    def _fencing(
+        self, attempt: int, deadline: datetime | None, marker: str, known: sequences.Sequences
+    ) -> sql.Composable:
         return sql.SQL(statements.FENCE).format(
-            attempt=sql.Literal(self.attempt),
+            attempt=sql.Literal(attempt),
             deadline=sql.Literal(deadline),
             beat=heartbeat.beating(self.source.colour, marker),
+            version=sql.SQL(statements.CATALOG_VERSION),
             sequences=sequences.reading(known),
         )
 
@@ -222,13 +238,13 @@ class _Switch:
             if not arrived:
                 self._unfence(lock, f"The last write did not reach {self.target.colour} within {ARRIVAL:g} s.")
 
-    def _commit(self, behind: list[tuple[sequences.Sequence, int]]) -> bool:
+    def _commit(self, attempt: int, behind: list[tuple[sequences.Sequence, int]]) -> bool:
         """Whether the target has taken over. After any error nobody knows."""
         calls = sql.SQL("").join(sql.SQL("{}, ").format(call) for call in sequences.calls(behind))
-        message = sql.SQL(statements.COMMIT).format(attempt=sql.Literal(self.attempt), sequences=calls)
-        self.in_doubt = True
+        message = sql.SQL(statements.COMMIT).format(attempt=sql.Literal(attempt), sequences=calls)
+        self.in_doubt = attempt == self.attempt
         committed = bool(self.target.run(message, timeout=ANSWER))
-        self.in_doubt = False
+        self.in_doubt = committed  # once it has, nothing must return the writes to the source
         return committed
 
     def _unfence(self, lock: Session, reason: str) -> NoReturn:
