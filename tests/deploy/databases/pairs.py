@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from psycopg2 import sql
 
-from deploy.databases import statements
+from deploy.databases import fence, statements
 from deploy.databases.catalogs import Catalog, Notes, note, read
 from deploy.databases.findings import Finding
 from deploy.databases.pgoutput import written
@@ -122,11 +122,9 @@ class Pair:
 
     def guard(self) -> None:
         """Puts the fence's guard on every table of both sides, and lets both be written."""
-        for side, catalog in zip((self.source, self.target), self.catalogs(), strict=True):
-            side.run(statements.SCHEMA)
-            side.run(statements.SET_FENCE, [1])
-            for key in catalog.tables:
-                side.run(sql.SQL(statements.CREATE_GUARD).format(timeout=sql.Literal("1s"), table=sql.Identifier(*key)))
+        for side in (self.source, self.target):
+            fence.install(side, writable=True)
+            fence.guard_tables(side)
 
     def slot(self, publisher: Side) -> str:
         """The name of the slot, and of the subscription that reads it."""
