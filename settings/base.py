@@ -238,15 +238,18 @@ METRICS_COLLECTORS = [
 PROMETHEUS_TOKEN = env.text("PROMETHEUS_TOKEN")
 PROMETHEUS_URL = env.prometheus("PROMETHEUS_URL", PROMETHEUS_TOKEN)
 
-# backstagetest1/telemetry: traces go to this OpenTelemetry collector. Off if it is not set.
+# backstagetest1/telemetry: traces go to an OpenTelemetry collector, errors to Sentry. Each is off if it is not set.
 OTLP_HEADERS = env.headers("OTEL_EXPORTER_OTLP_HEADERS")
 OTLP_ENDPOINT = env.collector("OTEL_EXPORTER_OTLP_ENDPOINT", secret=bool(OTLP_HEADERS))
 OTEL_SERVICE_NAME = env.text("OTEL_SERVICE_NAME", "backstagetest1")
 OTEL_TRACES_SAMPLER_ARG = env.share("OTEL_TRACES_SAMPLER_ARG", 1)
-if OTLP_ENDPOINT:  # before the metrics, which record the trace, and find the route
-    MIDDLEWARE.insert(
-        MIDDLEWARE.index("metrics.middleware.MetricsMiddleware"), "backstagetest1.telemetry.traces.Middleware"
-    )
+SENTRY_DSN = env.dsn("SENTRY_DSN")
+for _path, _on in (
+    ("backstagetest1.telemetry.errors.Middleware", SENTRY_DSN),
+    ("backstagetest1.telemetry.traces.Middleware", OTLP_ENDPOINT),
+):
+    if _on:  # before the metrics, which record the trace, and after the probes
+        MIDDLEWARE.insert(MIDDLEWARE.index("metrics.middleware.MetricsMiddleware"), _path)
 
 # Seconds that a 503 names in Retry-After while the database is unavailable.
 RETRY_AFTER = 30

@@ -220,6 +220,18 @@ def headers(name: str) -> dict[str, str]:
     return found
 
 
+def dsn(name: str) -> str:
+    """Returns the address of a project of Sentry, with its key; "" for none. Raises ConfigError.
+
+    https://docs.sentry.io/concepts/key-terms/dsn-explainer/
+    """
+    value = read(name, "", "dsn")
+    found = re.fullmatch(r"(https?://)[0-9A-Za-z]+(?::[0-9A-Za-z]*)?@([^/@]*)(/[A-Za-z0-9._~-]+)*/[0-9]+", value)
+    if value and not (found and is_site(found[1] + found[2])):
+        raise invalid(name, "an address such as https://KEY@sentry.example.com/42")
+    return value
+
+
 def share(name: str, default: float) -> float:
     """Returns a share, from 0 to 1. Raises ConfigError."""
     value = number(name, default)

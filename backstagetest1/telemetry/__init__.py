@@ -13,6 +13,10 @@ def start() -> None:
         from backstagetest1.telemetry import traces
 
         traces.start()
+    if settings.SENTRY_DSN:
+        from backstagetest1.telemetry import errors
+
+        errors.start()
 
 
 def stop() -> None:
@@ -21,3 +25,7 @@ def stop() -> None:
         from backstagetest1.telemetry import traces
 
         traces.stop()
+    if settings.SENTRY_DSN:
+        from backstagetest1.telemetry import errors
+
+        errors.stop()

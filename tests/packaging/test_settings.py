@@ -94,6 +94,9 @@ def load(module: str, **variables: str) -> Any:
         ({"OTEL_EXPORTER_OTLP_HEADERS": "hunter2"}, "OTEL_EXPORTER_OTLP_HEADERS is invalid: expected headers such as"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "a=hunter2%0a"}, "OTEL_EXPORTER_OTLP_HEADERS is invalid"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "a b=hunter2"}, "OTEL_EXPORTER_OTLP_HEADERS is invalid"),
+        ({"SENTRY_DSN": "https://hunter2@sentry.example.com"}, "SENTRY_DSN is invalid: expected an address such as"),
+        ({"SENTRY_DSN": "hunter2"}, "SENTRY_DSN is invalid"),
+        ({"SENTRY_DSN": "https://a@hunter2:x/1"}, "SENTRY_DSN is invalid"),
         ({"OTEL_TRACES_SAMPLER_ARG": "1.5"}, "OTEL_TRACES_SAMPLER_ARG is invalid: expected a share from 0 to 1"),
         ({"COMPARE_URL": "https://me:hunter2@example.com/{old}...{new}"}, "COMPARE_URL is invalid"),
         ({"COMPARE_URL": "https://example.com/{old}...{new}/{hunter2}"}, "COMPARE_URL is invalid"),
@@ -342,6 +345,7 @@ def test_no_text_breaks_the_parsers(value: str) -> None:
             lambda: env.prometheus("SOME", "token"),
             lambda: env.collector("SOME", secret=True),
             lambda: env.headers("SOME"),
+            lambda: env.dsn("SOME"),
             lambda: env.share("SOME", 1),
             lambda: env.origins("SOME"),
             lambda: env.whole("SOME", 1),
@@ -353,6 +357,12 @@ def test_no_text_breaks_the_parsers(value: str) -> None:
                 read()
             except ImproperlyConfigured as error:
                 assert re.match(r"[A-Z_]+ (is (invalid|not set)|contains a line break)", str(error))
+
+
+@pytest.mark.parametrize("value", ["https://a1b2@o1.ingest.sentry.io/42", "http://a1b2:c3@[::1]:9000/sentry/1"])
+def test_a_dsn_reads_as_itself(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME", value)
+    assert env.dsn("SOME") == value
 
 
 def test_headers_read_as_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:

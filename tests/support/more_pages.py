@@ -36,6 +36,15 @@ def fail(request: HttpRequest) -> HttpResponse:
     raise ZeroDivisionError
 
 
+def tell(request: HttpRequest) -> HttpResponse:
+    """Fails with what the form has, in the error's text, in that of its cause, and in a variable."""
+    form = request.POST.dict()
+    try:
+        return HttpResponse(request.META[str(form)])
+    except KeyError as error:
+        raise ValueError(f"{form} from {request.META}") from error
+
+
 def pid(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(os.getpid()))
 
@@ -49,7 +58,7 @@ def cached(request: HttpRequest, hits: int) -> HttpResponse:
 handler500 = "backstagetest1.errors.server_error"
 
 urlpatterns = [
-    *(path(f"{view.__name__}/", view) for view in (stream, hold, fail, pid)),
+    *(path(f"{view.__name__}/", view) for view in (stream, hold, fail, tell, pid)),
     path("cached/<int:hits>/", cached),
     path("", include("backstagetest1.urls")),
 ]

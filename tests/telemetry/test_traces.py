@@ -1,12 +1,9 @@
 """Traces: what the collector gets from real workers, what it never gets, and what a frozen one costs."""
 
-import http.client
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -23,11 +20,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from backstagetest1.telemetry import deployment, queries, traces
 from ledger import rules
 from tests.support.collector import Collector, collecting
-from tests.support.servers import PATIENCE, ROOT, Gunicorn, eventually
+from tests.support.servers import ROOT, Gunicorn, eventually
+from tests.telemetry.asking import ask, median, time_to_end
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 BUILT = datetime(2026, 11, 1, tzinfo=UTC)
+PAGE = "/accounts/login/"
 SECRET = "Bearer s3cret-t0ken"
 
 
@@ -50,15 +49,6 @@ def server(collector: Collector, django_db_setup: None) -> Iterator[Gunicorn]:
         APP_REVISION="5d8f7c",
     ) as server:
         yield server
-
-
-def ask(server: Gunicorn, path: str, method: str = "GET", body: str = "", **headers: str) -> tuple[int, str]:
-    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-    link.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    response = link.getresponse()
-    text = response.read().decode()
-    link.close()
-    return response.status, text
 
 
 @pytest.mark.django_db
@@ -150,26 +140,12 @@ def test_nothing_private_is_sent(server: Gunicorn, collector: Collector) -> None
 def test_a_frozen_collector_slows_no_request_and_delays_no_end(collector: Collector) -> None:
     small = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32"}
     with Gunicorn(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_BSP_SCHEDULE_DELAY="100", **small) as server:
-
-        def median(number: int) -> float:
-            took = []
-            link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
-            for _ in range(number):  # one connection stays with one worker's thread, so its queue fills up
-                started = time.perf_counter()
-                link.request("GET", "/accounts/login/")
-                assert link.getresponse().read()
-                took.append(time.perf_counter() - started)
-            link.close()
-            return statistics.median(took)
-
-        median(20)
-        before = median(200)
+        median(server, PAGE, 20)
+        before = median(server, PAGE, 200)
         collector.answers.clear()
         try:
-            during = median(200)
-            started = time.monotonic()
-            server.stop()
-            took = time.monotonic() - started
+            during = median(server, PAGE, 200)
+            took = time_to_end(server)
             assert "Queue full" in server.log
         finally:
             collector.answers.set()
