@@ -77,10 +77,15 @@ def guard_tables(side: Side, *, patience: float = PATIENCE) -> list[tuple[str, s
     return found
 
 
-def remove(side: Side, *, patience: float = PATIENCE) -> None:
-    """Takes away the guards and the schema `bg`: nothing stops writes any more. Raises what guard_tables() raises."""
+def unguard_tables(side: Side, *, patience: float = PATIENCE) -> None:
+    """Takes away the guards; the fence stays for those who ask it. Raises what guard_tables() raises."""
     for schema, table in side.run(statements.GUARDED):
         _repeat(side, statements.DROP_GUARD, schema, table, patience)
+
+
+def remove(side: Side, *, patience: float = PATIENCE) -> None:
+    """Takes away the guards and the schema `bg`: nothing stops writes any more. Raises what guard_tables() raises."""
+    unguard_tables(side, patience=patience)
     side.run(statements.DROP_SCHEMA)
 
 

@@ -405,3 +405,171 @@ where not pg_has_role(current_user, t.relowner, 'USAGE')
 order by 1, 2
 """
 AVAILABLE = "select name from pg_available_extensions"
+
+# --- The target's schema ----------------------------------------------------------------------------------------------
+
+# What has to go before the source's schema is restored: all but `bg`, extensions and the schema `public` itself. What a
+# DROP ... CASCADE has taken along is no longer there when its turn comes.
+DROPS = """
+with extension as (select classid, objid from pg_depend where deptype = 'e'),
+ours as (
+  select oid, nspname from pg_namespace
+  where nspname not in ('bg', 'pg_catalog', 'information_schema') and nspname not like 'pg\\_%'
+    and not exists (select from extension e where e.classid = 'pg_namespace'::regclass and e.objid = pg_namespace.oid)
+)
+select format('drop schema if exists %I cascade', nspname) from ours where nspname <> 'public'
+union all
+select format('drop %s if exists %I.%I cascade',
+    case c.relkind when 'v' then 'view' when 'm' then 'materialized view' when 'S' then 'sequence'
+      when 'f' then 'foreign table' else 'table' end, o.nspname, c.relname)
+from pg_class c join ours o on o.oid = c.relnamespace
+where o.nspname = 'public' and c.relkind in ('r', 'p', 'v', 'm', 'S', 'f')
+  and not exists (select from extension e where e.classid = 'pg_class'::regclass and e.objid = c.oid)
+  and not (c.relkind = 'S' and exists (
+    select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'i'))
+union all
+select format('drop routine if exists %s cascade', p.oid::regprocedure)
+from pg_proc p join ours o on o.oid = p.pronamespace
+where o.nspname = 'public' and p.prokind <> 'a'
+  and not exists (select from extension e where e.classid = 'pg_proc'::regclass and e.objid = p.oid)
+union all
+select format('drop type if exists %I.%I cascade', o.nspname, t.typname)
+from pg_type t join ours o on o.oid = t.typnamespace left join pg_class c on c.oid = t.typrelid
+where o.nspname = 'public' and (t.typtype in ('e', 'd', 'r') or c.relkind = 'c')
+  and not exists (select from extension e where e.classid = 'pg_type'::regclass and e.objid = t.oid)
+"""
+TABLES_THERE = """
+select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where c.relkind in ('r', 'p') and c.relpersistence <> 't'
+  and n.nspname not in ('bg', 'pg_catalog', 'information_schema') and n.nspname not like 'pg\\_%'
+  and not exists (
+    select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
+"""
+EMPTY_HEARTBEATS = "delete from bg.heartbeat"  # the source's are copied
+MIGRATIONS_TABLE = "select to_regclass('public.django_migrations') is not null"
+MIGRATIONS = "select id, app, name, applied from public.django_migrations order by id"
+COPY_MIGRATIONS = """
+insert into public.django_migrations (id, app, name, applied)
+select * from unnest(%s::bigint[], %s::text[], %s::text[], %s::timestamptz[])
+"""
+
+# --- Replication ------------------------------------------------------------------------------------------------------
+
+# The orchestrator's notes: the link, the target's names before it was migrated, the defaults that go at the end.
+NOTES_TABLE = """
+create table if not exists bg.note (
+  kind text, name text, value text not null, at timestamptz not null default clock_timestamp(), primary key (kind, name)
+)
+"""
+HAS_NOTES = "select to_regclass('bg.note') is not null"
+NOTE = """
+insert into bg.note (kind, name, value) values (%s, %s, %s)
+on conflict (kind, name) do update set value = excluded.value, at = excluded.at
+"""
+NOTES = "select name, value, at from bg.note where kind = %s"
+FORGET = "delete from bg.note where kind = any (%s)"
+
+INSTALLED = "select to_regclass('bg.state') is not null"
+ALONE = "select pg_try_advisory_lock(7220002)"  # one command at a time prepares or finalizes
+SERVER = """
+select current_setting('server_version_num')::int, current_setting('wal_level'),
+  current_setting('max_slot_wal_keep_size'), has_parameter_privilege('max_slot_wal_keep_size', 'alter system')
+"""
+LIMIT_WAL = "alter system set max_slot_wal_keep_size = {}"
+RELOAD = "select pg_reload_conf()"
+
+HAS_PUBLICATION = "select exists (select from pg_publication where pubname = 'bg_pub')"
+# Through the root, so that a partition that only the sender has stops the link, rather than its rows being left out.
+CREATE_PUBLICATION = "create publication bg_pub for table {} with (publish_via_partition_root = true)"
+ALTER_PUBLICATION = "alter publication bg_pub set table {}"
+DROP_PUBLICATION = "drop publication bg_pub"
+
+CREATE_SLOT = "select pg_create_logical_replication_slot(%s, 'pgoutput')"
+# Whose transactions have an id: everybody may read pg_locks.
+WRITERS = """
+select l.pid, coalesce(a.usename, '?'), coalesce(a.datname, '?'),
+  coalesce(extract(epoch from clock_timestamp() - a.xact_start), 0)::float
+from pg_locks l left join pg_stat_activity a on a.pid = l.pid
+where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted
+  and l.pid is distinct from pg_backend_pid()
+order by 4 desc limit 3
+"""
+LINK_SLOTS = r"""
+select slot_name, active_pid from pg_replication_slots
+where database = current_database() and slot_name ~ '^bg_[0-9a-f]{8}_[fr]$'
+"""
+DROP_SLOT = "select pg_drop_replication_slot(%s)"
+TERMINATE = "select pg_terminate_backend(%s)"
+# Applied by a worker of its own, with the table owner's rights, and written to disk before it is confirmed.
+CREATE_SUBSCRIPTION = """
+create subscription {name} connection {url} publication bg_pub
+with (create_slot = false, slot_name = {slot}, copy_data = {copy}, origin = none, streaming = off)
+"""
+LINK_SUBSCRIPTIONS = r"""
+select subname from pg_subscription
+where subdbid = (select oid from pg_database where datname = current_database()) and subname ~ '^bg_[0-9a-f]{8}_[fr]$'
+order by 1
+"""
+ENABLE_SUBSCRIPTION = "alter subscription {} enable"
+DISABLE_SUBSCRIPTION = "alter subscription {} disable"
+FORGET_SLOT = "alter subscription {} set (slot_name = none)"
+DROP_SUBSCRIPTION = "drop subscription {}"
+
+# How large the published tables are, partitions included, by the server's estimate.
+SIZES = """
+select n.nspname::text, c.relname::text,
+  coalesce((select sum(pg_table_size(relid)) from pg_partition_tree(c.oid)), pg_table_size(c.oid))::bigint
+from pg_publication p join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
+join pg_namespace n on n.oid = c.relnamespace
+where p.pubname = 'bg_pub'
+"""
+# Each table of a subscription: whether it is copied, and what of it is so far. For statistics:
+# https://www.postgresql.org/docs/current/progress-reporting.html#COPY-PROGRESS-REPORTING
+COPYING = """
+select n.nspname::text, c.relname::text, r.srsubstate in ('f', 's', 'r'), r.srsubstate = 'r',
+  coalesce(y.bytes_processed, 0), coalesce(y.tuples_processed, pg_stat_get_live_tuples(c.oid), 0)
+from pg_subscription s join pg_subscription_rel r on r.srsubid = s.oid
+join pg_class c on c.oid = r.srrelid join pg_namespace n on n.oid = c.relnamespace
+left join pg_stat_progress_copy y on y.relid = c.oid and y.datname = current_database() and y.type = 'CALLBACK'
+where s.subname = %s
+"""
+# Since PostgreSQL 15.
+ERRORS = """
+select coalesce(sum(t.apply_error_count), 0)::int, coalesce(sum(t.sync_error_count), 0)::int
+from pg_stat_subscription_stats t where t.subname = %s
+"""
+# Of a slot: the WAL that its reader has yet to confirm, what may still be written before it is lost, and since when
+# nobody reads it (PostgreSQL 17).
+SLOT = """
+select pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint, active, wal_status, safe_wal_size,
+  (to_jsonb(s) ->> 'inactive_since')::timestamptz, clock_timestamp(), confirmed_flush_lsn::text
+from pg_replication_slots s where slot_name = %s and database = current_database()
+"""
+WORKER = """
+select subenabled, exists (select from pg_stat_subscription t where t.subid = s.oid and t.pid is not null)
+from pg_subscription s where subname = %s and subdbid = (select oid from pg_database where datname = current_database())
+"""
+
+# Before a statement that locks a table: whoever waits for it longer makes everybody behind it wait.
+BRIEFLY = "set local lock_timeout = '300ms';\n"
+BEATEN = "select at from bg.heartbeat where colour = %s"
+# The publication's tables, with the columns of those that have a list of them.
+LISTS = """
+select n.nspname::text, c.relname::text,
+  (select array_agg(a.attname::text order by a.attnum) from pg_attribute a
+   where a.attrelid = c.oid and a.attnum = any (r.prattrs))
+from pg_publication p join pg_publication_rel r on r.prpubid = p.oid join pg_class c on c.oid = r.prrelid
+join pg_namespace n on n.oid = c.relnamespace
+where p.pubname = 'bg_pub' and n.nspname <> 'bg'
+order by 1, 2
+"""
+
+ADD_ABSORBERS = "alter table {} {}"
+ADD_ABSORBER = "add column {} text"
+DROP_ABSORBER = "drop column {}"
+CREATE_ABSORBER = "create table {} ({})"
+DROP_TABLE = "drop table {}"
+VALUES = "select distinct {}::text from {} limit 2"
+SET_DEFAULT = "alter table {} alter column {} set default {}::{}"
+DROP_DEFAULT = "alter table {} alter column {} drop default"
+ANALYZE = "analyze {}"

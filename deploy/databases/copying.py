@@ -1,0 +1,153 @@
+"""Waits for rows to arrive on the other side, and says meanwhile how far they are."""
+
+import time
+from dataclasses import dataclass, field
+
+from psycopg2 import sql
+
+from deploy.databases import statements
+from deploy.databases.errors import DatabaseError
+from deploy.databases.heartbeat import beat
+from deploy.databases.links import PAUSE, Key, Say
+from deploy.databases.side import Side
+
+ERRORS = 3  # so often a worker may end without any progress before it is given up
+LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"  # SQLSTATEs
+LOCK_ATTEMPTS = 100
+
+
+@dataclass
+class Copying:
+    """The first copy of all tables over a subscription, on its way."""
+
+    source: Side
+    target: Side
+    subscription: str
+    sizes: dict[Key, int] = field(default_factory=dict)
+    began: float = 0.0
+    rows: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def wait(self, say: Say, patience: float) -> None:
+        """Waits until every table is copied. Raises DatabaseError if nothing moves for `patience` seconds."""
+        self.sizes = {(schema, name): size for schema, name, size in self.source.run(statements.SIZES)}
+        self.began = time.monotonic()
+        watch = Watch(self.source, self.target, self.subscription, patience)
+        furthest = (0, 0, 0)
+        while True:
+            tables = self.target.run(statements.COPYING, [self.subscription])
+            self.seconds = time.monotonic() - self.began
+            done = sum(ready for *_, ready, _, _ in tables)
+            # What is known of a table that has just ended comes late.
+            self.rows = max(self.rows, sum(rows for *_, rows in tables))
+            self.bytes = sum(
+                self.sizes.get((schema, name), 0) if copied else min(read, self.sizes.get((schema, name), 0))
+                for schema, name, copied, _, read, _ in tables
+            )
+            if done == len(tables):
+                return
+            say(self.progress(done, len(tables)))
+            furthest = max(furthest, (done, self.bytes, self.rows))  # a copy that fails begins anew, again and again
+            watch.look(furthest)
+            time.sleep(PAUSE)
+
+    def progress(self, done: int, tables: int) -> str:
+        """How far it is, in a line."""
+        total = sum(self.sizes.values())
+        rate = self.bytes / self.seconds if self.seconds else 0.0
+        left = f", {spell((total - self.bytes) / rate)} left" if rate and self.bytes < total else ""
+        return (
+            f"{done} of {tables} tables copied, {self.rows:,} rows, {size(self.bytes)} of {size(total)}, "
+            f"{size(rate)}/s{left}"
+        )
+
+    def summary(self) -> str:
+        """What was copied, and how fast."""
+        rate = self.bytes / self.seconds if self.seconds else 0.0
+        what = f"{len(self.sizes)} tables, {self.rows:,} rows, {size(self.bytes)}"
+        return f"{what} in {spell(self.seconds)} ({size(rate)}/s)"
+
+
+class Watch:
+    """Notices that a subscription no longer gets on."""
+
+    def __init__(self, sender: Side, receiver: Side, subscription: str, patience: float) -> None:
+        self.sender, self.receiver, self.subscription, self.patience = sender, receiver, subscription, patience
+        self.seen: object = None
+        self.moved = time.monotonic()
+        self.errors = self.failures()
+
+    def failures(self) -> int:
+        """How often its workers have ended with an error."""
+        found = self.receiver.run(statements.ERRORS, [self.subscription])
+        return sum(found[0]) if found else 0
+
+    def look(self, seen: object) -> None:
+        """Raises DatabaseError if `seen` has not changed for too long or in too many attempts, or the slot is lost."""
+        slot = self.sender.run(statements.SLOT, [self.subscription])
+        if not slot or slot[0][2] == "lost":
+            raise DatabaseError(
+                f"The replication slot {self.subscription} on {self.sender.colour} is lost: more WAL than "
+                "max_slot_wal_keep_size was written before it was read. Raise that setting, then prepare again."
+            )
+        if seen != self.seen:
+            self.seen, self.moved, self.errors = seen, time.monotonic(), self.failures()
+            return
+        since = time.monotonic() - self.moved
+        if (errors := self.failures() - self.errors) >= ERRORS:
+            raise DatabaseError(
+                f"Replication to {self.receiver.colour} has stopped: its worker failed {errors} times and gets no "
+                "further. The log of that server says why; a row that the schema does not take is the usual reason."
+            )
+        if since > self.patience:
+            raise DatabaseError(f"Replication to {self.receiver.colour} has not moved for {since:.0f} s.")
+
+
+def caught_up(sender: Side, receiver: Side, subscription: str, *, say: Say, patience: float) -> float:
+    """Waits until `receiver` has all that `sender` has written before the call. Returns the seconds that it took.
+
+    Raises DatabaseError if nothing moves for `patience` seconds.
+    """
+    marker = beat(sender)
+    began = told = time.monotonic()
+    watch = Watch(sender, receiver, subscription, patience)
+    while not receiver.value(statements.SEEN, [marker, sender.colour]):
+        behind, *_, confirmed = next(iter(sender.run(statements.SLOT, [subscription])), (0, None))
+        watch.look(confirmed)  # how far it is behind changes as long as anybody writes
+        if time.monotonic() - told > 5 * PAUSE:
+            told = time.monotonic()
+            say(f"{receiver.colour} is {size(behind)} and {spell(told - began)} behind {sender.colour}")
+        time.sleep(PAUSE / 10)
+    return time.monotonic() - began
+
+
+def retried(side: Side, statement: sql.Composable, *, timeout: float = 10.0) -> None:
+    """Runs a statement that needs a lock of a table, without ever making others wait for long: it gives up and tries
+    again. Raises DatabaseError."""
+    for attempt in range(LOCK_ATTEMPTS, 0, -1):
+        try:
+            side.run(sql.SQL(statements.BRIEFLY) + statement, timeout=timeout)
+            return
+        except DatabaseError as error:
+            if error.code not in (LOCK_NOT_AVAILABLE, DEADLOCK) or attempt == 1:
+                raise
+        time.sleep(PAUSE)
+
+
+def size(number: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
+
+
+def spell(seconds: float) -> str:
+    """A duration for people."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
