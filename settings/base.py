@@ -192,6 +192,9 @@ PERMISSIONS_POLICY: dict[str, list[str]] = {
     name: [] for name in ("camera", "geolocation", "microphone", "payment", "usb", "display-capture")
 }
 
+# With a database per colour, the URL of each, by colour (deploy/databases); otherwise empty.
+DATABASE_URLS = services.colours()
+
 # health/: the checks; all times are in seconds. A check that was healthy may go without an answer for HEALTH_DOWN_AFTER
 # before it counts as down: one late answer on a busy machine is not an outage.
 HEALTH_CHECKS = {

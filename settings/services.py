@@ -1,4 +1,4 @@
-"""DATABASE_URL and REDIS_URL, checked before their drivers see them."""
+"""DATABASE_URL, its two for a database per colour, and REDIS_URL, checked before their drivers see them."""
 
 import re
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote
 import dj_database_url
 from redis import ConnectionPool
 
-from settings.env import HOST, ConfigError, invalid, text
+from settings.env import HOST, ConfigError, invalid, number, text
 
 # The address of a service (RFC 3986), stricter than its drivers: what could be read in two ways is rejected. So the
 # characters that separate its parts (: / ? # @) must be written as %XX wherever they are meant literally.
@@ -97,30 +97,65 @@ def address(name: str, value: str, options: Mapping[str, Mapping[str, str]], exa
     return Address(scheme, found["host"], unquote(found["path"].removeprefix("/")), found["path"], query)
 
 
+EXAMPLE = "postgresql://USER:PASSWORD@HOST:5432/NAME"
+COLOURS = {"blue": "DATABASE_URL_BLUE", "green": "DATABASE_URL_GREEN"}
+
+
+def colours() -> dict[str, str]:
+    """Returns the URL of each colour's database, by colour; nothing if there is one database. Raises ConfigError."""
+    urls = {colour: text(name) for colour, name in COLOURS.items()}
+    if not any(urls.values()):
+        return {}
+    for colour, name in COLOURS.items():
+        if not urls[colour]:
+            (other,) = COLOURS.keys() - {colour}
+            raise ConfigError(
+                f"{name} is not set, but {COLOURS[other]} is. Set both for a database per colour, or DATABASE_URL for "
+                "one database. See .env.example."
+            )
+    if urls["blue"] == urls["green"]:
+        raise invalid("DATABASE_URL_GREEN", "another database than that of DATABASE_URL_BLUE")
+    return urls
+
+
 def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
     """Returns a DATABASES entry from DATABASE_URL, or from DB_PASSWORD and the given defaults. Raises ConfigError.
 
-    PostgreSQL gets timeouts, and connections that persist for a minute and are checked before their first use in a
-    request: a restarted database then fails no request, and no connection is kept to one that rejects writes
-    (backstagetest1/postgresql). There is no pool: a worker has few threads, and each keeps one connection.
+    With DATABASE_URL_BLUE and DATABASE_URL_GREEN these take precedence, and the entry has both. It begins with blue;
+    the backend finds out which colour takes writes (backstagetest1/bluegreen).
     """
-    example = "postgresql://USER:PASSWORD@HOST:5432/NAME"
+    hold_limit = number("DATABASE_HOLD_LIMIT", 5)
+    if urls := colours():
+        entries = {colour: postgresql(COLOURS[colour], url) for colour, url in urls.items()}
+        both = {"ENGINE": "backstagetest1.bluegreen", "COLOURS": entries, "HOLD_LIMIT": hold_limit}
+        return entries["blue"] | both
     url = text("DATABASE_URL")
     if not url and host and (password := text("DB_PASSWORD")):
         url = f"postgresql://{user}:{quote(password, safe='')}@{host}:5432/{name}"
     if not url:
         also = f", nor DB_PASSWORD for {user} at {host}" if host else ""
         raise ConfigError(
-            f"DATABASE_URL is not set{also}. Expected something like DATABASE_URL={example} "
+            f"DATABASE_URL is not set{also}. Expected something like DATABASE_URL={EXAMPLE} "
             "(or DATABASE_URL_FILE, the path of a file that holds it). See .env.example."
         )
     if url == "sqlite://:memory:" or re.fullmatch("sqlite:///[^?#]+", url):
         return dict(dj_database_url.parse(url))
-    given = address("DATABASE_URL", url, dict.fromkeys(("postgresql", "postgres"), POSTGRESQL), example)
+    return {"ENGINE": "backstagetest1.postgresql"} | postgresql("DATABASE_URL", url)
+
+
+def postgresql(variable: str, url: str) -> dict[str, Any]:
+    """Returns a DATABASES entry without an engine from the `url` of PostgreSQL in `variable`. Raises ConfigError.
+
+    It has timeouts, and connections that persist for a minute and are checked before their first use in a request: a
+    restarted database then fails no request, and no connection is kept to one that rejects writes
+    (backstagetest1/postgresql). There is no pool: a worker has few threads, and each keeps one connection.
+    """
+    given = address(variable, url, dict.fromkeys(("postgresql", "postgres"), POSTGRESQL), EXAMPLE)
     if not given.name or "/" in given.name:
-        raise invalid("DATABASE_URL", example, "the database name is missing or contains a slash")
+        raise invalid(variable, EXAMPLE, "the database name is missing or contains a slash")
     parsed: dict[str, Any] = dict(dj_database_url.parse(url))
-    parsed |= {"ENGINE": "backstagetest1.postgresql", "CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
+    del parsed["ENGINE"]
+    parsed |= {"CONN_MAX_AGE": 60, "CONN_HEALTH_CHECKS": True}
     limits = "-c statement_timeout=15s -c idle_in_transaction_session_timeout=60s"
     parsed["OPTIONS"] = {
         "connect_timeout": 3,

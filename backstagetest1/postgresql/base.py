@@ -1,7 +1,11 @@
 """Django's backend for PostgreSQL, made for persistent connections while servers restart, fail over and freeze."""
 
+import math
 import select
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg2
@@ -14,6 +18,26 @@ from health.runner import has_run, report
 
 GRACE = 1.0  # seconds that a statement may take before the health check is consulted
 CONNECT_TIMEOUT = 5.0  # seconds; libpq's own connect_timeout does not apply while wait() does the waiting
+
+
+class Limit(threading.local):
+    """When this thread stops waiting for an answer, by time.monotonic()."""
+
+    until = math.inf
+
+
+limit = Limit()
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Has each statement of this thread fail, with psycopg2.OperationalError, if there is no answer by then."""
+    before = limit.until
+    limit.until = min(before, time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        limit.until = before
 
 
 def wait(connection: Any) -> None:
@@ -30,9 +54,11 @@ def wait(connection: Any) -> None:
     while (state := connection.poll()) != extensions.POLL_OK:
         poll = select.poll()
         poll.register(connection.fileno(), select.POLLIN if state == extensions.POLL_READ else select.POLLOUT)
-        waited = time.monotonic() - started
-        if poll.poll(50 if waited < 0.05 else 500):
+        waited, left = time.monotonic() - started, limit.until - time.monotonic()
+        if poll.poll(max(0, min(50 if waited < 0.05 else 500, left * 1000))):
             continue
+        if left <= 0:
+            raise psycopg2.OperationalError("PostgreSQL timed out")
         if connecting and waited > CONNECT_TIMEOUT:
             raise psycopg2.OperationalError(f"PostgreSQL timed out while connecting, after {CONNECT_TIMEOUT:g} s")
         if known_silent(ask=waited > GRACE):

@@ -145,6 +145,11 @@ on conflict (colour) do update set marker = excluded.marker, at = excluded.at
 """
 SEEN = "select marker = %s::uuid from bg.heartbeat where colour = %s"
 
+# --- The app: what its backend sends (backstagetest1/bluegreen) -------------------------------------------------------
+
+ENTER = "select bg.enter()"  # with the first statement of a transaction
+READ_FENCE = "select last_value from bg.fence"
+
 # --- Switch: each a compare-and-set, of which one session alone gets a row --------------------------------------------
 
 CLAIM_SOURCE = """

@@ -22,7 +22,8 @@ from settings import env, services
 from tests.support.servers import PATIENCE, ROOT
 
 KEY = "kI5x0mVd9sQ2wB7zR4tY8uE1oP6aL3cN-fJhGqXv_SbZrMnTyW"
-GOOD = {"SECRET_KEY": KEY, "DATABASE_URL": "postgresql://someone:hunter2@db.internal:5432/app"}
+DATABASE, CACHE = "postgresql://someone:hunter2@db.internal:5432/app", "redis://:hunter2@cache.internal:6379/1"
+GOOD = {"SECRET_KEY": KEY, "DATABASE_URL": DATABASE}
 
 
 def load(module: str, **variables: str) -> Any:
@@ -49,6 +50,12 @@ def load(module: str, **variables: str) -> Any:
         ({"DATABASE_URL": "hunter2"}, "DATABASE_URL is invalid"),
         ({"DATABASE_URL": "postgresql://someone:hunter2@host:notaport/name"}, "DATABASE_URL is invalid"),
         ({"DATABASE_URL": "postgresql://someone:hunter2@host"}, "DATABASE_URL is invalid"),
+        ({"DATABASE_URL_BLUE": DATABASE}, "DATABASE_URL_GREEN is not set, but DATABASE_URL_BLUE is"),
+        ({"DATABASE_URL_GREEN": DATABASE}, "DATABASE_URL_BLUE is not set, but DATABASE_URL_GREEN is"),
+        ({"DATABASE_URL_BLUE": DATABASE, "DATABASE_URL_GREEN": DATABASE}, "DATABASE_URL_GREEN is invalid"),
+        ({"DATABASE_URL_BLUE": DATABASE, "DATABASE_URL_GREEN": "hunter2"}, "DATABASE_URL_GREEN is invalid"),
+        ({"DATABASE_URL_BLUE": "sqlite:///x", "DATABASE_URL_GREEN": DATABASE}, "DATABASE_URL_BLUE is invalid"),
+        ({"DATABASE_HOLD_LIMIT": "hunter2"}, "DATABASE_HOLD_LIMIT is invalid"),
         ({"DEBUG": "true"}, "DEBUG is true"),
         ({"DEBUG": "hunter2"}, "DEBUG is invalid"),
         ({"ALLOWED_HOSTS": "*"}, "ALLOWED_HOSTS is invalid"),
@@ -140,7 +147,29 @@ def test_a_refusal_ends_the_process_with_its_reason_and_nothing_else(command: tu
     assert reason.endswith("See .env.example.")
 
 
-DATABASE, CACHE = "postgresql://someone:hunter2@db.internal:5432/app", "redis://:hunter2@cache.internal:6379/1"
+def test_two_databases_take_precedence_and_one_imports_nothing_for_them() -> None:
+    both = {"DATABASE_URL_BLUE": DATABASE, "DATABASE_URL_GREEN": f"{DATABASE}2?sslmode=require"}
+    found = load("production", **GOOD, **both)
+    entry = found.DATABASES["default"]
+    assert (entry["ENGINE"], entry["HOLD_LIMIT"], entry["NAME"]) == ("backstagetest1.bluegreen", 5, "app")
+    assert entry["COLOURS"]["green"]["NAME"] == "app2" and entry["COLOURS"]["green"]["OPTIONS"]["sslmode"] == "require"
+    assert found.DATABASE_URLS == {"blue": DATABASE, "green": both["DATABASE_URL_GREEN"]}
+    one = load("production", **GOOD)
+    assert one.DATABASES["default"]["ENGINE"] == "backstagetest1.postgresql" and one.DATABASE_URLS == {}
+    look = (
+        "import django, sys; django.setup(); from django.db import connection; connection.vendor; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", look],
+        cwd=ROOT,
+        env={"DJANGO_SETTINGS_MODULE": "settings.production", **GOOD},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    assert "backstagetest1.postgresql.base" in done.stdout.split()
+    assert not [name for name in done.stdout.split() if re.match("backstagetest1.bluegreen|deploy.databases", name)]
 
 
 @pytest.mark.parametrize(
