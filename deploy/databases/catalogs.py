@@ -186,6 +186,7 @@ class Catalog:
     encoding: str
     large_objects: bool
     extensions: tuple[str, ...]
+    unpopulated: tuple[tuple[str, str], ...]  # materialized views that were never refreshed
     tables: Mapping[tuple[str, str], Table]
     sequences: Mapping[tuple[str, str], Sequence]
     types: Mapping[str, Type]
@@ -247,6 +248,7 @@ def label(key: tuple[str, str]) -> str:
 def read(side: Side) -> Catalog:
     """Reads the catalogs of one side. Raises DatabaseError."""
     ((version, encoding, large_objects, extensions),) = side.run(statements.DATABASE)
+    unpopulated = tuple((schema, name) for schema, name in side.run(statements.UNPOPULATED))
     columns = gathered(side.run(statements.COLUMNS), lambda row: Column(*row))
     indexes = gathered(side.run(statements.INDEXES), lambda row: Index(row[0], tuple(row[1]), *row[2:]))
     checks = gathered(side.run(statements.CHECKS), lambda row: Check(*row))
@@ -292,6 +294,7 @@ def read(side: Side) -> Catalog:
         encoding,
         large_objects,
         tuple(extensions),
+        unpopulated,
         {table.key: table for table in tables},
         {sequence.key: sequence for sequence in sequences},
         {name: Type(tuple(labels), base, tuple(rules)) for name, labels, base, rules in side.run(statements.TYPES)},

@@ -51,6 +51,7 @@ CODES: dict[str, Verdict] = {
     "identity-full": "refuse",
     "unlogged": "refuse",
     "large-objects": "refuse",
+    "view-empty": "refuse",
     "encoding": "refuse",
     "sequence-near-end": "refuse",
     "server-version": "refuse",

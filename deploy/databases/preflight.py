@@ -20,7 +20,7 @@ APART = 0.5  # seconds that the clocks may differ
 SCAN = 60.0  # seconds for the search for rows without a parent
 # Written by every `migrate` that brings a model: they reach the source, and their ids are far from its own.
 PERMISSIONS = ("django_content_type", "auth_permission")
-LOCAL = ("public", "django_migrations")  # each database has its own
+LOCAL = "django_migrations"  # each database has its own
 HARMLESS = "confl_update_origin_differs"  # counts ordinary rows: both sides write, one after the other
 
 
@@ -126,7 +126,7 @@ def rows(table: str, what: str, code: str, seeded: Collection[str]) -> Finding:
 def links(ours: Catalog, theirs: Catalog) -> Iterator[Finding]:
     """Tables that replication or the fence does not cover, on either side."""
     for name, here, there in (("source", ours, theirs), ("target", theirs, ours)):
-        for key, each in sorted(here.tables.items()):
+        for _, each in sorted(here.tables.items()):
             if not each.guarded:
                 yield finding(
                     "unguarded",
@@ -134,7 +134,7 @@ def links(ours: Catalog, theirs: Catalog) -> Iterator[Finding]:
                     "Prepare again: it adds the guard to every table.",
                     table=each.label,
                 )
-            if key != LOCAL:
+            if each.name != LOCAL:
                 yield from published(name, each, here, there)
 
 

@@ -54,6 +54,15 @@ def databases(source: Catalog, target: Catalog) -> Iterator[Finding]:
                 f"The {name} has large objects, which are not replicated.",
                 "Store them in a bytea column or in files, and remove them with lo_unlink().",
             )
+    for key in target.unpopulated:
+        yield finding(
+            "view-empty",
+            "A materialized view that the target has not filled; it cannot be read, and replication never fills it.",
+            "Refresh it, and again after each switch.",
+            table=label(key),
+            sql=(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*key)),),
+            side="target",
+        )
     if source.encoding != target.encoding:
         yield finding(
             "encoding",

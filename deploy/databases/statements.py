@@ -258,6 +258,10 @@ select current_setting('server_version_num')::int, current_setting('server_encod
   exists (select from pg_largeobject_metadata),
   (select coalesce(array_agg(extname::text order by extname), '{}') from pg_extension)
 """
+UNPOPULATED = """
+select n.nspname, c.relname from pg_class as c join pg_namespace as n on n.oid = c.relnamespace
+where c.relkind = 'm' and not c.relispopulated order by 1, 2
+"""
 TABLES = f"""
 select t.oid::bigint, t.nspname, t.relname, t.relkind = 'p', pn.nspname, p.relname, t.relpersistence = 'u',
   t.relreplident, t.relrowsecurity and t.relforcerowsecurity

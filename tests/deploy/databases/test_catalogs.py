@@ -1,5 +1,6 @@
 """Types compared without a database, and the messages of logical decoding."""
 
+import re
 import struct
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from deploy.databases.casts import Change, change
 from deploy.databases.catalogs import Type
 from deploy.databases.errors import DatabaseError
+from deploy.databases.findings import CODES
 from deploy.databases.pgoutput import Written, written
+from tests.support.servers import ROOT
 
 NAMES = [
     "smallint",
@@ -127,3 +130,21 @@ def test_any_other_message_is_refused_or_counted_and_never_more(messages: list[b
         assert len(written((message, 1) for message in messages)) <= 20 * len(messages)
     except DatabaseError as error:
         assert "unknown message" in str(error)
+
+
+def test_the_documentation_lists_every_code_with_its_verdict() -> None:
+    text = (ROOT / "docs" / "blue-green.md").read_text()
+    listed: dict[str, str] = {}
+    for codes, verdict in re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \|.*?\| (allowed|refused) \|", text, re.MULTILINE):
+        listed |= dict.fromkeys(re.findall(r"`([a-z-]+)`", codes), verdict)
+    assert listed == {code: {"allow": "allowed", "refuse": "refused"}[verdict] for code, verdict in CODES.items()}
+
+
+def test_every_code_is_reported_and_tested() -> None:
+    package, tests = (
+        "".join(path.read_text() for path in sorted(folder.glob("*.py")) if path.name != "findings.py")
+        for folder in (ROOT / "deploy" / "databases", ROOT / "tests" / "deploy" / "databases")
+    )
+    made = {"type-rounds", "type-changed", "type-looser", "type-stricter"}  # their names are put together
+    assert [code for code in CODES if f'"{code}"' not in package and code not in made] == []
+    assert [code for code in CODES if f'"{code}"' not in tests] == []

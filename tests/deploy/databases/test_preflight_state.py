@@ -75,9 +75,10 @@ def test_tables_that_are_not_guarded_or_not_published_are_refused(pair: Pair) ->
         ("published-alone", "v", ""),
     }
     pair.source.run("select setval('bg.fence', 0)")
-    with pytest.raises(DatabaseError, match="fenced"):
-        pair.source.run("insert into t values (1)")
-    pair.source.run("insert into u values (1)")  # nothing stops it
+    with pair.source.session(**{"bg.bypass": "off"}) as app:
+        with pytest.raises(DatabaseError, match="fenced"):
+            app.run("insert into t values (1)")
+        app.run("insert into u values (1)")  # nothing stops it
     pair.source.run("select setval('bg.fence', 1)")
     assert pair.sent(pair.source, "insert into t values (1, 'x', 'y')", "select b from t") == [(None,)]
     assert pair.target.run("select 1 from u") == []
@@ -118,17 +119,15 @@ def test_errors_are_counted_from_the_last_look(pair: Pair) -> None:
 
 def test_conflicts_are_counted_but_not_those_of_ordinary_rows(pair: Pair) -> None:
     _, before = preflight.state(pair.source, pair.target)
-    for side in (pair.source, pair.target):
-        side.run("alter table t replica identity default")
     pair.sent(pair.source, "insert into t values (1, 'x'), (2, 'x')", "select 1")
     pair.sent(pair.target, "update t set a = 'y'", "select 1")
     pair.sent(pair.source, "update t set a = 'z'", "select 1")
     assert preflight.state(pair.source, pair.target, since=before)[0] == []
-    pair.target.run("alter table t disable trigger bg_guard")
-    pair.target.run("alter subscription {0} disable".format(pair.slot(pair.source)))
-    pair.source.run("delete from t where id = 2")
-    pair.target.run("delete from t where id = 2")
-    pair.target.run("alter subscription {0} enable".format(pair.slot(pair.source)))
+    subscription = pair.slot(pair.source)
+    pair.target.run(f"alter subscription {subscription} disable")
+    for side in (pair.source, pair.target):
+        side.run("delete from t where id = 2")
+    pair.target.run(f"alter subscription {subscription} enable")
     pair.sync(pair.source)
     found = eventually(
         lambda: [
@@ -196,7 +195,7 @@ def test_versions_before_16_are_refused(server: Postgres) -> None:
     side.close()
 
 
-def test_a_server_that_lacks_something_says_what(server: Postgres) -> None:
+def test_a_server_that_lacks_something_says_what(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """The role `app` may do everything; the other one only what it is granted, one by one."""
     admin = Side("blue", server.url)
     assert requirements(admin, installed=["plpgsql"]) == []
@@ -211,6 +210,10 @@ def test_a_server_that_lacks_something_says_what(server: Postgres) -> None:
     admin.run(sql.SQL("grant create on database app to plain"))
     plain.close()
     assert requirements(plain) == []
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    without = Side("blue", url.replace(":secret@", "@"))
+    assert [each.code for each in requirements(without)] == ["password"]
+    without.close()
     admin.run("alter role plain superuser")
     plain.close()
     assert requirements(plain) == []

@@ -523,6 +523,17 @@ def test_large_objects_stay_where_they_are(pair: Callable[..., Pair]) -> None:
     assert it.target.run("select 1 from pg_largeobject_metadata") == []
 
 
+def test_a_materialized_view_that_was_not_filled_cannot_be_read(pair: Callable[..., Pair]) -> None:
+    table, view = "create table t (id int primary key);", "create materialized view v as select * from t"
+    it = pair(table + view, f"{table}{view} with no data")  # as pg_dump --schema-only makes it
+    (found,) = it.findings()
+    assert (found.code, found.table, found.cure_side) == ("view-empty", "v", "target")
+    with pytest.raises(DatabaseError, match="has not been populated"):
+        it.target.run("select * from v")
+    it.target.run(found.cure_sql[0])
+    assert it.codes() == set()
+
+
 def test_another_encoding_stops_at_what_it_cannot_write(server: Postgres) -> None:
     it = Pair(server, ("UTF8", "LATIN1")).begin("create table t (id int primary key, a text);")
     assert it.codes() == {"encoding"}
