@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -381,52 +382,26 @@ def test_a_command_that_stops_while_it_holds_the_lock_lets_go_of_it(
         assert writable(blue, green) == "blue"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", ["level", "fenced", "arrived"])
-def test_a_target_frozen_for_two_seconds(
-    pair: Pair, clusters: tuple[Postgres, Postgres], monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    blue, green = pair
-    monkeypatch.setattr(module, "ANSWER", 0.5)
-    thaw = threading.Timer(2, clusters[1].resume)
-
-    def freeze() -> None:
-        clusters[1].pause()
-        thaw.start()
-
-    with writing(blue, green, count=2, answer=1.0) as writers:
-        try:
-            switch(blue, green, on_step=at(step, freeze), **SLOW)
-        except DatabaseError:
-            pass  # another moment, as somebody would have to decide it
-        finally:
-            clusters[1].resume()
-            thaw.join()
-        assert recover(blue, green).writable == writable(blue, green)
-        writers.wait_for(5)
+FROZEN = [(1, "level"), (1, "fenced"), (1, "arrived"), (0, "claimed target"), (0, "locked"), (0, "fenced")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["claimed target", "locked", "fenced"])
-def test_a_source_frozen_for_two_seconds(
-    pair: Pair, clusters: tuple[Postgres, Postgres], monkeypatch: pytest.MonkeyPatch, step: str
+@pytest.mark.parametrize(("index", "step"), FROZEN)
+def test_a_server_frozen_for_two_seconds(
+    pair: Pair, clusters: tuple[Postgres, Postgres], monkeypatch: pytest.MonkeyPatch, index: int, step: str
 ) -> None:
     blue, green = pair
     monkeypatch.setattr(module, "ANSWER", 0.5)
-    thaw = threading.Timer(2, clusters[0].resume)
+    thaw = threading.Timer(2, clusters[index].resume)
 
     def freeze() -> None:
-        clusters[0].pause()
+        clusters[index].pause()
         thaw.start()
 
     with writing(blue, green, count=2, answer=1.0) as writers:
-        try:
+        with suppress(DatabaseError):
             switch(blue, green, on_step=at(step, freeze), **SLOW)
-        except DatabaseError:
-            pass
-        finally:
-            clusters[0].resume()
-            thaw.join()
+        thaw.join()
         assert recover(blue, green).writable == writable(blue, green)
         writers.wait_for(5)
 
@@ -441,12 +416,12 @@ def test_a_server_killed_in_the_middle(pair: Pair, clusters: tuple[Postgres, Pos
         clusters[index].start()
 
     with writing(blue, green, count=2) as writers:
-        try:
+        with suppress(DatabaseError):
             switch(blue, green, on_step=at(step, kill), **SLOW)
-        except DatabaseError:
-            pass
         found = recover(blue, green)
-        assert found.writable == writable(blue, green) == ("green" if step == "committed" else "blue")
+        assert found.writable == writable(blue, green)
+        if step != "fenced":  # after which the source's last word may have arrived before it ended
+            assert found.writable == ("green" if step == "committed" else "blue")
         writers.wait_for(5)
 
 
@@ -455,7 +430,7 @@ def test_a_walsender_killed_in_the_middle(pair: Pair) -> None:
     blue, green = pair
 
     def kill() -> None:
-        blue.run("select pg_terminate_backend(pid) from pg_stat_replication where backend_type = 'walsender'")
+        assert blue.run("select pg_terminate_backend(pid) from pg_stat_replication") == [(True,)]
 
     with writing(blue, green, count=2):
         assert switch(blue, green, on_step=at("locked", kill), **SLOW).lossless
