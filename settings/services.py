@@ -31,7 +31,7 @@ POSTGRESQL = {
     "keepalives_count": WHOLE,
     "keepalives_idle": WHOLE,
     "keepalives_interval": WHOLE,
-    "options": r"-c ?[a-z_]+=\S+( -c ?[a-z_]+=\S+)*",
+    "options": r"-c ?[a-z_.]+=\S+( -c ?[a-z_.]+=\S+)*",
     "sslcert": FILE,
     "sslcrl": FILE,
     "sslkey": FILE,

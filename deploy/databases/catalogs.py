@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -250,8 +251,8 @@ def read(side: Side) -> Catalog:
     ((version, encoding, large_objects, extensions),) = side.run(statements.DATABASE)
     unpopulated = tuple((schema, name) for schema, name in side.run(statements.UNPOPULATED))
     columns = gathered(side.run(statements.COLUMNS), lambda row: Column(*row))
-    indexes = gathered(side.run(statements.INDEXES), lambda row: Index(row[0], tuple(row[1]), *row[2:]))
-    checks = gathered(side.run(statements.CHECKS), lambda row: Check(*row))
+    indexes = gathered(side.run(statements.INDEXES), lambda row: Index(row[0], tuple(row[1]), alike(row[2]), *row[3:]))
+    checks = gathered(side.run(statements.CHECKS), lambda row: Check(row[0], alike(row[1])))
     foreign_keys = gathered(
         side.run(statements.FOREIGN_KEYS),
         lambda row: ForeignKey(row[0], tuple(row[1]), (row[2], row[3]), tuple(row[4]), row[5]),
@@ -300,6 +301,19 @@ def read(side: Side) -> Catalog:
         {name: Type(tuple(labels), base, tuple(rules)) for name, labels, base, rules in side.run(statements.TYPES)},
         {key: tuple(ways) for key, ways in published.items()},
     )
+
+
+CAST = re.compile(r"::(?:text|character varying)(?:\(\d+\))?(?:\[\])?")
+
+
+def alike(definition: str) -> str:
+    """A definition without its casts between kinds of text, and the parentheses around one word and around others.
+
+    PostgreSQL writes `status IN ('a', 'b')` as ANY ((ARRAY['a'::character varying, ...])::text[]). What it makes of
+    that, as when a dump is restored, it writes in another way.
+    """
+    text = re.sub(r"\(([^()\s,]+)\)", r"\1", CAST.sub("", definition))
+    return re.sub(r"\(\(([^()]*)\)\)", r"(\1)", text)
 
 
 Part = TypeVar("Part")
