@@ -5,6 +5,7 @@ that receives, have the same name: bg_ID_f from source to target, bg_ID_r back. 
 was forgotten somewhere would take what a new slot of its name has.
 """
 
+import json
 import re
 import secrets
 import time
@@ -30,6 +31,20 @@ CANCELLED, EXISTS, IN_USE = "57014", "42710", "55006"  # SQLSTATEs
 
 Say = Callable[[str], None]
 Key = tuple[str, str]  # schema and name
+
+
+@dataclass(frozen=True)
+class Link:
+    """The two links, as they are noted in both databases. `ready` once both run and the target is migrated."""
+
+    id: str
+    source: str  # the colours, as they were when it was prepared
+    target: str
+    release: str
+    ready: bool = False
+
+    def written(self) -> str:
+        return json.dumps(vars(self))
 
 
 def new_id() -> str:
@@ -181,3 +196,25 @@ def masked(text: str) -> str:
     with suppress(re.error):
         text = re.sub(r"(password\s*=\s*)(\\?'(?:[^'\\]|\\.)*'|[^\s']+)|(://[^:@/\s]*:)[^@\s]*(?=@)", r"\1\3***", text)
     return text
+
+
+def installed(side: Side) -> bool:
+    """Whether the fence is in a database."""
+    return bool(side.value(statements.INSTALLED))
+
+
+def noted(side: Side) -> Link | None:
+    """The link that is noted in a database, if there is one."""
+    found = notes(side, "link")
+    return Link(**json.loads(found["link"].value)) if found else None
+
+
+def clear(source: Side, target: Side) -> str:
+    """Drops the links between the two. Returns what was dropped, as a sentence's end; empty if nothing was there."""
+    dropped: list[str] = []
+    for side in (target, source):
+        dropped += disconnect(side)
+    for side in (target, source):
+        dropped += drop_slots(side)
+        forget(side, "link")
+    return f"dropped {', '.join(dropped)}" if dropped else ""

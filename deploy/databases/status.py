@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from deploy.databases import fence, links, replication, statements
+from deploy.databases import fence, links, statements
 from deploy.databases.errors import DatabaseError
 from deploy.databases.heartbeat import lag
 from deploy.databases.side import Side
@@ -60,7 +60,7 @@ class Status:
     writable: str
     unreachable: tuple[str, ...]
     phases: dict[str, str]
-    link: replication.Link | None
+    link: links.Link | None
     directions: tuple[Direction, ...]
     heartbeats: dict[str, datetime]
     lossless: bool
@@ -83,7 +83,7 @@ def status(blue: Side, green: Side, *, wait: float = 1.0) -> Status:
         try:
             if side.value(statements.INSTALLED):
                 fences[side.colour] = fence.read(side)
-                link = replication.link(side) or link
+                link = links.noted(side) or link
                 other = green if side is blue else blue
                 if at := side.value(statements.BEATEN, [other.colour]):
                     heartbeats[other.colour] = at

@@ -12,7 +12,8 @@ from pytest_django.plugin import DjangoDbBlocker
 
 from accounts.models import User
 from deploy.databases import catalogs, links, preflight
-from deploy.databases.replication import Options, prepare
+from deploy.databases.preparation import Options
+from deploy.databases.replication import prepare
 from deploy.databases.requirements import requirements
 from deploy.databases.side import Side
 from tests.support.servers import PATIENCE, Postgres

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from deploy.databases import copying, dump, fence, links, preflight, replication, sequences, statements
+from deploy.databases import copying, dump, fence, links, preflight, sequences, statements
 from deploy.databases.errors import DatabaseError
 from deploy.databases.findings import Finding, finding
+from deploy.databases.preparation import Options, Preparation
 from deploy.databases.rehearsal import Rehearsal
-from deploy.databases.replication import Options, Preparation, finalize, loosen, prepare
+from deploy.databases.replication import alone, finalize, loosen, prepare
 from deploy.databases.side import Side
 from deploy.databases.status import note_lossless, status
 from deploy.errors import DeployRefused, LockHeld
@@ -268,7 +269,7 @@ def test_a_row_that_the_new_schema_does_not_take_ends_the_preparation(sides: Sid
 
 def test_two_commands_do_not_prepare_at_once(sides: Sides, options: Options) -> None:
     blue, green = sides
-    with replication.alone(blue), pytest.raises(LockHeld, match="Another command"):
+    with alone(blue), pytest.raises(LockHeld, match="Another command"):
         prepare(blue, green, migrate=nothing, say=ignored, options=options)
 
 
@@ -294,7 +295,7 @@ def test_a_column_in_a_list_is_loosened_on_the_idle_side(sides: Sides, options: 
         loosen(blue, [])
     hand_over(blue, green)
     green.run("insert into shop_order (title, n, priority) values ('large', 5000000000, 1)")
-    link = replication.link(blue)
+    link = links.noted(blue)
     assert link
     eventually(lambda: sum(blue.run(statements.ERRORS, [links.name(link.id, "r")])[0]))
     (cure,) = [
@@ -390,7 +391,7 @@ def test_the_side_that_writes_is_never_the_target(sides: Sides, options: Options
     hand_over(blue, green)
     with pytest.raises(DeployRefused, match="still linked.*finalize"):
         prepare(green, blue, migrate=nothing, say=ignored, release="2", options=options)
-    assert replication.link(blue)
+    assert links.noted(blue)
 
 
 def test_sequences_go_ahead_by_what_their_type_can_hold(sides: Sides, options: Options) -> None:
