@@ -36,6 +36,8 @@ class Check:
 
     # Minimum number of seconds for which a healthy result is shared, for checks that need not run often.
     keep = 0.0
+    # What /health/ adds to the result: one word, for anyone to read.
+    note = ""
 
     def run(self) -> None:
         """Returns if the dependency is healthy; raises Unhealthy, or any other exception, if not."""
@@ -70,13 +72,16 @@ class Database(Check):
         if self.database.space_query and time.monotonic() - self.space_checked >= SPACE_EVERY:
             self.database.rows(self.database.space_query)
             self.space_checked = time.monotonic()
+        self.note = self.database.colour
 
     def close(self) -> None:
         self.database.close()
 
 
 class Migrations(Check):
-    """All of this version's migrations are applied to the default database.
+    """All of this version's migrations are applied to the default database; of a database per colour, to one of them.
+
+    A release starts before the writes move to the database that was migrated for it.
 
     The list is read from disk once, because running code does not change. While some are pending, every run asks which
     are applied, so that a pod is ready as soon as the migration ends; after that, once a minute.
@@ -91,22 +96,31 @@ class Migrations(Check):
         self.needed: dict[tuple[str, str], Migration] = loader.disk_migrations or {}
 
     def run(self) -> None:
+        pending: list[str] = []
         try:
-            applied = set(self.database.rows("SELECT app, name FROM django_migrations"))
+            for applied in self.database.each("SELECT app, name FROM django_migrations"):
+                missing = self.missing({(app, name) for app, name in applied})
+                if not missing:
+                    return
+                pending = pending or missing
         except (psycopg2.Error, Error) as error:
             if not databases.missing_table(error):
                 raise
-            applied = set()
+            pending = pending or self.missing(set())
         finally:
             self.database.close()  # it is not needed again for a minute
-        # A squashed migration counts as applied if all that it replaces are, as with `manage.py migrate`.
-        pending = [
+        if pending:
+            raise Unhealthy(Reason.PENDING_MIGRATIONS, ", ".join(pending))
+
+    def missing(self, applied: set[tuple[str, str]]) -> list[str]:
+        """Returns what is not applied. A squashed migration counts as applied if all that it replaces are, as with
+        `manage.py migrate`.
+        """
+        return sorted(
             ".".join(key)
             for key, migration in self.needed.items()
             if key not in applied and not (migration.replaces and applied.issuperset(migration.replaces))
-        ]
-        if pending:
-            raise Unhealthy(Reason.PENDING_MIGRATIONS, ", ".join(sorted(pending)))
+        )
 
 
 class Cache(Check):

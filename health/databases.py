@@ -2,6 +2,7 @@
 
 import select
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -9,9 +10,12 @@ import psycopg2
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from psycopg2.extensions import POLL_OK, POLL_READ
 
+from health.reasons import Reason, Unhealthy
+
 # Seconds after which a check gives up its own connection, so that the next run makes a new one. Far above the deadline:
 # a frozen server answers on the same connection as soon as it thaws, and does not get a new one from every probe.
 CONNECTION_TIMEOUT = 5.0
+SHUT_AFTER = 5.0  # seconds without a colour that takes writes after which that is no switch, but a fault
 
 
 class PostgresProbe:
@@ -23,6 +27,7 @@ class PostgresProbe:
     https://www.psycopg.org/docs/advanced.html#asynchronous-support
     """
 
+    colour = ""
     query = "SHOW transaction_read_only"
     space_query = "SELECT count(*) FROM generate_series(1, 10000)"  # exceeds work_mem, so it needs a temporary file
 
@@ -48,6 +53,10 @@ class PostgresProbe:
             self.close()
             raise
 
+    def each(self, sql: str) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the rows of a query in each database that the app may use. Raises what rows() raises."""
+        yield self.rows(sql)
+
     def fetch(self, sql: str, until: float) -> list[tuple[Any, ...]]:
         with self.connection.cursor() as cursor:
             cursor.execute(sql)
@@ -69,10 +78,67 @@ class PostgresProbe:
             self.connection = None
 
 
+class ColoursProbe:
+    """The same for a database per colour: the answers are those of the colour that takes writes."""
+
+    query, space_query = PostgresProbe.query, PostgresProbe.space_query
+
+    def __init__(self, parameters: dict[str, dict[str, Any]], fence: str) -> None:
+        """`parameters` are psycopg2.connect()'s by colour, and `fence` is the query that returns 1 where writes go."""
+        self.probes = {colour: PostgresProbe(each) for colour, each in parameters.items()}
+        self.fence = fence
+        self.colour = next(iter(self.probes))
+        self.open_at = time.monotonic()  # when a colour last took writes
+
+    @property
+    def connection(self) -> Any:
+        return self.probes[self.colour].connection
+
+    def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of a query. Raises psycopg2.Error, TimeoutError, Unhealthy.
+
+        The other colour is asked only if the one of the last time takes no writes. What that one raised counts then.
+        """
+        failure: Exception | None = None
+        for colour in sorted(self.probes, key=lambda each: each != self.colour):
+            try:
+                if self.takes_writes(self.probes[colour]):
+                    self.colour, self.open_at = colour, time.monotonic()
+                    return self.probes[colour].rows(sql)
+            except (psycopg2.Error, TimeoutError) as error:
+                failure = failure or error
+        if failure:
+            raise failure
+        if time.monotonic() - self.open_at > SHUT_AFTER:
+            raise Unhealthy(Reason.READ_ONLY, "neither colour's database takes writes")
+        return self.probes[self.colour].rows(sql)
+
+    def each(self, sql: str) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the rows of a query, first those of the colour that takes writes. Raises what rows() raises."""
+        yield self.rows(sql)
+        for colour, probe in self.probes.items():
+            if colour != self.colour:
+                with suppress(psycopg2.Error, TimeoutError):
+                    yield probe.rows(sql)
+
+    def takes_writes(self, probe: PostgresProbe) -> bool:
+        """Whether the fence is open. Before it is prepared, the database that has tables has none."""
+        try:
+            return probe.rows(self.fence) == [(1,)]
+        except psycopg2.Error as error:
+            if not missing_table(error):
+                raise
+        return probe.rows("SELECT to_regclass('django_migrations') IS NOT NULL") == [(True,)]
+
+    def close(self) -> None:
+        for probe in self.probes.values():
+            probe.close()
+
+
 class DjangoProbe:
     """The same for any other database, as Django connects to it. Whether it accepts writes is not known."""
 
-    space_query = ""
+    colour = space_query = ""
 
     def __init__(self) -> None:
         self.django = connections.create_connection(DEFAULT_DB_ALIAS)
@@ -94,18 +160,27 @@ class DjangoProbe:
             self.close()
             raise
 
+    def each(self, sql: str) -> Iterator[list[tuple[Any, ...]]]:
+        """Yields the rows of a query. Raises django.db.Error."""
+        yield self.rows(sql)
+
     def close(self) -> None:
         self.django.close()
 
 
-def database_probe() -> PostgresProbe | DjangoProbe:
+def database_probe() -> PostgresProbe | ColoursProbe | DjangoProbe:
     """Returns a new connection to the default database, which is opened when it is first used."""
     wrapper: Any = connections[DEFAULT_DB_ALIAS]
     if wrapper.vendor != "postgresql":
         return DjangoProbe()
-    parameters = wrapper.get_connection_params()
-    parameters.pop("cursor_factory", None)
-    return PostgresProbe(parameters)
+    if by_colour := getattr(wrapper, "parameters_by_colour", None):
+        return ColoursProbe({colour: plain(each) for colour, each in by_colour().items()}, wrapper.fence_query)
+    return PostgresProbe(plain(wrapper.get_connection_params()))
+
+
+def plain(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Returns what psycopg2.connect() needs for a connection that Django does not use."""
+    return {name: value for name, value in parameters.items() if name != "cursor_factory"}
 
 
 def missing_table(error: BaseException) -> bool:

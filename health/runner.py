@@ -48,6 +48,7 @@ class Result:
 
     reason: Reason | None
     duration: float
+    note: str = ""  # what the check adds to a healthy result
 
     @property
     def healthy(self) -> bool:
@@ -79,6 +80,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the JSON object of /health/."""
+        notes = {name: result.note for name, result in self.checks.items() if result.note}
         return {
             "status": self.status,
             "timestamp": self.timestamp.isoformat(),
@@ -86,7 +88,7 @@ class Report:
             "commit": settings.COMMIT,
             "checks": {name: str(result) for name, result in self.checks.items()},
             "durations_ms": {name: round(result.duration * 1000, 1) for name, result in self.checks.items()},
-        }
+        } | ({"notes": notes} if notes else {})
 
 
 class Run:
@@ -201,17 +203,18 @@ class CheckWorker:
             check.run()
         except Exception as caught:
             error = caught
-        self.finish(run, error, check.keep if check else 0)
+        keep, note = (check.keep, check.note) if check else (0, "")
+        self.finish(run, error, keep, note)
         return check
 
-    def finish(self, run: Run, error: Exception | None, keep: float) -> None:
-        """Sets the run's result and wakes whoever waits for it; `keep` is Check.keep.
+    def finish(self, run: Run, error: Exception | None, keep: float, note: str = "") -> None:
+        """Sets the run's result and wakes whoever waits for it; `keep` and `note` are those of the check.
 
         A healthy result is as fresh as the end of its run, because the dependency has just answered. An unhealthy one
         is as old as the start, so that what a stuck run finally reports does not delay the next run.
         """
         ended = time.monotonic()
-        result = Result(reason(error) if error else None, ended - run.started)
+        result = Result(reason(error), ended - run.started) if error else Result(None, ended - run.started, note)
         if result.reason is Reason.TIMEOUT:
             result = Result(Reason.TIMEOUT, ended - run.silent_since)
         if result.healthy:

@@ -55,6 +55,8 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
     `settings_dict` is that of Django, with `COLOURS`, what differs by colour, and `HOLD_LIMIT`, in seconds.
     """
 
+    fence_query = statements.READ_FENCE
+
     alias: str
     connection: Any
     settings_dict: dict[str, Any]
@@ -125,13 +127,20 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
             return next(iter(self.colours))
         raise failure or psycopg2.OperationalError("No database answers")
 
-    def _open(self, colour: str) -> Any:
-        """Returns a new connection to the colour's database, as Django sets it up, in autocommit mode."""
+    def parameters_by_colour(self) -> dict[str, dict[str, Any]]:
+        """Returns psycopg2.connect()'s parameters for each colour's database."""
+        return {colour: self._parameters(colour) for colour in self.colours}
+
+    def _parameters(self, colour: str) -> dict[str, Any]:
         current, self.settings_dict = self.settings_dict, self.colours[colour]
         try:
-            connection = super().get_new_connection(self.get_connection_params())
+            return dict(self.get_connection_params())
         finally:
             self.settings_dict = current
+
+    def _open(self, colour: str) -> Any:
+        """Returns a new connection to the colour's database, as Django sets it up, in autocommit mode."""
+        connection = super().get_new_connection(self._parameters(colour))
         connection.autocommit = True
         self._configure_connection(connection)
         return connection

@@ -3,18 +3,23 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from typing import Any
 
+import psycopg2
 import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test.utils import CaptureQueriesContext
+from psycopg2 import sql
 from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ
 from pytest_django import DjangoDbBlocker
 
 from backstagetest1.bluegreen import base
 from deploy.databases import statements
 from deploy.databases.side import APPLICATION, Side
+from health import checks, databases, runner
+from health.reasons import Reason, Unhealthy
 from settings.services import postgresql
 from tests.deploy.databases.fences import flip, prepare
 from tests.support.servers import PATIENCE, eventually, free_port
@@ -448,3 +453,73 @@ def test_reads_go_on_if_the_colour_that_takes_writes_is_down_at_the_start(colour
         assert cursor.fetchone() == (1,)
         with pytest.raises(base.Fenced):
             cursor.execute("insert into t values (1)")
+
+
+@pytest.fixture
+def probe(app: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[databases.ColoursProbe]:
+    """What the health checks ask."""
+    found = databases.ColoursProbe(
+        {colour: databases.plain(each) for colour, each in app.parameters_by_colour().items()}, app.fence_query
+    )
+    monkeypatch.setattr(databases, "database_probe", lambda: found)
+    yield found
+    found.close()
+
+
+def test_the_database_check_is_that_of_the_colour_that_takes_writes(
+    colours: Colours, probe: databases.ColoursProbe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = checks.Database()
+    check.run()
+    assert check.note == "blue"
+    colours.to_green()
+    check.run()
+    assert check.note == "green"
+    read_only = sql.SQL("alter database {} set default_transaction_read_only = on")
+    colours.green.run(read_only.format(sql.Identifier(colours.green.value("select current_database()"))))
+    probe.close()
+    with pytest.raises(Unhealthy) as caught:
+        check.run()
+    assert caught.value.reason is Reason.READ_ONLY
+    colours.to_blue()
+    check.run()
+    assert check.note == "blue", "what is wrong with the other colour does not matter"
+    flip(colours.blue, False)
+    check.run()  # as during each switch
+    monkeypatch.setattr(databases, "SHUT_AFTER", 0)
+    with pytest.raises(Unhealthy, match="neither colour's database takes writes"):
+        check.run()
+
+
+@pytest.mark.parametrize("colour", ["blue", "green"])
+def test_the_database_check_fails_if_the_colour_that_takes_writes_is_down_alone(colours: Colours, colour: str) -> None:
+    with connected(colours, **{colour: {"PORT": free_port()}}) as app:
+        found = databases.ColoursProbe(
+            {each: databases.plain(parameters) for each, parameters in app.parameters_by_colour().items()},
+            app.fence_query,
+        )
+        if colour == "green":
+            assert found.rows("select 1") == [(1,)]
+        else:
+            with pytest.raises(psycopg2.OperationalError, match="refused"):
+                found.rows("select 1")
+        found.close()
+
+
+def test_the_migrations_of_either_colour_are_enough(colours: Colours, probe: databases.ColoursProbe) -> None:
+    for side in (colours.blue, colours.green):
+        side.run("drop table django_migrations; create table django_migrations (app text, name text)")
+    check = checks.Migrations()
+    with pytest.raises(Unhealthy):
+        check.run()
+    fill = "insert into django_migrations values (%s, %s)"
+    for key in check.needed:
+        colours.green.run(fill, key)
+    check.run()
+
+
+def test_a_report_says_which_colour_takes_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = runner.Report(datetime.now(UTC), {"database": runner.Result(None, 0.1, "green")})
+    assert found.as_dict()["notes"] == {"database": "green"}
+    found = runner.Report(datetime.now(UTC), {"database": runner.Result(None, 0.1)})
+    assert "notes" not in found.as_dict()

@@ -18,7 +18,8 @@ import pytest
 from django.db import connection
 
 from deploy.databases import dump
-from deploy.databases.replication import Options, prepare
+from deploy.databases.preparation import Options
+from deploy.databases.replication import prepare
 from deploy.databases.side import Side
 from deploy.databases.switch import switch
 from ledger.tokens import digest
