@@ -12,7 +12,7 @@ def prepare(side: Side) -> None:
 
 def flip(side: Side, writable: bool) -> bool:
     """Sets the fence when no transaction is under way that has entered, as a switch does."""
-    with side.session() as session:
+    with side.session(default_transaction_read_only="off") as session:
         session.run("select pg_advisory_lock(%s)", [statements.LOCK])
         session.run("select setval('bg.fence', %s)", [int(writable)])
     return writable
