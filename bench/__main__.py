@@ -8,13 +8,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 
-from bench import frozen, image, ledger, middleware, probes, scrape, workers
+from bench import frozen, image, ledger, middleware, probes, scrape, telemetry, workers
 from bench.measure import PEERS, Options, installed, say
 
 PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
     "middleware": (middleware.run, "Cost of metrics per request"),
     "workers": (workers.run, "Cost of metrics in gunicorn's workers"),
     "scrape": (scrape.run, "Cost of a scrape"),
+    "telemetry": (telemetry.run, "Cost of traces and error reports"),
     "health": (probes.run, "Cost of /health/"),
     "frozen": (frozen.run, "Probes while PostgreSQL is frozen"),
     "ledger": (ledger.run, "The ledger's pages with a million deployments"),

@@ -7,6 +7,7 @@ Commands and answers are JSON, one a line, over standard input and output:
     ["scrape", N]   N scrapes -> {"cpu": [seconds], "wall": [seconds], "bytes": size, "series": number of lines}
     ["fill", N]     each worker counts a request of each of N routes, 5 methods and 20 statuses -> {"wall": seconds}
     ["noise", N]    each worker counts N requests whose path, method and status are made up -> {"wall": seconds}
+    ["imported", 0] -> {"modules": how many of OpenTelemetry and Sentry are imported}
     ["lives", N]    N times the second worker ends, and another takes its place -> {"wall": seconds}
 
 It is what a gunicorn master with preload_app is to its workers: it makes the folder of the metrics ready, loads the
@@ -203,7 +204,12 @@ def noise(ask: Ask, number: int) -> dict[str, Any]:
     return count((None, f"METHOD{index}", 600 + index) for index in range(number))
 
 
-DOES = {"serve": serve, "scrape": scrape, "fill": fill, "noise": noise}
+def imported(ask: Ask, _: int) -> dict[str, Any]:
+    foreign = ("opentelemetry", "sentry_sdk")
+    return {"modules": sum(bool(module) and name.startswith(foreign) for name, module in sys.modules.items())}
+
+
+DOES = {"imported": imported, "serve": serve, "scrape": scrape, "fill": fill, "noise": noise}
 
 
 class Worker:

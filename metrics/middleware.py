@@ -121,6 +121,8 @@ class _Series(NamedTuple):
     endpoint: str
     # Takes the duration in seconds and the body's size in bytes; takes one from the requests in progress.
     record: Callable[[float, float], None]
+    # Takes the duration, and the trace that becomes its exemplar.
+    note: Callable[[float, str], None]
 
 
 _series: dict[tuple[str, str | None, int], _Series] = {}
@@ -156,6 +158,7 @@ def _make(method: str, route: str | None, status: int) -> _Series:
             RESPONSE_SIZE.labels(method, label),
             REQUESTS_IN_PROGRESS,
         ),
+        store.noter(REQUEST_DURATION.labels(method, label)),
     )
     if known:
         _series[method, route, status] = series
@@ -171,12 +174,23 @@ def _finish(request: HttpRequest, response: HttpResponseBase, started: float) ->
         _follow(request, response, series, started)
         return
     size = 0 if request.method == "HEAD" else len(response.content)  # type: ignore[attr-defined]
-    series.record(perf_counter() - started, size)
+    seconds = perf_counter() - started
+    series.record(seconds, size)
+    if "TRACE_ID" in request.META:  # written out from _record(), as every request pays for the call
+        series.note(seconds, request.META["TRACE_ID"])
+
+
+def _record(series: _Series, request: HttpRequest, started: float, size: int) -> None:
+    """Counts a request, and notes its trace if it has one: whoever traces requests puts its id into META."""
+    seconds = perf_counter() - started
+    series.record(seconds, size)
+    if "TRACE_ID" in request.META:
+        series.note(seconds, request.META["TRACE_ID"])
 
 
 def _fail(request: HttpRequest, status: int, started: float) -> None:
     """Counts a request that ended without a response."""
-    _find(request, status).record(perf_counter() - started, 0)
+    _record(_find(request, status), request, started, 0)
 
 
 def _follow(request: HttpRequest, response: StreamingHttpResponse, series: _Series, started: float) -> None:
@@ -215,7 +229,7 @@ def _follow(request: HttpRequest, response: StreamingHttpResponse, series: _Seri
         response.streaming_content = acounted(content) if response.is_async else counted(content)
 
     # Called once: by response.close() or, if a server forgets that, when the response is garbage-collected.
-    end = weakref.finalize(response, lambda: series.record(perf_counter() - started, size))
+    end = weakref.finalize(response, lambda: _record(series, request, started, size))
     end.atexit = False
     _on_close(response, end)
 

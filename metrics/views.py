@@ -22,8 +22,8 @@ generate_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
 # The two formats: media type and version
 TEXT, OPENMETRICS = ("text/plain", "0.0.4"), ("application/openmetrics-text", "1.0.0")
 
-# For the types that are stored (counters, gauges, histograms), OpenMetrics differs from the text format only at its end
-# and in HELP and TYPE of counters, which lack the suffix _total.
+# For the types that are stored (counters, gauges, histograms), OpenMetrics differs from the text format in its end, in
+# HELP and TYPE of counters, which lack the suffix _total, and in exemplars.
 COUNTER_HEAD = re.compile(rb"^(# (?:HELP|TYPE) \w+)_total ", re.MULTILINE)
 
 
@@ -119,7 +119,7 @@ def render(request: HttpRequest) -> HttpResponse:
         return HttpResponse(f"Not acceptable; metrics are available as {offers}.\n", "text/plain", 406)
     computed = Families(collectors.collect())
     if chosen == OPENMETRICS:
-        body = COUNTER_HEAD.sub(rb"\1 ", STORED.text()) + generate_openmetrics(computed)
+        body = COUNTER_HEAD.sub(rb"\1 ", STORED.text(exemplars=True)) + generate_openmetrics(computed)
     else:
         body = STORED.text() + generate_latest(computed)
     response = HttpResponse(content_type=f"{chosen[0]}; version={chosen[1]}; charset=utf-8")

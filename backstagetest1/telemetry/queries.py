@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -17,6 +18,7 @@ TABLE = re.compile(r'\b(?:FROM|INTO|UPDATE)\s+"?(\w+)', re.IGNORECASE)
 LONGEST = 2_000  # characters of a statement
 
 
+@lru_cache(256)  # most queries are the same few, again and again
 def statement(sql: str) -> str:
     """Returns `sql` without the values and comments in it.
 
@@ -26,6 +28,7 @@ def statement(sql: str) -> str:
     return COMMENT.sub("", VALUE.sub("?", sql[: 2 * LONGEST])).strip()[:LONGEST]
 
 
+@lru_cache(256)
 def summary(text: str) -> str:
     """Returns the name of a statement's span: what it does, and the first table that it names.
 

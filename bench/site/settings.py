@@ -33,6 +33,11 @@ match VARIANT:
         INSTALLED_APPS = ["health", "metrics"]
         MIDDLEWARE = ["health.middleware.ProbeMiddleware", "metrics.middleware.MetricsMiddleware"]
         MIDDLEWARE = env.words("BENCH_MIDDLEWARE") or MIDDLEWARE
+        if env.flag("BENCH_TELEMETRY", False):
+            TELEMETRY = ("OTLP_", "OTEL_", "SENTRY_", "REVISION", "BASE_DIR", "TRUSTED_PROXIES")
+            globals().update({name: getattr(base, name) for name in dir(base) if name.startswith(TELEMETRY)})
+            INSTALLED_APPS = ["health", "metrics", "ledger"]  # which is asked for the deployment, and has none
+            DATABASES["default"]["NAME"] = ":memory:"
         # Those of the rooms that are here: the others have no tables to query.
         HERE = ("metrics.", "health.")
         METRICS_COLLECTORS = [

@@ -23,15 +23,17 @@ The view:
 
     EXPOSITION = store.Exposition(REGISTRY, others=True)
     EXPOSITION.text()                                   # bytes, as prometheus_client.generate_latest(REGISTRY)
+    EXPOSITION.text(exemplars=True)                     # the same for OpenMetrics, without its last line
     openmetrics.exposition.generate_latest(EXPOSITION)  # it is a Collector, so anything that calls collect() works
 
 Limits, each the price of sharing: a Gauge must say how the workers' values are combined (multiprocess_mode livesum,
 livemax, livemin, livemostrecent, sum, max, min or mostrecent; all and liveall, one series per process, are rejected);
-exemplars are dropped; removed labels stay in the scrape; there are no `_created` series.
+exemplars are those of noter(), all others are dropped; removed labels stay in the scrape; there are no `_created`
+series.
 """
 
 from metrics.store.exposition import Exposition
-from metrics.store.recorders import adder, observer, recorder, request_recorder
+from metrics.store.recorders import adder, noter, observer, recorder, request_recorder
 from metrics.store.store import Store, StoreError, install, lease, start
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "adder",
     "install",
     "lease",
+    "noter",
     "observer",
     "recorder",
     "request_recorder",

@@ -1,13 +1,14 @@
 """What a scrape shows: the families of a registry, with the values of all workers."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from metrics.store.exemplars import Exemplar
 from metrics.store.families import Family
 from metrics.store.format import Key
 from metrics.store.internals import collectors_of, has_function, mode_of
@@ -52,12 +53,12 @@ class Layout:
             elif collector:
                 yield from collector.collect()
 
-    def text(self, totals: Sequence[float], gauges: dict[int, float]) -> bytes:
-        """Returns what generate_latest writes for collect()."""
+    def text(self, totals: Sequence[float], gauges: dict[int, float], exemplars: Mapping[int, Exemplar]) -> bytes:
+        """Returns what generate_latest writes for collect(), with these exemplars."""
         parts = []
         for collector, family in self._parts:
             if family and not has_function(collector):
-                parts.append(family.text(totals, gauges).encode())
+                parts.append(family.text(totals, gauges, exemplars).encode())
             elif collector:
                 parts.append(generate_latest(collector))
         return b"".join(parts)
@@ -101,14 +102,18 @@ class Exposition(Collector):
             layout = self._current_layout(reader)
         return list(layout.collect(totals, gauges))
 
-    def text(self) -> bytes:
-        """Returns the Prometheus text format, byte for byte what generate_latest(self) returns, and much faster."""
+    def text(self, *, exemplars: bool = False) -> bytes:
+        """Returns the Prometheus text format, byte for byte what generate_latest(self) returns, and much faster.
+
+        With `exemplars`, the buckets of histograms have theirs, as OpenMetrics allows and the text format does not.
+        """
         with self._store.reading:
             if (found := self._store.read()) is None:
                 return generate_latest(self._registry)
             reader, totals, gauges = found
             layout = self._current_layout(reader)
-        return layout.text(totals, gauges)
+            noted = reader.exemplars() if exemplars else {}
+        return layout.text(totals, gauges, noted)
 
     def _current_layout(self, reader: Reader) -> Layout:
         """Returns the layout, a new one if the registry or the keys have changed."""

@@ -3,13 +3,14 @@
 https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 
 from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from metrics.store.exemplars import Exemplar
 from metrics.store.format import Key
 from metrics.store.internals import go_string
 
@@ -25,12 +26,14 @@ class Family:
         self._samples: list[tuple[str, dict[str, str]]] = []
         # For each child: the totals to accumulate and count (buckets), and those shown as they are.
         self._children: list[tuple[list[int], list[int]]] = []
+        self._bucket_totals: list[int] = []  # for each sample the total of its bucket; -1 if it is none
         if metric.type == "histogram":
             self._add_histograms(keys)
         else:
             for total, key in keys:
                 self._samples.append((metric.name + key.suffix, dict(key.labels)))
                 self._children.append(([], [total]))
+                self._bucket_totals.append(-1)
         self._head, self._prefixes = self._lines()
 
     def _add_histograms(self, keys: Sequence[tuple[int, Key]]) -> None:
@@ -54,7 +57,8 @@ class Family:
             self._samples += [(f"{name}_bucket", {**dict(labels_), "le": bound}) for bound in bounds]
             self._samples.append((f"{name}_count", dict(labels_)))
             self._samples += [(f"{name}_sum", dict(labels_)) for _ in sums]
-            self._children.append(([buckets[bound] for bound in bounds], sums))
+            self._children.append((totals := [buckets[bound] for bound in bounds], sums))
+            self._bucket_totals += [*totals, -1, *(-1 for _ in sums)]
 
     def _lines(self) -> tuple[str, list[str]]:
         """Returns HELP and TYPE, and each sample's line up to its value, as prometheus_client itself writes them."""
@@ -83,8 +87,18 @@ class Family:
                 metric.add_sample(name, labels, value)
         return metric
 
-    def text(self, totals: Sequence[float], gauges: dict[int, float]) -> str:
-        """Returns what generate_latest writes for collect()."""
+    def text(
+        self, totals: Sequence[float], gauges: dict[int, float], exemplars: Mapping[int, Exemplar] | None = None
+    ) -> str:
+        """Returns what generate_latest writes for collect(). With `exemplars`, by total, the buckets have theirs."""
+        if exemplars and not exemplars.keys().isdisjoint(self._bucket_totals):
+            return self._head + "".join(
+                f"{prefix}{go_string(value)}{exemplars[bucket].text() if bucket in exemplars else ''}\n"
+                for prefix, bucket, value in zip(
+                    self._prefixes, self._bucket_totals, self._values(totals, gauges), strict=True
+                )
+                if value is not None
+            )
         lines = [
             # go_string() of a number this small is its repr().
             f"{prefix}{value!r}\n" if 0 <= value < 1e6 else f"{prefix}{go_string(value)}\n"

@@ -13,7 +13,7 @@ MAGIC = int.from_bytes(b"MSLOTS\x00\x01", "big")
 HEADER = 64
 # A record: its whole size, the CRC-32 of its payload, value, stamp; then the payload, padded with blanks to 8 bytes.
 RECORD = struct.Struct("=IIdd")
-TYPES = ("counter", "gauge", "histogram", "summary")
+TYPES = ("counter", "gauge", "histogram", "summary", "exemplar")
 
 
 class Corrupt(Exception):

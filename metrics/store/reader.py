@@ -7,6 +7,8 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metrics.store import exemplars
+from metrics.store.exemplars import Exemplar
 from metrics.store.format import HEADER, Corrupt, Key, Mapping, records
 from metrics.store.leases import leased, open_file, slot_paths
 from metrics.store.slots import Slot
@@ -30,6 +32,7 @@ class SlotView:
         self.cells: list[int] = []
         self.totals: list[int] = []
         self.gauges: list[tuple[int, int]] = []
+        self.exemplars: list[tuple[int, int, int]] = []  # the total of a bucket, and the cells of its exemplar
 
     def shows(self, path: Path) -> bool:
         """Whether `path` is still the file that was opened."""
@@ -118,6 +121,17 @@ class Reader:
                 totals[total] += number
         return totals, {total: merge(self.keys[total].mode, found) for total, found in gauges.items()}
 
+    def exemplars(self) -> dict[int, Exemplar]:
+        """Returns the latest exemplar of each bucket that has any, by its index in `keys`. Call read() before."""
+        found: dict[int, Exemplar] = {}
+        for view in self._views.values():
+            numbers = view.numbers()
+            for total, cell, id_cell in view.exemplars:
+                one = Exemplar.read(numbers, cell, id_cell)
+                if one and (total not in found or one.at > found[total].at):
+                    found[total] = one
+        return found
+
     def _refresh(self, local: Sequence[tuple[Key, str, float, float]]) -> None:
         """Opens new files, reads new records, and closes files that are gone."""
         changed = [key for key, *_ in local] != [key for key, _ in self._local]
@@ -175,9 +189,17 @@ class Reader:
         totals: dict[Key, int] = {}
         self.help = {}
         for view in self._views.values():
-            view.cells, view.totals, view.gauges = [], [], []
+            view.cells, view.totals, view.gauges, view.exemplars = [], [], [], []
+            noted = {key: cell for key, cell in view.records if key.type == exemplars.TYPE}
             for key, cell in view.records:
+                if key in noted:
+                    continue
                 total = totals.setdefault(key, len(totals))
+                if noted:
+                    mark = key._replace(type=exemplars.TYPE)
+                    number, id_ = noted.get(mark), noted.get(mark._replace(mode="id"))
+                    if number and id_:
+                        view.exemplars.append((total, number, id_))
                 if key.type == "gauge":
                     view.gauges.append((total, cell))
                 else:

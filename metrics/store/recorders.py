@@ -5,11 +5,14 @@ Each takes metrics without labels, or children (`metric.labels(...)`), and retur
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from time import time
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from metrics.store import values
+from metrics.store.exemplars import Mark
 from metrics.store.internals import buckets_of, value_of
+from metrics.store.store import Store, process_store
 
 
 def adder(metric: Counter | Gauge) -> Callable[[float], None]:
@@ -69,3 +72,20 @@ def request_recorder(
             running.cells[running.i] -= 1.0
 
     return record
+
+
+def noter(histogram: Histogram, store: Store = process_store) -> Callable[[float, str], None]:
+    """Returns a function of a number that `histogram` has observed and of the trace that it belongs to (32 hex digits):
+    the trace becomes the exemplar of the number's bucket.
+    """
+    bounds, buckets, _ = buckets_of(histogram)
+    marks: dict[int, Mark] = {}
+
+    def note(amount: float, trace: str) -> None:
+        index = bisect_left(bounds, amount)
+        with values.lock:
+            if (mark := marks.get(index)) is None:
+                mark = marks[index] = store.mark(buckets[index])
+            mark.set(trace, amount, time())
+
+    return note

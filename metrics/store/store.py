@@ -11,7 +11,8 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter
 
-from metrics.store import values
+from metrics.store import exemplars, values
+from metrics.store.exemplars import Mark
 from metrics.store.format import Key
 from metrics.store.internals import set_value_class, value_of
 from metrics.store.leases import clear
@@ -58,6 +59,18 @@ class Store:
             )
         labels = tuple(sorted(zip(labelnames, labelvalues, strict=True)))
         value = Value(Key(typ, multiprocess_mode, metric_name, name.removeprefix(metric_name), labels), help_text)
+        self._add(value)
+        return value
+
+    def mark(self, bucket: Value) -> Mark:
+        """Creates the place for a bucket's exemplar."""
+        mark = Mark(bucket)
+        for value in (mark.id, mark.number):  # in this order: a number without an id would be an exemplar
+            self._add(value)
+        return mark
+
+    def _add(self, value: Value) -> None:
+        """Takes a new value, and gives it a cell if there is a slot."""
         with values.lock:
             self._values.append(value)
             self._waiting.append(value)
@@ -65,7 +78,6 @@ class Store:
                 self._place()
             elif self._folder and not self._failed:
                 value.cells = Unleased(self.lease, value)
-        return value
 
     def count_errors(self, registry: CollectorRegistry) -> None:
         """Adds the counter metrics_store_errors_total{reason} to `registry`."""
@@ -144,7 +156,9 @@ class Store:
                 cell = self._slot.cells_of.get(value.line) or self._slot.add(value.key, value.line, value.help)
                 cells = self._slot.cells
                 number, stamp = value.pair()
-                if value.key.type != "gauge":
+                if value.key.type == exemplars.TYPE:
+                    pass  # that of the slot's former worker stays until the next traced request
+                elif value.key.type != "gauge":
                     cells[cell] += number
                 elif number or stamp > cells[cell + 1]:
                     cells[cell], cells[cell + 1] = number, stamp
@@ -182,7 +196,11 @@ class Store:
                     self._place()
                 else:
                     self.lease()
-            local = [(value.key, value.help, *value.pair()) for value in self._waiting]
+            local = [
+                (value.key, value.help, *value.pair())
+                for value in self._waiting
+                if value.key.type != exemplars.TYPE  # without a slot there are none
+            ]
         if self._reader is None:
             self._reader = Reader(self._folder, lambda: self._count_error("corrupt"))
         return self._reader, *self._reader.read(local)

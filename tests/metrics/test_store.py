@@ -6,6 +6,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,15 +18,19 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics import parser
 from prometheus_client.registry import Collector
 
 from metrics import store
-from metrics.store import Exposition, Store, StoreError
+from metrics.store import Exposition, Store, StoreError, noter
 from metrics.store.format import HEADER, MAGIC, RECORD
 from metrics.store.internals import value_of
 from metrics.store.slots import INITIAL_SIZE
+from metrics.views import COUNTER_HEAD
+from tests.support.servers import PATIENCE
 from tests.support.store_worker import Worker, run_script
 
+parse: Callable[[str], Iterable[Metric]] = parser.text_string_to_metric_families
 generate_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
 JOBS = 'jobs_total{kind="a"}'
 
@@ -439,6 +444,47 @@ def test_exemplars_are_dropped_without_harm(worker: Callable[[], Worker]) -> Non
         one.seconds.labels("a").observe(0.5, exemplar={"trace": "x"})
     assert one.scrape()[JOBS] == 2
     assert b"trace" not in generate_openmetrics(one.exposition)
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16), min_size=1, max_size=5))
+def test_a_bucket_shows_the_latest_trace_of_all_processes(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[bytes]
+) -> None:
+    """Whatever bits an id has: as numbers, some are no numbers (NaN)."""
+    folder = tmp_path_factory.mktemp("slots")
+    workers = [Worker(folder), Worker(folder)]
+    try:
+        for turn, trace in enumerate(ids):
+            one = workers[turn % 2]
+            one.observe("a", 0.5)
+            with one.playing():
+                noter(one.seconds.labels("a"), one.store)(0.5, trace.hex())
+        for one in workers:
+            text = COUNTER_HEAD.sub(rb"\1 ", one.exposition.text(exemplars=True)).decode() + "# EOF\n"
+            (family,) = [each for each in parse(text) if each.name == "job_seconds"]
+            found = {sample.labels["le"]: sample.exemplar for sample in family.samples if sample.exemplar}
+            assert list(found) == ["1.0"]
+            assert (found["1.0"].labels, found["1.0"].value) == ({"trace_id": ids[-1].hex()}, 0.5)
+            assert abs(time.time() - float(found["1.0"].timestamp or 0)) < PATIENCE
+            assert one.scrape()['job_seconds_count{kind="a"}'] == len(ids)
+            assert b"trace" not in one.exposition.text() + generate_openmetrics(one.exposition)
+    finally:
+        for one in workers:
+            one.die()
+
+
+def test_a_successors_exemplars_begin_where_the_former_workers_ended(worker: Callable[[], Worker]) -> None:
+    one = worker()
+    one.observe("a", 0.5)
+    with one.playing():
+        noter(one.seconds.labels("a"), one.store)(0.5, "ab" * 16)
+    one.die()
+    two = worker()
+    two.observe("a", 0.5)
+    assert b"ab" * 16 in two.exposition.text(exemplars=True)
+    with two.playing():
+        noter(two.seconds.labels("a"), two.store)(0.7, "cd" * 16)
+    assert b"cd" * 16 in (text := two.exposition.text(exemplars=True)) and b"ab" * 16 not in text
 
 
 # Start

@@ -14,11 +14,12 @@ Values = Callable[[float], float | None]  # of a series: the value at a Unix tim
 
 
 class PrometheusServer(Server):
-    """Prometheus without targets. write() gives it series before it starts."""
+    """Prometheus without targets, unless the config names some. write() gives it series before it starts."""
 
-    def __init__(self, config: str = "global: {}\n") -> None:
+    def __init__(self, config: str = "global: {}\n", *flags: str) -> None:
         super().__init__()
         self.user = None
+        self.flags = flags
         (self.folder / "prometheus.yml").write_text(config)
 
     def command(self) -> list[str]:
@@ -30,7 +31,7 @@ class PrometheusServer(Server):
             "storage.tsdb.retention.time": "60d",
             "web.listen-address": f"127.0.0.1:{self.port}",
         }
-        return [program, *(f"--{name}={value}" for name, value in options.items())]
+        return [program, *(f"--{name}={value}" for name, value in options.items()), *self.flags]
 
     def ready(self) -> bool:
         with socket.create_connection(("127.0.0.1", self.port), timeout=2) as link:

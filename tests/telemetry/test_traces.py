@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
+import yaml
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, connection, transaction
 from django.http import HttpRequest, HttpResponse
@@ -16,13 +20,18 @@ from django.test import RequestFactory
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import Metric
+from prometheus_client.openmetrics import parser
 
 from backstagetest1.telemetry import deployment, queries, traces
 from ledger import rules
 from tests.support.collector import Collector, collecting
-from tests.support.servers import ROOT, Gunicorn, eventually
+from tests.support.prometheus import PrometheusServer
+from tests.support.servers import PATIENCE, ROOT, Gunicorn, eventually
+from tests.support.tools import needs
 from tests.telemetry.asking import ask, median, time_to_end
 
+parse: Callable[[str], Iterable[Metric]] = parser.text_string_to_metric_families
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"
 BUILT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -133,6 +142,44 @@ def test_nothing_private_is_sent(server: Gunicorn, collector: Collector) -> None
         eventually(lambda: collector.of_request(f"trace-private-{number}"))
     sent = b"".join(collector.raw).decode(errors="replace")
     assert [word for word in [*private, os.uname().nodename, "127.0.0.1"] if word in sent] == []
+
+
+@pytest.mark.django_db
+def test_the_histograms_buckets_lead_to_traces_in_openmetrics_alone(server: Gunicorn) -> None:
+    """Whichever worker answers the scrape."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    ask(server, "/pid/", traceparent=f"00-{trace}-{SPAN}-01")
+    for _ in range(4):
+        _, text = ask(server, "/metrics", Accept="application/openmetrics-text;version=1.0.0")
+        (family,) = [each for each in parse(text) if each.name == "http_request_duration_seconds"]
+        found = [one for one in family.samples if one.exemplar and one.exemplar.labels == {"trace_id": trace}]
+        assert [one.labels["endpoint"] for one in found] == ["/pid/"]
+        assert found[0].exemplar and 0 < found[0].exemplar.value <= float(found[0].labels["le"])
+        assert trace not in ask(server, "/metrics")[1], "the text format has no exemplars"
+
+
+@needs("prometheus")
+@pytest.mark.django_db
+def test_prometheus_finds_the_trace_of_a_request(server: Gunicorn) -> None:
+    """Started as in the stack; it asks for OpenMetrics by itself."""
+    stack = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["prometheus"]["command"]
+    flags = [flag for flag in stack if flag.startswith("--enable-feature")]
+    trace = "5bf92f3577b34da6a3ce929d0e0e4736"
+    ask(server, "/pid/", traceparent=f"00-{trace}-{SPAN}-01")
+    config = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{"job_name": "app", "static_configs": [{"targets": [f"127.0.0.1:{server.port}"]}]}],
+    }
+    with PrometheusServer(yaml.safe_dump(config), *flags) as prometheus:
+        query = 'http_request_duration_seconds_bucket{endpoint="/pid/"}'
+
+        def found() -> set[str]:
+            about = urlencode({"query": query, "start": time.time() - 3600, "end": time.time() + 3600})
+            with urlopen(f"{prometheus.url}/api/v1/query_exemplars?{about}", timeout=PATIENCE) as answer:
+                series = json.load(answer)["data"]
+            return {one["labels"]["trace_id"] for each in series for one in each["exemplars"]}
+
+        eventually(lambda: trace in found())
 
 
 @pytest.mark.slow
