@@ -50,7 +50,8 @@ def find(given: str, major: int, colour: str) -> str:
     found = f"{given or 'pg_dump'} is of version {newest}" if newest else f"{given or 'pg_dump'} not found"
     raise DeployRefused(
         f"{found}; the {colour} database needs pg_dump {major} or newer. Install postgresql-client-{major} "
-        "(https://www.postgresql.org/download/), or set PG_DUMP to its path."
+        "(https://www.postgresql.org/download/) or take it from the database's image (scripts/pg_client.sh), and set "
+        "PG_DUMP to its path if it is not on PATH."
     )
 
 

@@ -6,6 +6,7 @@ What the guard runs is qualified, as it runs with the search_path of whoever wri
 # The advisory lock that every writing transaction shares, and that a switch takes alone. It is per database:
 # https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS
 LOCK = 7220001
+ONE_PARTITION = "BG002"  # the SQLSTATE of a TRUNCATE of one partition
 FENCED = "BG001"  # the SQLSTATE of a write that the fence refuses
 LOCK_TIMEOUT = "55P03"  # the SQLSTATE of a lock that was not granted in time
 
@@ -35,6 +36,18 @@ $$;
 create or replace function bg.guard() returns trigger language plpgsql as $$
 begin
   perform bg.enter();
+  -- Partitions are published through their root, which sends its own TRUNCATE but not that of one partition.
+  if tg_op operator(pg_catalog.=) 'TRUNCATE'
+    and exists (select from pg_catalog.pg_class c where c.oid operator(pg_catalog.=) tg_relid and c.relispartition)
+    and not exists (
+      select from pg_catalog.pg_partition_ancestors(tg_relid) a (parent)
+      join pg_catalog.pg_locks l on l.relation operator(pg_catalog.=) a.parent
+      where a.parent operator(pg_catalog.<>) tg_relid and l.granted
+        and l.mode operator(pg_catalog.=) 'AccessExclusiveLock'
+        and l.pid operator(pg_catalog.=) pg_catalog.pg_backend_pid()) then
+    raise exception 'TRUNCATE of the partition % would not reach the other database: use DELETE', tg_table_name
+      using errcode = '{ONE_PARTITION}';
+  end if;
   return null;
 end
 $$;

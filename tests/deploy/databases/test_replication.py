@@ -1,25 +1,32 @@
 """The preparation of the other colour's database, with real servers and rows in both directions."""
 
 import re
+import secrets
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from psycopg2 import sql
 
-from deploy.databases import copying, dump, fence, links, preflight, sequences, statements
+from deploy.databases import copying, fence, links, preflight, sequences, statements
 from deploy.databases.errors import DatabaseError
 from deploy.databases.findings import Finding, finding
+from deploy.databases.links import Link
 from deploy.databases.preparation import Options, Preparation
 from deploy.databases.rehearsal import Rehearsal
+from deploy.databases.requirements import requirements
 from deploy.databases.replication import alone, finalize, loosen, prepare
 from deploy.databases.side import Side
 from deploy.databases.status import note_lossless, status
 from deploy.errors import DeployRefused, LockHeld
 from tests.deploy.databases.conftest import OPTIONS
-from tests.support.servers import PATIENCE, Postgres, eventually
+from tests.support.servers import PATIENCE, ROOT, Postgres, eventually
 
 SCHEMA = """
 create table django_migrations (
@@ -207,6 +214,88 @@ def test_both_databases_may_be_in_one_server(two_databases: Sides, options: Opti
     assert green.value("select count(*) from shop_order") == 1002
     finalize(blue, green, say=ignored)
     assert leftovers(blue, green) == []
+
+
+def test_no_superuser_is_needed_and_grants_and_extensions_come_along(
+    clusters: tuple[Postgres, Postgres], two_databases: Sides, options: Options
+) -> None:
+    admin = Side("blue", clusters[0].url_of("postgres"))
+    owner, app = (f"{word}_{secrets.token_hex(4)}" for word in ("owner", "app"))
+    roles = "create role {0} login replication password 'pw'; create role {1}; grant pg_create_subscription to {0}"
+    admin.run(sql.SQL(roles).format(sql.Identifier(owner), sql.Identifier(app)))
+    sides = []
+    for side in two_databases:
+        name = urlsplit(side.url).path[1:]
+        admin.run(sql.SQL("alter database {} owner to {}").format(sql.Identifier(name), sql.Identifier(owner)))
+        sides.append(Side(side.colour, side.url.replace(f"app:{password(side)}@", f"{owner}:pw@")))
+    blue, green = sides
+    blue.run(SCHEMA)
+    blue.run(f"create extension pg_trgm; grant select on shop_order to {app}")
+    blue.run("create index on shop_order using gin (title gin_trgm_ops)")
+    blue.run("create table always (id int generated always as identity primary key); insert into always default values")
+    assert requirements(blue, sides=2) == requirements(green, sides=2) == []
+    for release in ("1", "2"):  # the second finds the tables and the extension of the first
+        prepare(blue, green, migrate=nothing, say=ignored, release=release, options=options)
+        blue.run("insert into always default values")
+        eventually(lambda: both(blue, green, "select * from always order by id"))
+    assert green.value("select count(*) from always") == 3
+    privilege = (
+        "select has_table_privilege(%s, 'shop_order', 'select'), has_table_privilege(%s, 'shop_order', 'insert')"
+    )
+    assert green.run(privilege, [app, app]) == [(True, False)]
+    assert not fence.refuses_ddl(green)
+    finalize(blue, green, say=ignored)
+    for side in (*sides, admin):
+        side.close()
+
+
+def test_a_partition_is_truncated_with_its_table_or_not_at_all(sides: Sides, options: Options) -> None:
+    blue, green = sides
+    blue.run(SCHEMA)
+    prepare(blue, green, migrate=nothing, say=ignored, options=options)
+    with pytest.raises(DatabaseError, match="TRUNCATE of the partition shop_event_2026 would not reach the other"):
+        visitor(blue).run("truncate shop_event_2026")
+    assert green.value("select count(*) from shop_event") == 1
+    visitor(blue).run("truncate shop_event")
+    eventually(lambda: green.value("select count(*) from shop_event") == 0)
+
+
+def test_an_older_server_is_refused(sides: Sides, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    blue, green = sides
+    older = statements.SERVER.replace("current_setting('server_version_num')::int", "150018")
+    monkeypatch.setattr(statements, "SERVER", older)
+    with pytest.raises(DeployRefused, match=r"blue database runs PostgreSQL 15; .* 16 or newer: older .* both ways"):
+        prepare(blue, green, migrate=nothing, say=ignored, options=options)
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_while_it_copies_is_followed_by_another(sides: Sides, options: Options) -> None:
+    blue, green = sides
+    blue.run(SCHEMA)
+    blue.run("insert into shop_order (title) select 'order' from generate_series(1, 200000)", timeout=PATIENCE)
+    program = (
+        "from deploy.databases.preparation import Options; from deploy.databases.replication import prepare\n"
+        "from deploy.databases.side import Side\n"
+        f"prepare(Side('blue', {blue.url!r}), Side('green', {green.url!r}), migrate=print, options={options!r},\n"
+        "    say=lambda text: print(text, flush=True))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "tables copied" in line:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    prepared = eventually(lambda: again(blue, green, options))
+    assert prepared.ready and both(blue, green, "select count(*), sum(id) from shop_order")
+
+
+def again(blue: Side, green: Side, options: Options) -> Link | None:
+    """Prepares, unless the server has not yet noticed that the process with the lock is gone."""
+    try:
+        return prepare(blue, green, migrate=nothing, say=ignored, options=options)
+    except LockHeld:
+        return None
 
 
 def test_a_preparation_killed_after_any_step_can_be_repeated(sides: Sides, options: Options) -> None:
@@ -404,23 +493,6 @@ def test_sequences_go_ahead_by_what_their_type_can_hold(sides: Sides, options: O
     used = {name: each.used for (_, name), each in sequences.read(green).items()}
     assert used == {"a_id_seq": 10_002, "b_id_seq": 1_000_000, "c_id_seq": 32}
     assert sequences.read(blue)["public", "a_id_seq"].used == 2
-
-
-def test_pg_dump_has_to_be_there_and_as_new_as_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dump, "INSTALLED", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DeployRefused, match="pg_dump not found; the blue database needs pg_dump 18 or newer. Install"):
-        dump.find("", 18, "blue")
-    for version in ("9.6", "17", "18"):
-        program = tmp_path / version / "bin" / "pg_dump"
-        program.parent.mkdir(parents=True)
-        program.write_text(f"#!/bin/sh\necho 'pg_dump (PostgreSQL) {version}.4 (Debian {version}.4-1)'\n")
-        program.chmod(0o755)
-    assert dump.find("", 18, "blue") == str(tmp_path / "18" / "bin" / "pg_dump")
-    older = str(tmp_path / "17" / "bin" / "pg_dump")
-    assert dump.find(older, 17, "blue") == older
-    with pytest.raises(DeployRefused, match=r"/17/bin/pg_dump is of version 17; the blue database needs pg_dump 18"):
-        dump.find(older, 18, "blue")
 
 
 def preparation(blue: Side, green: Side, options: Options) -> Preparation:
