@@ -162,6 +162,7 @@ def drop_slots(side: Side, *, patience: float = 20.0) -> list[str]:
 
 def peek(side: Side, slot: str) -> tuple[Written, ...]:
     """What this side has written since the slot was made, except what it received. The slot keeps it."""
+    side.run(statements.FLUSH)
     return written((bytes(head), count) for head, count in side.run(statements.PEEK, [slot, PUBLICATION], timeout=600))
 
 

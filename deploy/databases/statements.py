@@ -363,6 +363,8 @@ order by 1, 2, 3
 
 # --- Rows that decide -------------------------------------------------------------------------------------------------
 
+# Decoding reads what is on disk. Whoever migrates may not wait for that (synchronous_commit), but this commit does.
+FLUSH = "select pg_logical_emit_message(true, 'bg', '')"
 # What the reverse slot holds, unread: each kind of change to each table once, with how often. A change is told by its
 # first five bytes, its kind and its table; of the kinds R and T all is needed.
 PEEK = """

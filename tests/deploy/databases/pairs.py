@@ -6,10 +6,10 @@ from typing import Any, Self
 
 from psycopg2 import sql
 
-from deploy.databases import fence, statements
+from deploy.databases import fence, links
 from deploy.databases.catalogs import Catalog, Notes, note, read
 from deploy.databases.findings import Finding
-from deploy.databases.pgoutput import written
+from deploy.databases.pgoutput import Written
 from deploy.databases.preflight import compare
 from deploy.databases.schemas import common
 from deploy.databases.side import Side
@@ -43,8 +43,12 @@ class Pair:
         """Makes the schema `old` on both sides, or the schema `new` on the target."""
         for side, schema in ((self.source, old), (self.target, new or old)):
             side.run(MARK + schema)
-        self.notes = note(read(self.target))
+        self.take_notes()
         return self
+
+    def take_notes(self) -> None:
+        """Notes the target's names, right before its migration."""
+        self.notes = note(read(self.target))
 
     def end(self) -> None:
         """Removes all that begin() and the test have made, for the next test."""
@@ -91,10 +95,7 @@ class Pair:
         source, target = self.catalogs()
         for side, here, there in ((self.source, source, target), (self.target, target, source)):
             tables = [
-                sql.SQL("{}{}").format(
-                    sql.Identifier(*key),
-                    sql.SQL(" ({})").format(sql.SQL(", ").join(map(sql.Identifier, common(here.tables[key], other)))),
-                )
+                part(key, common(here.tables[key], other), len(here.tables[key].columns))
                 for key, other in sorted(there.tables.items())
                 if key in here.tables and not other.parent and not here.tables[key].parent
             ]
@@ -175,7 +176,14 @@ class Pair:
             )
         )
 
-    def peeked(self) -> Any:
+    def peeked(self) -> tuple[Written, ...]:
         """What the target's slot holds, unread."""
-        rows = self.target.run(statements.PEEK, [self.slot(self.target), "bg_pub"])
-        return written((bytes(head), count) for head, count in rows)
+        return links.peek(self.target, self.slot(self.target))
+
+
+def part(key: tuple[str, str], columns: Sequence[str], width: int) -> sql.Composable:
+    """A table of a publication: by column only if it has others than these."""
+    table = sql.Identifier(*key)
+    if len(columns) == width:
+        return table
+    return sql.SQL("{} ({})").format(table, sql.SQL(", ").join(map(sql.Identifier, columns)))
