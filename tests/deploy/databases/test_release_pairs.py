@@ -16,7 +16,8 @@ from django.db.migrations.state import ProjectState
 from psycopg2 import extensions
 
 from deploy.databases import dump, preflight
-from deploy.databases.replication import Options, loosen, prepare
+from deploy.databases.preparation import Options
+from deploy.databases.replication import loosen, prepare
 from deploy.databases.side import Side
 from deploy.databases.switch import switch
 from deploy.errors import DeployRefused
