@@ -45,7 +45,7 @@ RUN groupadd --gid 10001 app \
  && useradd --uid 10001 --gid app --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin app \
  && install -d -o app -g app -m 0755 /app/media /srv/static /run/web \
  && install -d -o app -g app -m 0750 /run/secrets /srv/secrets/app /srv/secrets/migrate /srv/secrets/db \
-    /srv/secrets/redis /srv/secrets/prometheus /srv/secrets/alertmanager
+    /srv/secrets/db_green /srv/secrets/redis /srv/secrets/prometheus /srv/secrets/alertmanager
 COPY --from=libraries /opt/venv /opt/venv
 COPY --from=app /app /app
 WORKDIR /app

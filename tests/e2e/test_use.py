@@ -297,7 +297,8 @@ def test_each_service_has_its_own_secrets_and_the_app_cannot_switch_the_ledgers_
     def files(service: str) -> set[str]:
         return set(stack.exec(service, "ls", "-A", "/run/secrets").split())
 
-    assert files("web") == {"own_secret_key", "secret_key", "database_url", "redis_url"}
+    urls = {"database_url", "database_url_blue", "database_url_green"}
+    assert files("web") == {"own_secret_key", "secret_key", "redis_url"} | urls
     assert files("db") == {"postgres_password", "owner_password", "app_password"}
     assert files("redis") == {"redis_password", "redis.conf"}
     seen = stack.exec("web", "sh", "-c", "cat /run/secrets/*; env")

@@ -211,7 +211,9 @@ def test_each_service_of_the_stack_is_given_its_own_secrets_and_no_other() -> No
     assert {name: volumes for name, volumes in given.items() if volumes} == {
         **dict.fromkeys(("web", "web_blue", "web_green"), {"app_secrets"}),
         "migrate": {"migrate_secrets"},
+        "bluegreen": {"migrate_secrets"},
         "db": {"db_secrets"},
+        "db_green": {"db_green_secrets"},
         "redis": {"redis_secrets"},
         "prometheus": {"prometheus_secrets"},
         "alertmanager": {"alertmanager_secrets"},
