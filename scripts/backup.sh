@@ -13,14 +13,15 @@ running db nginx
 app=$(active)
 running "$app"
 own_database "$app"
+database=$(database)
 
 umask 077 # The file holds personal data.
 mkdir -p -- "$(dirname -- "$file")"
 folder=$(mktemp -d -- "$(dirname -- "$file")/.backup.XXXXXX")
 trap 'rm -rf -- "$folder"' EXIT
-docker compose exec -T db pg_dump --username postgres --format custom backstagetest1 >"$folder/database.dump" ||
+docker compose exec -T "$database" pg_dump --no-publications --no-subscriptions --username postgres --format custom backstagetest1 >"$folder/database.dump" ||
   die 1 'Cannot dump the database; see above. No backup was written.'
-docker compose exec -T db pg_restore --list <"$folder/database.dump" | grep -c 'TABLE DATA' >/dev/null ||
+docker compose exec -T "$database" pg_restore --list <"$folder/database.dump" | grep -c 'TABLE DATA' >/dev/null ||
   die 1 'The dump is not readable. No backup was written.'
 docker compose exec -T "$app" tar -C /app/media -cf - . >"$folder/media.tar" ||
   die 1 'Cannot read the uploads; see above. No backup was written.'

@@ -2,7 +2,9 @@
 # postgres_client.sh FOLDER: copies pg_dump and the libraries that it needs to the folder, for an image that has none
 # (docker-compose.yml). It runs under its own loader, so the other image's C library does not matter.
 set -eu
-program=$(pg_config --bindir 2>/dev/null || ls -d /usr/lib/postgresql/*/bin | tail -n 1)/pg_dump
+for program in /usr/local/bin/pg_dump /usr/lib/postgresql/*/bin/pg_dump; do # Alpine's place, Debian's
+  [ ! -x "$program" ] || break
+done
 cd -- "$1"
 ldd "$program" | grep -o '/[^ ]*' | while read -r library; do
   case $library in */ld-*) cp -L -- "$library" loader ;; *) cp -L -- "$library" . ;; esac

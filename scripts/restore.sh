@@ -19,6 +19,8 @@ docker_ready
 running db web redis nginx
 [[ $(active) == web ]] || die 1 "$(active) has the traffic; switch back to web with ./run up, then restore"
 own_database web
+[[ ! $(docker compose ps --quiet db_green) ]] ||
+  die 1 'db_green is running; docs/blue-green.md says how to restore with a database per colour. Nothing was changed.'
 
 folder=$(mktemp -d)
 trap 'rm -rf -- "$folder"' EXIT

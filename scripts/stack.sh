@@ -40,6 +40,18 @@ active() {
   esac
 }
 
+# database: prints the service whose database takes the writes: db, or db_green with a database per colour (blue is db).
+database() {
+  local fence
+  if docker compose ps --services --status running | grep -qx db_green; then
+    fence=$(docker compose exec -T db_green psql --username postgres --dbname backstagetest1 --no-psqlrc --quiet \
+      --tuples-only --no-align --command "SELECT to_regclass('bg.fence') IS NOT NULL" \
+      --command 'SELECT last_value FROM bg.fence' 2>/dev/null || true)
+    [[ $fence != $'t\n1' ]] || { echo db_green && return; }
+  fi
+  echo db
+}
+
 # own_database SERVICE: exits if the service uses a database other than the stack's.
 own_database() {
   docker compose exec -T "$1" grep -q '@db:5432/backstagetest1$' /run/secrets/database_url ||

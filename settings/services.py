@@ -122,12 +122,15 @@ def database(user: str = "", host: str = "", name: str = "") -> dict[str, Any]:
     """Returns a DATABASES entry from DATABASE_URL, or from DB_PASSWORD and the given defaults. Raises ConfigError.
 
     With DATABASE_URL_BLUE and DATABASE_URL_GREEN these take precedence, and the entry has both. It begins with blue;
-    the backend finds out which colour takes writes (backstagetest1/bluegreen).
+    the backend finds out which colour takes writes (backstagetest1/bluegreen), and reads DATABASE_COLOUR while that is
+    prepared for this release.
     """
-    hold_limit = number("DATABASE_HOLD_LIMIT", 5)
+    hold_limit, own = number("DATABASE_HOLD_LIMIT", 5), text("DATABASE_COLOUR")
+    if own not in ("", *COLOURS):
+        raise invalid("DATABASE_COLOUR", "blue or green")
     if urls := colours():
         entries = {colour: postgresql(COLOURS[colour], url) for colour, url in urls.items()}
-        both = {"ENGINE": "backstagetest1.bluegreen", "COLOURS": entries, "HOLD_LIMIT": hold_limit}
+        both = {"ENGINE": "backstagetest1.bluegreen", "COLOURS": entries, "HOLD_LIMIT": hold_limit, "OWN": own}
         return entries["blue"] | both
     url = text("DATABASE_URL")
     if not url and host and (password := text("DB_PASSWORD")):

@@ -7,12 +7,16 @@ database, over a connection that each thread keeps open, or waits until one of t
 
 Reads move at the first query of the next request: the health check of a persistent connection, which Django makes
 there anyway, reads the fence as well.
+
+A release in its trial, before the switch, is the exception. It reads the database that was prepared for it, as the
+other one lacks its columns; what it writes goes to the other one. So it is until the link between the two ends.
 """
 
 import logging
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -52,7 +56,8 @@ Base: Any = base.DatabaseWrapper  # of which the stubs know too little
 class DatabaseWrapper(Base):  # type: ignore[misc]
     """A connection to the colour that takes writes, and one in standby to the other.
 
-    `settings_dict` is that of Django, with `COLOURS`, what differs by colour, and `HOLD_LIMIT`, in seconds.
+    `settings_dict` is that of Django, with `COLOURS`, what differs by colour, `HOLD_LIMIT`, in seconds, and `OWN`, the
+    colour that was prepared for this release, or nothing.
     """
 
     fence_query = statements.READ_FENCE
@@ -65,6 +70,7 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
         self.colours: dict[str, dict[str, Any]] = {
             colour: settings_dict | own for colour, own in settings_dict["COLOURS"].items()
         }
+        self.own: str = settings_dict["OWN"]
         self.colour = _writable.get(alias) or next(iter(self.colours))
         super().__init__(self.colours[self.colour], alias)
         self.standby: Any = None  # a psycopg2 connection to the other colour, in autocommit mode
@@ -94,6 +100,10 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
             if found[colour][1]:
                 break
         colour = self._choose({colour: fence for colour, (_, fence) in found.items()}, found, failure)
+        if self.own not in ("", colour) and found[colour][1] is not None and _prepared(found[colour][0]) == self.own:
+            with suppress(psycopg2.Error):  # if it does not answer, the other one is what there is
+                found[self.own] = found.get(self.own) or (self._open(self.own), False)
+                colour = self.own
         connection, fence = found.pop(colour)
         self._use(colour, guarded=fence is not None)
         if found:
@@ -167,18 +177,24 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
         """
         if self.connection is None:
             return False
-        fence = "(select last_value from bg.fence)" if self.guarded else "to_regclass('bg.fence') is not null"
+        fences = f"({statements.READ_FENCE}), ({statements.PREPARED})"
+        fence = fences if self.guarded else "to_regclass('bg.fence') is not null, null"
         try:
             with within(LOOK), self.connection.cursor() as cursor:
                 cursor.execute(f"select current_setting('transaction_read_only'), {fence}")
-                read_only, value = cursor.fetchone()
+                read_only, value, prepared = cursor.fetchone()
         except psycopg2.Error:
             return False  # also if the fence has gone: connecting chooses anew
         if read_only != "off":
             return False
         if not self.guarded:
             return not value  # it has been prepared: connecting reads the fence
-        if value != 1 and self.autocommit and self._other_takes_writes():
+        if not self.autocommit:
+            return True
+        if self.own and prepared == self.own:
+            if self.colour != self.own and self._other_takes_writes() is not None:
+                self._move()
+        elif value != 1 and self._other_takes_writes():
             self._move()
         return True
 
@@ -195,8 +211,10 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
 
     # Moving
 
-    def _other_takes_writes(self) -> bool:
-        """Whether the other colour's fence is open. Connects to it if need be, and never for longer than LOOK."""
+    def _other_takes_writes(self) -> bool | None:
+        """Whether the other colour's fence is open; None if it does not answer. Connects to it if need be, and never
+        for longer than LOOK.
+        """
         for connected in (self.standby is not None, False):
             try:
                 with within(LOOK):
@@ -207,7 +225,7 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
                 self._drop_standby()
                 if not connected:
                     break
-        return False
+        return None
 
     def _move(self) -> None:
         """Exchanges the two connections. Neither has a transaction."""
@@ -366,6 +384,14 @@ def _fence(connection: Any) -> bool | None:
             return bool(cursor.fetchone() == (1,))
     except NO_FENCE:
         return None
+
+
+def _prepared(connection: Any) -> str | None:
+    """The colour that was prepared for a release and is linked; None if there is none. Raises psycopg2.Error."""
+    with connection.cursor() as cursor:
+        cursor.execute(statements.PREPARED)
+        row = cursor.fetchone()
+        return str(row[0]) if row else None
 
 
 def _has_tables(connection: Any) -> bool:

@@ -155,7 +155,6 @@ class Preparation:
     def guard(self) -> str:
         """Installs the fence and the guards on the source, which goes on writing, and bounds what slots may keep."""
         fence.install(self.source, writable=True)
-        self.source.run(statements.NOTES_TABLE)
         guarded = len(fence.guard_tables(self.source))
         for side in (self.source, self.target):
             if self.options.wal_limit and side.run(statements.SERVER)[0][2] == "-1":
@@ -166,7 +165,6 @@ class Preparation:
     def schema(self) -> str:
         """Makes the source's schema anew in the target, which is fenced, and tells it which migrations it has."""
         fence.install(self.target, writable=False)
-        self.target.run(statements.NOTES_TABLE)
         self.target.run(statements.EMPTY_HEARTBEATS)
         dropped = dump.empty(self.target)
         text = dump.schema(self.source, self.pg_dump, target_major=self.target_major)

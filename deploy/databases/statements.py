@@ -12,6 +12,8 @@ LOCK_TIMEOUT = "55P03"  # the SQLSTATE of a lock that was not granted in time
 
 # --- State: who writes, which attempt to switch is under way, and how far it has come ---------------------------------
 
+# bg.note has the orchestrator's notes: the link, which tells the app for which release a colour was prepared, and the
+# defaults that go at the end.
 # A sequence is the fence, as its value is no row: a snapshot taken before the switch sees the value of now.
 SCHEMA = f"""
 create schema if not exists bg;
@@ -24,6 +26,9 @@ create table if not exists bg.state (
   catalog jsonb
 );
 create table if not exists bg.heartbeat (colour text primary key, marker uuid not null, at timestamptz not null);
+create table if not exists bg.note (
+  kind text, name text, value text not null, at timestamptz not null default clock_timestamp(), primary key (kind, name)
+);
 create or replace function bg.enter() returns void language plpgsql as $$
 begin
   perform pg_catalog.pg_advisory_xact_lock_shared({LOCK});
@@ -58,6 +63,7 @@ end
 $$;
 grant usage on schema bg to public;
 grant select on sequence bg.fence to public;
+grant select on bg.note to public;
 """
 # A database that has its state keeps it.
 START = """
@@ -162,6 +168,8 @@ SEEN = "select marker = %s::uuid from bg.heartbeat where colour = %s"
 
 ENTER = "select bg.enter()"  # with the first statement of a transaction
 READ_FENCE = "select last_value from bg.fence"
+# The colour that was prepared for a release, as long as the two are linked; otherwise null.
+PREPARED = "select value::json ->> 'target' from bg.note where kind = 'link'"
 
 # --- Switch: each a compare-and-set, of which one session alone gets a row --------------------------------------------
 
@@ -479,12 +487,6 @@ select * from unnest(%s::bigint[], %s::text[], %s::text[], %s::timestamptz[])
 
 # --- Replication ------------------------------------------------------------------------------------------------------
 
-# The orchestrator's notes: the link, the target's names before it was migrated, the defaults that go at the end.
-NOTES_TABLE = """
-create table if not exists bg.note (
-  kind text, name text, value text not null, at timestamptz not null default clock_timestamp(), primary key (kind, name)
-)
-"""
 HAS_NOTES = "select to_regclass('bg.note') is not null"
 NOTE = """
 insert into bg.note (kind, name, value) values (%s, %s, %s)

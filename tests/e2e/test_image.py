@@ -130,5 +130,6 @@ def test_it_can_write_only_to_its_volumes_and_tmp(image: str) -> None:
         "! -path '/run/lock' 2>/dev/null || true",
     )
     assert set(writable.split()) <= {"/app/media", "/srv/static", "/run/web", "/run/secrets"} | {
-        f"/srv/secrets/{service}" for service in ("app", "migrate", "db", "db_green", "redis", "prometheus", "alertmanager")
+        f"/srv/secrets/{service}"
+        for service in ("app", "migrate", "db", "db_green", "redis", "prometheus", "alertmanager")
     }

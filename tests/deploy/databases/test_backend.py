@@ -16,7 +16,7 @@ from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ
 from pytest_django import DjangoDbBlocker
 
 from backstagetest1.bluegreen import base
-from deploy.databases import statements
+from deploy.databases import links, statements
 from deploy.databases.side import APPLICATION, Side
 from health import checks, databases, runner
 from health.reasons import Reason, Unhealthy
@@ -70,7 +70,7 @@ def connected(colours: Colours, **settings: Any) -> Iterator[Any]:
         side.colour: postgresql("DATABASE_URL", side.url) | common | settings.pop(side.colour, {})
         for side in (colours.blue, colours.green)
     }
-    own = {"ENGINE": "backstagetest1.bluegreen", "COLOURS": entries, "HOLD_LIMIT": 1.0, "AUTOCOMMIT": True}
+    own = {"ENGINE": "backstagetest1.bluegreen", "COLOURS": entries, "HOLD_LIMIT": 1.0, "OWN": "", "AUTOCOMMIT": True}
     entry = entries["blue"] | own | {"ATOMIC_REQUESTS": False, "TIME_ZONE": None, "TEST": {}} | settings
     for each in entries.values():
         each["OPTIONS"] = each["OPTIONS"] | options
@@ -523,3 +523,66 @@ def test_a_report_says_which_colour_takes_writes(monkeypatch: pytest.MonkeyPatch
     assert found.as_dict()["notes"] == {"database": "green"}
     found = runner.Report(datetime.now(UTC), {"database": runner.Result(None, 0.1)})
     assert "notes" not in found.as_dict()
+
+
+def link(colours: Colours, target: str) -> None:
+    """Notes on both sides that `target` was prepared for a release, as prepare does; nothing ends that."""
+    for side in (colours.blue, colours.green):
+        links.forget(side, "link")
+        if target:
+            links.note(side, "link", "link", f'{{"target": "{target}"}}')
+
+
+def served_by(app: Any) -> str:
+    """The colour whose database the reads of a new request use."""
+    request_begins(app)
+    with app.cursor() as cursor:
+        cursor.execute("select current_database()")
+        name: str = cursor.fetchone()[0]
+    colour: str = app.colour
+    assert name in app.colours[colour]["NAME"]
+    return colour
+
+
+def test_a_release_in_its_trial_reads_its_own_database_and_writes_to_the_other_one(colours: Colours) -> None:
+    colours.green.run("alter table t add column new int default 7")
+    link(colours, "green")
+    with connected(colours, OWN="green") as app:
+        with app.cursor() as cursor:
+            cursor.execute("select new from t")  # which blue has not
+        assert app.colour == "green"
+        for number, write in enumerate((alone, atomically)):
+            write(number)
+            assert app.colour == "blue", "what it has written it also reads, in this request"
+            assert served_by(app) == "green"
+        assert colours.rows() == ("0,1", None)
+        app.close()
+        assert served_by(app) == "green", "so do workers that start later"
+        colours.to_green()
+        alone(2)
+        assert served_by(app) == "green"
+        colours.to_blue()  # rolled back: the traffic has left it
+        assert served_by(app) == "green"
+        link(colours, "")
+        assert served_by(app) == "blue", "finalized"
+
+
+def test_the_release_before_follows_the_fence_whatever_its_own_colour(colours: Colours) -> None:
+    link(colours, "green")
+    with connected(colours, OWN="blue") as app:
+        assert served_by(app) == "blue"
+        colours.to_green()
+        assert served_by(app) == "green"
+        app.close()
+        assert served_by(app) == "green", "so do workers that start later"
+        colours.to_blue()
+        assert served_by(app) == "blue"
+
+
+def test_a_release_in_its_trial_whose_own_database_is_down_uses_the_other_one(colours: Colours) -> None:
+    link(colours, "green")
+    with connected(colours, OWN="green", green={"PORT": free_port()}) as app:
+        assert served_by(app) == "blue"
+        alone(1)
+        assert served_by(app) == "blue"
+    assert colours.rows() == ("1", None)
