@@ -74,7 +74,7 @@ def publish(side: Side, tables: Iterable[Key], lists: Mapping[Key, Sequence[str]
             part = sql.SQL("{} ({})").format(part, sql.SQL(", ").join(map(sql.Identifier, lists[key])))
         parts.append(part)
     form = statements.ALTER_PUBLICATION if side.value(statements.HAS_PUBLICATION) else statements.CREATE_PUBLICATION
-    side.run(sql.SQL(form).format(sql.SQL(", ").join(parts)))
+    side.run(sql.SQL(form).format(sql.SQL(", ").join(parts)), timeout=60)
 
 
 def make_slot(side: Side, slot: str, *, say: Say, patience: float) -> None:
@@ -144,20 +144,20 @@ def disconnect(side: Side) -> list[str]:
 
 def drop_slots(side: Side, *, patience: float = 20.0) -> list[str]:
     """Drops the slots of this database's links, and ends whoever still reads them. Raises DatabaseError."""
-    dropped = []
+    dropped: list[str] = []
     deadline = time.monotonic() + patience
-    while slots := side.run(statements.LINK_SLOTS):
-        for slot, reader in slots:
+    while left := [each for each in side.run(statements.LINK_SLOTS) if each[0] not in dropped]:
+        for slot, reader in left:
             if reader:
                 side.run(statements.TERMINATE, [reader])
             try:
                 side.run(statements.DROP_SLOT, [slot])
-                dropped.append(f"slot {slot} on {side.colour}")
+                dropped.append(slot)
             except DatabaseError as error:
                 if error.code != IN_USE or time.monotonic() > deadline:
                     raise
-        time.sleep(PAUSE if len(dropped) < len(slots) else 0)
-    return dropped
+                time.sleep(PAUSE)
+    return [f"slot {slot} on {side.colour}" for slot in dropped]
 
 
 def peek(side: Side, slot: str) -> tuple[Written, ...]:
@@ -210,12 +210,30 @@ def noted(side: Side) -> Link | None:
     return Link(**json.loads(found["link"].value)) if found else None
 
 
+def intact(source: Side, target: Side, link: Link) -> bool:
+    """Whether both links are there and enabled, and neither slot has lost anything."""
+    for sender, receiver, direction in ((source, target, FORWARD), (target, source, BACK)):
+        slot = sender.run(statements.SLOT, [name(link.id, direction)])
+        worker = receiver.run(statements.WORKER, [name(link.id, direction)])
+        if not slot or slot[0][2] == "lost" or not worker or not worker[0][0]:
+            return False
+    return True
+
+
 def clear(source: Side, target: Side) -> str:
-    """Drops the links between the two. Returns what was dropped, as a sentence's end; empty if nothing was there."""
+    """Drops the links between the two. Returns what was dropped, as a sentence's end; empty if nothing was there.
+
+    If one side cannot be reached, what is in the other is dropped all the same. Raises DatabaseError after that.
+    """
     dropped: list[str] = []
-    for side in (target, source):
-        dropped += disconnect(side)
-    for side in (target, source):
-        dropped += drop_slots(side)
-        forget(side, "link")
+    failures: list[DatabaseError] = []
+    for drop in (disconnect, drop_slots):
+        for side in (target, source):
+            try:
+                dropped += drop(side)
+                forget(side, "link")
+            except DatabaseError as error:
+                failures.append(error)
+    if failures:
+        raise failures[0]
     return f"dropped {', '.join(dropped)}" if dropped else ""

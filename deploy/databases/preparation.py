@@ -166,6 +166,7 @@ class Preparation:
         """Makes the source's schema anew in the target, which is fenced, and tells it which migrations it has."""
         fence.install(self.target, writable=False)
         self.target.run(statements.EMPTY_HEARTBEATS)
+        links.forget(self.target, "default", "lossless")
         dropped = dump.empty(self.target)
         text = dump.schema(self.source, self.pg_dump, target_major=self.target_major)
         dump.restore(self.target, text)
@@ -233,7 +234,8 @@ class Preparation:
                     self.target.run(sql.SQL(statements.SET_DEFAULT).format(*names, sql.Literal(value), kind))
                     links.note(self.target, "default", json.dumps([*key, column.name]), value)
                     given += 1
-        refuse(self.after(self.notes, links.peek(self.target, self.back)))
+        if not self.dry:
+            refuse(self.after(self.notes, links.peek(self.target, self.back)))
         return f"{given} temporary defaults" if given else ""
 
     def fit(self) -> str:

@@ -23,6 +23,8 @@ from deploy.databases.rehearsal import Rehearsal
 from deploy.databases.side import Side
 from deploy.errors import DeployRefused, LockHeld
 
+GONE = ("42703", "42P01")  # SQLSTATEs: no such column, no such table
+
 
 def prepare(
     source: Side,
@@ -44,7 +46,9 @@ def prepare(
     work, and DatabaseError; whatever it raises, no slot that keeps WAL is left behind, if the databases can be reached.
     """
     with alone(source):
-        if (old := links.noted(source)) and old == Link(old.id, source.colour, target.colour, release, True):
+        old = links.noted(source)
+        same = old and old == Link(old.id, source.colour, target.colour, release, ready=True)
+        if old and same and links.intact(source, target, old):
             say(f"{target.colour} is already prepared for {release or 'this release'}; nothing to do")
             return old
         preparation = Preparation(
@@ -74,7 +78,8 @@ def finalize(active: Side, idle: Side, *, say: Say) -> None:
     """Ends the links: slots, subscriptions, publications, and on the active side the guards and temporary defaults.
 
     A rollback is no longer possible without loss. The idle side stays fenced and guarded, so that nobody writes there
-    by mistake. Idempotent. Raises DeployRefused if `active` does not accept writes, and DatabaseError.
+    by mistake. If it cannot be reached, the active side is done all the same, and what is left goes with the next
+    prepare(). Idempotent. Raises DeployRefused if `active` does not accept writes, and DatabaseError.
     """
     with alone(active):
         if links.installed(active) and not fence.read(active).writable:
@@ -82,14 +87,24 @@ def finalize(active: Side, idle: Side, *, say: Say) -> None:
                 f"The {active.colour} database does not accept writes, so it is not the active one. "
                 "Run `manage.py bluegreen recover` first."
             )
-        say(links.clear(active, idle) or "nothing was linked")
+        failure: DatabaseError | None = None
+        try:
+            say(links.clear(active, idle) or "nothing was linked")
+            links.forget(idle, "default", "lossless")
+        except DatabaseError as error:
+            failure = error
         for name in links.notes(active, "default"):
             schema, table, column = json.loads(name)
             form = sql.SQL(statements.DROP_DEFAULT)
-            retried(active, form.format(sql.Identifier(schema, table), sql.Identifier(column)))
-        for side in (active, idle):
-            links.forget(side, "default", "lossless")
+            try:
+                retried(active, form.format(sql.Identifier(schema, table), sql.Identifier(column)))
+            except DatabaseError as error:
+                if error.code not in GONE:
+                    raise
+        links.forget(active, "default", "lossless")
         fence.unguard_tables(active)
+        if failure:
+            raise failure
 
 
 def loosen(idle: Side, cures: Iterable[sql.Composable]) -> None:

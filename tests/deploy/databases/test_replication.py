@@ -5,7 +5,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from threading import Event, Thread
 from typing import Any
@@ -74,6 +74,16 @@ def migrating(side: Side, text: str, during: Callable[[], object] = lambda: None
         side.run(text)
 
     return migrate
+
+
+@pytest.fixture(autouse=True)
+def unlinked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Drops the links after each test: a server has a limited number of slots and workers."""
+    used = {"sides", "two_databases"} & set(request.fixturenames)
+    pairs = [request.getfixturevalue(name) for name in used]
+    yield
+    for blue, green in pairs:
+        links.clear(blue, green)
 
 
 def visitor(side: Side) -> Side:
@@ -212,6 +222,13 @@ def test_both_databases_may_be_in_one_server(two_databases: Sides, options: Opti
     green.run("insert into shop_order (title, priority) values ('back', 7)")
     eventually(lambda: both(blue, green, "select id, title from shop_order order by id"))
     assert green.value("select count(*) from shop_order") == 1002
+    shown: list[str] = []
+    finalize(Rehearsal(blue, shown.append), Rehearsal(green, shown.append), say=ignored)
+    assert sum("drop_replication_slot" in each for each in shown) == 2 and len(leftovers(blue, green)) == 6
+    away = Side("green", green.url.replace(str(port(green)), "1"))
+    with pytest.raises(DatabaseError, match="Cannot connect to the green database"):
+        finalize(blue, away, say=ignored)
+    assert leftovers(blue) == [] and fence.unguarded(blue)
     finalize(blue, green, say=ignored)
     assert leftovers(blue, green) == []
 
@@ -232,7 +249,10 @@ def test_no_superuser_is_needed_and_grants_and_extensions_come_along(
     blue.run(SCHEMA)
     blue.run(f"create extension pg_trgm; grant select on shop_order to {app}")
     blue.run("create index on shop_order using gin (title gin_trgm_ops)")
-    blue.run("create table always (id int generated always as identity primary key); insert into always default values")
+    blue.run(
+        "create table always (id int generated always as identity primary key,"
+        " twice int generated always as (id * 2) stored); insert into always default values"
+    )
     assert requirements(blue, sides=2) == requirements(green, sides=2) == []
     for release in ("1", "2"):  # the second finds the tables and the extension of the first
         prepare(blue, green, migrate=nothing, say=ignored, release=release, options=options)
@@ -298,6 +318,7 @@ def again(blue: Side, green: Side, options: Options) -> Link | None:
         return None
 
 
+@pytest.mark.slow
 def test_a_preparation_killed_after_any_step_can_be_repeated(sides: Sides, options: Options) -> None:
     blue, green = sides
     blue.run(SCHEMA)
@@ -418,7 +439,7 @@ def test_a_lost_slot_is_told_and_cured_by_preparing_again(options: Options) -> N
         links.enable(green, slot, True)
         with pytest.raises(DatabaseError, match="is lost: more WAL than max_slot_wal_keep_size"):
             copying.caught_up(blue, green, slot, say=ignored, patience=PATIENCE)
-        prepare(blue, green, migrate=nothing, say=ignored, release="again", options=options)
+        prepare(blue, green, migrate=nothing, say=ignored, options=limited)
         assert both(blue, green, "select * from shop_order order by id")
         assert status(blue, green).faults == ()
         blue.close()
