@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
-from bench import frozen, image, ledger, middleware, probes, scrape, telemetry, workers
+from bench import bluegreen, frozen, image, ledger, middleware, probes, scrape, telemetry, workers
 from bench.measure import PEERS, Options, installed, say
 
 PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
@@ -19,6 +20,7 @@ PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
     "health": (probes.run, "Cost of /health/"),
     "frozen": (frozen.run, "Probes while PostgreSQL is frozen"),
     "ledger": (ledger.run, "The ledger's pages with a million deployments"),
+    "bluegreen": (bluegreen.run, "Blue-green with a database per colour: the gap between two writes"),
     "image": (image.run, "Image size and start time"),
 }
 
@@ -43,12 +45,23 @@ def main() -> int:
     parser.add_argument(
         "--patience", type=float, default=15, metavar="SECONDS", help="how long to wait for a frozen peer's answer (15)"
     )
+    parser.add_argument(
+        "--versions",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help="bluegreen: folders of the programs of other versions of PostgreSQL (16 and later), paired with each "
+        "other and with the one that the tests use",
+    )
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.names if name not in PARTS]:
         parser.error(f"unknown part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     if not 1 <= chosen.patience <= 600:
         parser.error(f"--patience {chosen.patience:g}: expected 1 to 600 seconds")
-    options = Options(quick=chosen.quick, patience=chosen.patience)
+    if missing := [folder for folder in chosen.versions if not (folder / "postgres").exists()]:
+        parser.error(f"--versions {missing[0]}: expected a folder with postgres and initdb")
+    options = Options(quick=chosen.quick, patience=chosen.patience, programs=tuple(chosen.versions))
     print(about(options), flush=True)
     failed = False
     for name in chosen.names or [name for name in PARTS if name != "image" or image.possible()]:

@@ -28,10 +28,14 @@ PEERS = ("django-prometheus", "django-health-check", "django-watchman", "dockerf
 
 @dataclass(frozen=True)
 class Options:
-    """How much to do: `quick` shows that all works, and its figures are rough; `patience` is in seconds."""
+    """How much to do: `quick` shows that all works, and its figures are rough; `patience` is in seconds.
+
+    `programs` are the folders of other versions of PostgreSQL.
+    """
 
     quick: bool = False
     patience: float = 15.0
+    programs: tuple[Path, ...] = ()
 
     def times(self, full: int, quick: int) -> int:
         return quick if self.quick else full

@@ -1,12 +1,27 @@
 """Two databases of the same tables that replicate to each other, for tests that need no migration."""
 
+import json
 import secrets
+import signal
+import subprocess
+import sys
 
 from psycopg2 import sql
 
 from deploy.databases import fence
 from deploy.databases.side import Side
-from tests.support.servers import eventually
+from tests.support.servers import PATIENCE, ROOT, eventually
+
+PROGRAM = """
+import json, os, signal, sys
+from deploy.databases import switch as module
+from deploy.databases.side import Side
+*names, last, limits = sys.argv[1:]
+for name, seconds in json.loads(limits).items():
+    setattr(module, name, seconds)
+end = lambda name: name == last and os.kill(os.getpid(), signal.SIGKILL)
+module.switch(Side(*names[:2]), Side(*names[2:]), deadline=200, lag=10, on_step=end)
+"""
 
 
 def link(blue: Side, green: Side, *, guarded: bool = True) -> None:
@@ -44,6 +59,13 @@ def unlink(*sides: Side) -> None:
         slots = "select slot_name from pg_replication_slots where database = current_database()"
         for (name,) in side.run(slots):
             eventually(lambda: side.run("select pg_drop_replication_slot(%s)", [name]) or True)
+
+
+def killed(source: Side, target: Side, step: str, **limits: float) -> None:
+    """Begins a switch in a process of its own and kills that after `step`. `limits` are those of the switch's module."""
+    words = [source.colour, source.url, target.colour, target.url, step, json.dumps(limits)]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, timeout=PATIENCE, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
 def database(side: Side) -> int:

@@ -3,18 +3,22 @@
 A writer does as the app's backend: it enters each transaction, and moves to the other colour if it is fenced.
 """
 
+import json
+import subprocess
+import sys
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from deploy.databases import fence, heartbeat
 from deploy.databases.errors import DatabaseError, TimedOut, Unreachable
 from deploy.databases.side import Side
+from tests.support.servers import PATIENCE, ROOT
 
 TABLES = """
 create table entry (id bigserial primary key, key uuid not null unique, writer int not null);
@@ -46,7 +50,6 @@ class Tally:
     equal: bool
     failed: list[str]
     both_writable: int
-    gaps: list[float]
 
 
 class Writers:
@@ -75,7 +78,7 @@ class Writers:
 
     def wait_for(self, count: int) -> None:
         """Waits until so many writes more were acknowledged."""
-        goal, until = len(self.acknowledged) + count, time.monotonic() + 200
+        goal, until = len(self.acknowledged) + count, time.monotonic() + PATIENCE
         while len(self.acknowledged) < goal:
             assert time.monotonic() < until and not self.failed, self.failed or "writers make no progress"
             time.sleep(0.005)
@@ -109,9 +112,10 @@ class Writers:
         except (TimedOut, Unreachable):
             return False
         except DatabaseError as error:
-            side.close()
             if error.code != "BG001":
                 raise
+            with suppress(DatabaseError):
+                side.run("rollback", timeout=self.answer)  # and the connection stays open, for the way back
             return False
         return True
 
@@ -131,11 +135,10 @@ class Writers:
     def tally(self, blue: Side, green: Side) -> Tally:
         """Compares what was acknowledged with what is there, once the writers have stopped and all has arrived."""
         writes, follows = (blue, green) if fence.read(blue).writable else (green, blue)
-        arrived = heartbeat.arrives(follows, writes.colour, heartbeat.beat(writes), 200, answer=200)
+        arrived = heartbeat.arrives(follows, writes.colour, heartbeat.beat(writes), PATIENCE, answer=PATIENCE)
         found = [side.run("select id, key::text, writer from entry order by id") for side in (blue, green)]
         totals = [side.run("select writer, n from total order by writer") for side in (blue, green)]
         keys = Counter(key for _, key, _ in found[0])
-        acknowledged = sorted(each.at for each in self.acknowledged)
         return Tally(
             written=len(self.acknowledged),
             lost=sum(not keys[each.key] for each in self.acknowledged),
@@ -143,8 +146,24 @@ class Writers:
             equal=arrived and found[0] == found[1] and totals[0] == totals[1],
             failed=self.failed,
             both_writable=self.both,
-            gaps=[later - sooner for sooner, later in zip(acknowledged, acknowledged[1:])],
         )
+
+
+class Elsewhere:
+    """The same Writers in a process of its own, so that they do not compete with what switches for one interpreter."""
+
+    def __init__(self, blue: Side, green: Side, count: int, rate: float) -> None:
+        words = [sys.executable, "-m", "tests.support.writers", blue.url, green.url, str(count), str(rate)]
+        self.process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout and self.process.stdout.readline() == "started\n"
+
+    def stop(self, blue: Side, green: Side) -> tuple[Tally, list[float]]:
+        """Ends them. Returns what became of the writes, and when each was acknowledged."""
+        found = json.loads(self.process.communicate(timeout=PATIENCE)[0])
+        writers = Writers(blue, green)
+        writers.acknowledged = [Acknowledged(*each) for each in found["acknowledged"]]
+        writers.failed, writers.both = found["failed"], found["both"]
+        return writers.tally(blue, green), sorted(each.at for each in writers.acknowledged)
 
 
 @contextmanager
@@ -160,3 +179,18 @@ def writing(blue: Side, green: Side, **options: Any) -> Iterator[Writers]:
     assert not writers.failed, writers.failed
     tally = writers.tally(blue, green)
     assert (tally.lost, tally.doubled, tally.equal, tally.both_writable) == (0, 0, True, 0), tally
+
+
+def main() -> None:
+    blue, green, count, rate = sys.argv[1:]
+    writers = Writers(Side("blue", blue), Side("green", green), int(count), float(rate))
+    writers.start()
+    print("started", flush=True)
+    sys.stdin.read()  # until whoever started it closes it, or ends
+    writers.stop()
+    found = [astuple(each) for each in writers.acknowledged]
+    print(json.dumps({"acknowledged": found, "failed": writers.failed, "both": writers.both}))
+
+
+if __name__ == "__main__":
+    main()

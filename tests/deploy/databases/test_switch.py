@@ -1,8 +1,5 @@
 """The switch and its way back, with real writers, and with faults at each of its steps."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +17,8 @@ from deploy.databases.recover import Recovered, recover
 from deploy.databases.side import Session, Side
 from deploy.databases.switch import Switched, switch
 from deploy.errors import DeployRefused
-from tests.support.bluegreen import link, unlink
-from tests.support.servers import PATIENCE, ROOT, Postgres, eventually
+from tests.support.bluegreen import killed, link, unlink
+from tests.support.servers import PATIENCE, Postgres, eventually
 from tests.support.writers import TABLES, writing
 
 Pair = tuple[Side, Side]
@@ -29,6 +26,7 @@ STEPS = ["checked", "level", "claimed source", "claimed target", "locked", "fenc
 STEPS += ["returned"]
 # A try that a slow machine can keep. The limits themselves are measured by bench/bluegreen.py.
 SLOW: dict[str, Any] = {"deadline": PATIENCE, "lag": 10.0}
+LIMITS = {"DRAIN": 3.0, "ANSWER": 3.0, "ARRIVAL": 5.0, "COMMIT": 30.0, "ABANDONED": 20.0}
 MORE = """
 create table thing (id serial primary key, name text);
 create sequence never;
@@ -39,7 +37,7 @@ create sequence small as smallint
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time for a machine that does something else as well."""
-    for name, seconds in {"DRAIN": 3.0, "ANSWER": 3.0, "ARRIVAL": 5.0, "COMMIT": 30.0, "ABANDONED": 20.0}.items():
+    for name, seconds in LIMITS.items():
         monkeypatch.setattr(module, name, seconds)
 
 
@@ -268,23 +266,6 @@ def test_ddl_waits_for_the_switch_and_is_refused_then(pair: Pair) -> None:
 
 # --- Faults -----------------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-import os, signal, sys
-from deploy.databases import switch as module
-from deploy.databases.side import Side
-module.DRAIN, module.ANSWER, module.ARRIVAL, module.COMMIT, module.ABANDONED = 3, 3, 5, 30, 20
-source, target, last = (Side(*sys.argv[1:3]), Side(*sys.argv[3:5]), sys.argv[5])
-end = lambda name: name == last and os.kill(os.getpid(), signal.SIGKILL)
-module.switch(source, target, deadline=200, lag=10, on_step=end)
-"""
-
-
-def killed(source: Side, target: Side, step: str) -> None:
-    """A command of its own that is killed with SIGKILL after `step`."""
-    words = [source.colour, source.url, target.colour, target.url, step]
-    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, timeout=PATIENCE, capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-
 
 @pytest.mark.slow
 def test_a_command_killed_after_any_step_loses_nothing(pair: Pair, full: bool) -> None:
@@ -296,7 +277,7 @@ def test_a_command_killed_after_any_step_loses_nothing(pair: Pair, full: bool) -
             if writable(blue, green) != source.colour:
                 switch(target, source, **SLOW)
             writers.wait_for(2)
-            killed(source, target, step)
+            killed(source, target, step, **LIMITS)
             gone_on = step in ("committed", "left", "returned")
             started = time.monotonic()
             done = recover(blue, green)
