@@ -23,6 +23,7 @@ CODES: dict[str, Verdict] = {
     "type-stricter": "allow",
     "type-rounds": "refuse",
     "type-changed": "refuse",
+    "collation-changed": "allow",
     "null-allowed": "allow",
     "null-refused": "allow",
     # Tables

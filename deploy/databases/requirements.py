@@ -10,6 +10,7 @@ from deploy.databases.schemas import OLDEST
 from deploy.databases.side import Side
 
 SLOTS = 3  # of each side: one that stays, and two while tables are copied
+ORIGINS = "max_active_replication_origins"  # before 18, max_replication_slots bounded these too
 WORKERS = 3  # apply, and two that copy
 
 
@@ -23,7 +24,7 @@ def requirements(side: Side, *, installed: Collection[str] = (), sides: int = 1)
 
 def server(side: Side, sides: int) -> Iterator[Finding]:
     """The server's version and settings, and how much of them is free."""
-    ((version, wal_level, kept, slots, walsenders, workers, processes),) = side.run(statements.SETTINGS)
+    ((version, wal_level, kept, slots, origins, walsenders, workers, processes),) = side.run(statements.SETTINGS)
     name = f"The {side.colour} server"
     if version < OLDEST:
         yield finding(
@@ -39,6 +40,7 @@ def server(side: Side, sides: int) -> Iterator[Finding]:
         )
     for code, setting, free, wanted in (
         ("slots", "max_replication_slots", slots, SLOTS * sides),
+        ("slots", ORIGINS if version >= 180000 else "max_replication_slots (for origins)", origins, SLOTS * sides),
         ("walsenders", "max_wal_senders", walsenders, SLOTS * sides),
         ("workers", "max_logical_replication_workers", workers, WORKERS * sides),
         ("workers", "max_worker_processes", processes, WORKERS * sides),

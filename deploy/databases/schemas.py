@@ -303,21 +303,25 @@ def column(owner: Table, before: Column, after: Column, sources: Catalog, target
         )
     if kind in ("looser", "stricter"):
         side, wanted = ("source", targets) if kind == "looser" else ("target", sources)
-        labels = wanted.types.get(after.type)
-        if labels and labels.labels:
-            own = (sources if side == "source" else targets).types[after.type].labels
-            statements = tuple(
-                sql.SQL("ALTER TYPE {} ADD VALUE {}").format(
-                    sql.Identifier(*after.type.replace('"', "").split(".")), sql.Literal(each)
-                )
-                for each in labels.labels
-                if each not in own
-            )
+        enum = after.type.removesuffix("[]")  # quoted where it has to be
+        labels = wanted.types[enum].labels if enum in wanted.types else ()
+        if labels:
+            own = (sources if side == "source" else targets).types[enum].labels
+            add = sql.SQL(f"ALTER TYPE {enum} ADD VALUE {{}}")
+            statements = tuple(add.format(sql.Literal(each)) for each in labels if each not in own)
         else:
             text = after.type if kind == "looser" else before.type
             statements = (alter_column(owner, after.name, f"TYPE {text}"),)
         yield misfit(
             f"type-{kind}", f"{before.type} became {after.type}", side, statements, table=owner.label, column=name
+        )
+    if before.collation != after.collation:
+        yield finding(
+            "collation-changed",
+            f"Collation {before.collation or 'of the database'} became {after.collation or 'that of the database'}: "
+            "values may be equal on one side alone, where they then stop at a unique index.",
+            table=owner.label,
+            column=name,
         )
     if before.not_null != after.not_null:
         side = "source" if before.not_null else "target"
@@ -457,6 +461,8 @@ def triggers(source: Table, target: Table) -> Iterator[Finding]:
 def partitions(source: Catalog, target: Catalog) -> Iterator[Finding]:
     """Tables that are partitioned otherwise, unless they are published as the whole that they are."""
     for key in sorted(source.tables.keys() & target.tables.keys()):
+        if not source.tables[key].partitioned and not target.tables[key].partitioned:
+            continue
         ways = [side.published.get(key, ()) for side in (source, target)]
         whole = all(each and all(way.via_root for way in each) for each in ways)
         if leaves(source, key) != leaves(target, key) and not whole:

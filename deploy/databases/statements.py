@@ -418,6 +418,8 @@ SETTINGS = """
 select current_setting('server_version_num')::int, current_setting('wal_level'),
   current_setting('max_slot_wal_keep_size'),
   current_setting('max_replication_slots')::int - (select count(*) from pg_replication_slots),
+  coalesce(current_setting('max_active_replication_origins', true), current_setting('max_replication_slots'))::int
+    - (select count(*) from pg_replication_origin),
   current_setting('max_wal_senders')::int - (select count(*) from pg_stat_replication),
   current_setting('max_logical_replication_workers')::int
     - (select count(*) from pg_stat_activity where backend_type like 'logical replication%worker'),

@@ -23,7 +23,7 @@ TABLE = "create table t (id int primary key, a varchar(5));"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
-    with Postgres(OPTIONS) as it:
+    with Postgres(OPTIONS | {"max_slot_wal_keep_size": "16MB"}) as it:
         yield it
 
 
@@ -180,11 +180,19 @@ def test_clocks_must_agree(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     assert state(pair) == []
 
 
-def test_a_slot_that_has_lost_its_log_is_refused(server: Postgres) -> None:
-    side = Side("blue", server.url)
-    found = list(preflight.slot_state(side, "bg_x", ("lost", "")))
-    found += preflight.slot_state(side, "bg_x", ("extended", "12 MB"))
-    assert [each.code for each in found] == ["slot-lost", "slot-lost"] and "12 MB before it is lost" in found[1].reason
+def test_a_slot_that_has_lost_its_log_is_refused(pair: Pair) -> None:
+    """As when the other side was away for longer than max_slot_wal_keep_size allows."""
+    name = pair.slot(pair.source)
+    pair.target.run(f"alter subscription {name} disable")
+    for _ in range(4):
+        pair.source.run("insert into mark select coalesce(max(id), 0) + 2 from mark; select pg_switch_wal()")
+    assert "slot-lost" in codes(pair)  # "unreserved" until a checkpoint removes the log
+    pair.source.run("checkpoint")
+    (lost,) = (each for each in state(pair) if each.code == "slot-lost")
+    assert f"{name} of the blue database is lost; expected: reserved" in lost.reason
+    assert lost.cure == "Prepare again."
+    found = list(preflight.slot_state(pair.source, "bg_x", ("extended", "12 MB")))
+    assert [each.code for each in found] == ["slot-lost"] and "12 MB before it is lost" in found[0].reason
 
 
 def test_versions_before_16_are_refused(server: Postgres) -> None:
@@ -227,8 +235,8 @@ def test_a_server_with_too_little_left_is_refused(server: Postgres, monkeypatch:
     side = Side("green", server.url)
     found = requirements(side)
     side.close()
-    assert [each.code for each in found] == ["slots", "walsenders", "workers", "workers"]
-    assert "has 40 of max_wal_senders left; 100 are needed" in found[1].reason
+    assert [each.code for each in found] == ["slots", "slots", "walsenders", "workers", "workers"]
+    assert "has 40 of max_wal_senders left; 100 are needed" in found[2].reason
 
 
 def test_a_server_without_logical_replication_is_refused() -> None:
