@@ -194,6 +194,7 @@ PERMISSIONS_POLICY: dict[str, list[str]] = {
 
 # With a database per colour, the URL of each, by colour (deploy/databases); otherwise empty.
 DATABASE_URLS = services.colours()
+PG_DUMP = env.text("PG_DUMP")  # the pg_dump with which the schema is copied; by default one that is installed
 
 # health/: the checks; all times are in seconds. A check that was healthy may go without an answer for HEALTH_DOWN_AFTER
 # before it counts as down: one late answer on a busy machine is not an outage.

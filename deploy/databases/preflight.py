@@ -13,6 +13,7 @@ from deploy.databases import schemas, statements
 from deploy.databases.catalogs import Catalog, Notes, Table, label, read
 from deploy.databases.findings import Finding, finding
 from deploy.databases.pgoutput import Written
+from deploy.databases.requirements import extensions_missing, role, server
 from deploy.databases.side import Side
 
 LONG = 5.0  # seconds that a transaction may be open
@@ -53,6 +54,34 @@ def compare(
         *filled(target, ours, theirs, seeded),
         *migrated(written, seeded),
     ]
+
+
+def before(source: Side, target: Side) -> list[Finding]:
+    """What is refused, or should be known, before anything is copied: by the servers, and by what the source has.
+
+    Raises DatabaseError.
+    """
+    sides = 2 if source.value(statements.SERVER_ID) == target.value(statements.SERVER_ID) else 1
+    servers = [each for side in (source, target) for each in server(side, sides)]
+    if any(each.code == "server-version" for each in servers):  # what follows asks for what older ones do not have
+        return servers
+    ours = read(source)
+    found = [
+        *servers,
+        *role(source),
+        *role(target),
+        *extensions_missing(target, ours.extensions),
+        *schemas.databases(ours, read(target)),
+        # Compared with itself, a schema shows what replication cannot carry; twice, of which the first is meant.
+        *(each for each in schemas.compare(ours, ours) if each.table or each.column),
+        *(each for side in (source, target) for each in transactions(side) if each.code == "prepared-transaction"),
+        *clocks(source, target),
+    ]
+    once: dict[tuple[str, ...], Finding] = {}
+    for each in found:
+        where = (each.table, each.column) if each.table else (each.reason,)
+        once.setdefault((each.code, *where), each)
+    return list(once.values())
 
 
 def orphans(target: Side, ours: Catalog, theirs: Catalog) -> Iterator[Finding]:

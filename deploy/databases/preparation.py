@@ -35,8 +35,8 @@ class Options:
 
     `source_url` and `target_url` are the addresses by which the two servers reach each other, if those are not the
     ones by which this process does. `wal_limit` is how much WAL a slot may keep, set on servers that have no limit;
-    empty to leave them without. `empty` allows a target that was never prepared to be emptied. `patience` is in seconds
-    and bounds each wait in which nothing moves.
+    empty to leave them without. `empty` allows a target that was never prepared to be emptied. `again` makes links that
+    are ready anew. `patience` is in seconds and bounds each wait in which nothing moves.
     """
 
     source_url: str = ""
@@ -44,6 +44,7 @@ class Options:
     pg_dump: str = ""
     wal_limit: str = "10GB"
     empty: bool = False
+    again: bool = False
     patience: float = 300.0
 
 

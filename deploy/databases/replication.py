@@ -47,7 +47,7 @@ def prepare(
     """
     with alone(source):
         old = links.noted(source)
-        same = old and old == Link(old.id, source.colour, target.colour, release, ready=True)
+        same = old and not options.again and old == Link(old.id, source.colour, target.colour, release, ready=True)
         if old and same and links.intact(source, target, old):
             say(f"{target.colour} is already prepared for {release or 'this release'}; nothing to do")
             return old
@@ -131,7 +131,5 @@ def alone(side: Side) -> Iterator[None]:
     """Holds a lock in `side`, so that one command at a time prepares or finalizes. Raises LockHeld."""
     with side.session() as session:
         if not isinstance(side, Rehearsal) and not session.value(statements.ALONE):
-            raise LockHeld(
-                f"Another command prepares or finalizes the {side.colour} database; wait until it has ended."
-            )
+            raise LockHeld(f"Another command is at work on the {side.colour} database; wait until it has ended.")
         yield

@@ -428,6 +428,8 @@ select current_setting('server_version_num')::int, current_setting('wal_level'),
         'client backend', 'walsender', 'autovacuum worker', 'autovacuum launcher', 'background writer', 'checkpointer',
         'walwriter', 'walsummarizer', 'archiver', 'startup', 'io worker', 'slotsync worker', 'walreceiver'))
 """
+# Two databases with the same answer are in one server.
+SERVER_ID = "select concat(pg_postmaster_start_time(), ' ', inet_server_port())"
 ROLE = """
 select r.rolname, r.rolsuper, r.rolreplication, has_database_privilege(current_database(), 'CREATE'),
   r.rolsuper or pg_has_role(current_user, 'pg_create_subscription', 'USAGE')

@@ -15,6 +15,7 @@ from psycopg2 import sql
 from deploy.databases import fence, heartbeat, sequences, statements
 from deploy.databases.errors import DatabaseError, TimedOut, Unreachable
 from deploy.databases.recover import recover
+from deploy.databases.rehearsal import Rehearsal
 from deploy.databases.side import Session, Side
 from deploy.errors import DeployRefused
 
@@ -57,15 +58,33 @@ def switch(
     say: Callable[[str], None] = lambda text: None,
     deadline: float = 30.0,
     lag: float = LAG,
+    lossy: bool = False,
     on_step: Callable[[str], None] = lambda name: None,
 ) -> Switched:
     """Moves the writes from source to target. Tries for `deadline` seconds to find a moment that allows it.
 
-    A heartbeat may take `lag` seconds. `on_step` is called with the name of each step that was done.
+    A heartbeat may take `lag` seconds. With `lossy` the target takes over without what has not arrived. `on_step` is
+    called with the name of each step that was done.
     Raises DeployRefused if nothing was changed, InDoubt if nobody can write until recover() was run, and another
     DatabaseError if the writes have stayed with the source, or returned to it.
     """
-    return _Switch(source, target, say, lag, on_step).run(time.monotonic() + deadline)
+    return _Switch(source, target, say, lag, on_step, lossy).run(time.monotonic() + deadline)
+
+
+def plan(source: Rehearsal, target: Rehearsal) -> None:
+    """Has the two show what switch() would send, in order. Raises DatabaseError."""
+    run = _Switch(source, target)
+    states = fence.read(source), fence.read(target)
+    attempt = max(state.attempt for state in states) + 1
+    ours, theirs = sequences.read(source), sequences.read(target)
+    sequences.advance(source, target, MARGIN)
+    source.run(statements.CLAIM_SOURCE, [attempt, states[0].attempt])
+    target.run(statements.CLAIM_TARGET, [attempt, states[1].attempt])
+    target.run(statements.SET_DEADLINE, [COMMIT, attempt])
+    source.show(f"-- on {source.colour}\nset lock_timeout = '{DRAIN * 1000:.0f}ms'; {statements.TAKE_LOCK};")
+    source.run(run._fencing(attempt, None, heartbeat.new_marker(), ours))
+    run._commit(attempt, sequences.moves(ours, theirs, 0, unused=True))
+    source.run(statements.LEAVE, [attempt])
 
 
 class _NotNow(Exception):
@@ -76,9 +95,16 @@ class _Switch:
     """One attempt, under one number."""
 
     def __init__(
-        self, source: Side, target: Side, say: Callable[[str], None], lag: float, on_step: Callable[[str], None]
+        self,
+        source: Side,
+        target: Side,
+        say: Callable[[str], None] = lambda text: None,
+        lag: float = LAG,
+        on_step: Callable[[str], None] = lambda name: None,
+        lossy: bool = False,
     ) -> None:
         self.source, self.target, self.say, self.lag, self.on_step = source, target, say, lag, on_step
+        self.lossy = lossy
         self.attempt = 0  # 0 until the source was claimed
         self.tries = 0
         self.began = 0.0  # when writers had to wait
@@ -102,7 +128,7 @@ class _Switch:
                 raise
         held = time.monotonic() - self.began
         self.on_step("left")
-        lossless = self._returned()
+        lossless = not self.lossy and self._returned()
         self.on_step("returned")
         return Switched(self.attempt, held, self.tries, lossless)
 
@@ -143,7 +169,7 @@ class _Switch:
         """Brings the target's sequences up, and sees that it follows closely. Raises _NotNow."""
         try:
             sequences.advance(self.source, self.target, MARGIN)
-            for _ in range(HEARTBEATS):
+            for _ in range(0 if self.lossy else HEARTBEATS):
                 if (took := heartbeat.lag(self.source, self.target, ARRIVAL)) is None or took > self.lag:
                     shown = f"more than {ARRIVAL:g} s" if took is None else f"{took * 1000:.0f} ms"
                     raise _NotNow(
@@ -191,7 +217,8 @@ class _Switch:
             self.on_step("fenced")
             if found != version:
                 self._unfence(lock, f"A table of the {self.source.colour} database was changed at this moment.")
-            self._await(lock, marker)
+            if not self.lossy:
+                self._await(lock, marker)
             self.on_step("arrived")
             ours = sequences.updated(ours, values or [])
             if not self._commit(self.attempt, sequences.moves(ours, theirs, 0, unused=True)):

@@ -486,7 +486,7 @@ def test_the_stack_passes_on_every_variable_that_makes_sense_in_it() -> None:
         "HEALTH_DRAIN_FILE",
         "STATIC_SHARED",
     }
-    of_commands = {"HOST", "PORT", "PYTHON", "TEST_PROCESSES", "LEDGER_URL", "LEDGER_TOKEN"}
+    of_commands = {"HOST", "PG_DUMP", "PORT", "PYTHON", "TEST_PROCESSES", "LEDGER_URL", "LEDGER_TOKEN"}
     assert documented - set(passed) == of_the_image | of_the_stack | of_commands
 
 
