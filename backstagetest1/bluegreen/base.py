@@ -32,10 +32,14 @@ from deploy.databases import statements
 
 logger = logging.getLogger(__name__)
 
-LOOK = 2.0  # seconds for a look at a fence, connecting included; a frozen server must not hold whoever could leave it
+LOOK = 3.0  # seconds for a look at a fence, connecting included; a frozen server must not hold whoever could leave it
 PAUSE = 0.01  # seconds between two attempts while no colour takes writes
 RETRY = 10.0  # seconds between two attempts to keep a connection to a colour that could not be reached
 
+# Read-only is what the health check of one database asks for (backstagetest1/postgresql).
+GUARDED = "select current_setting('transaction_read_only'), last_value, null from bg.fence"
+TRIAL = f"select current_setting('transaction_read_only'), last_value, ({statements.PREPARED}) from bg.fence"
+BARE = "select current_setting('transaction_read_only'), to_regclass('bg.fence') is not null, null"
 NO_FENCE = (errors.UndefinedTable, errors.InvalidSchemaName)
 # It has to come before the snapshot that any other statement takes, so before entering.
 FIRST = re.compile(r"\s*set\s+transaction\b", re.IGNORECASE)
@@ -177,25 +181,33 @@ class DatabaseWrapper(Base):  # type: ignore[misc]
         """
         if self.connection is None:
             return False
-        fences = f"({statements.READ_FENCE}), ({statements.PREPARED})"
-        fence = fences if self.guarded else "to_regclass('bg.fence') is not null, null"
+        look = BARE if not self.guarded else TRIAL if self.own else GUARDED
         try:
             with within(LOOK), self.connection.cursor() as cursor:
-                cursor.execute(f"select current_setting('transaction_read_only'), {fence}")
-                read_only, value, prepared = cursor.fetchone()
-        except psycopg2.Error:
-            return False  # also if the fence has gone: connecting chooses anew
+                cursor.execute(look)
+                read_only, fence, prepared = cursor.fetchone()
+        except psycopg2.Error:  # also if the fence has gone: connecting chooses anew
+            return self.guarded and self._leave()
         if read_only != "off":
             return False
         if not self.guarded:
-            return not value  # it has been prepared: connecting reads the fence
+            return not fence  # it has been prepared: connecting reads the fence
         if not self.autocommit:
             return True
         if self.own and prepared == self.own:
             if self.colour != self.own and self._other_takes_writes() is not None:
                 self._move()
-        elif value != 1 and self._other_takes_writes():
+        elif fence != 1 and self._other_takes_writes():
             self._move()
+        return True
+
+    def _leave(self) -> bool:
+        """Moves away from a database that does not answer, if the other colour takes writes. Returns whether it did."""
+        known_down = self.standby is None and time.monotonic() < _retry_at.get((self.alias, self.other), 0)
+        if not self.autocommit or known_down or not self._other_takes_writes():
+            return False
+        self.connection.close()
+        self._move()
         return True
 
     def keep_standby(self) -> None:

@@ -1,5 +1,6 @@
 """The app's backend for a database per colour: writes move to the colour that takes them, none lost, none doubled."""
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -16,13 +17,14 @@ from psycopg2.extensions import ISOLATION_LEVEL_REPEATABLE_READ
 from pytest_django import DjangoDbBlocker
 
 from backstagetest1.bluegreen import base
+from backstagetest1.errors import database_is_unavailable
 from deploy.databases import links, statements
 from deploy.databases.side import APPLICATION, Side
 from health import checks, databases, runner
 from health.reasons import Reason, Unhealthy
 from settings.services import postgresql
 from tests.deploy.databases.fences import flip, prepare
-from tests.support.servers import PATIENCE, eventually, free_port
+from tests.support.servers import PATIENCE, Postgres, eventually, free_port, frozen
 
 ALIAS = "colours"
 ROWS = "select string_agg(n::text, ',' order by n) from t"
@@ -329,8 +331,9 @@ def test_a_write_waits_while_no_colour_takes_any_and_goes_where_it_may(colours: 
 def test_after_the_limit_the_error_says_what_is_wrong_and_nothing_was_written(colours: Colours) -> None:
     with connected(colours, HOLD_LIMIT=0.2) as app:
         flip(colours.blue, False)
-        with pytest.raises(OperationalError, match="Neither colour's database took writes for 0.2 s"):
+        with pytest.raises(OperationalError, match="Neither colour's database took writes for 0.2 s") as caught:
             insert(app, 1)
+        assert database_is_unavailable(caught.value), "answered with 503 and Retry-After"
         with pytest.raises(base.Fenced), transaction.atomic(using=ALIAS):
             insert(app, 2)
         flip(colours.blue, True)
@@ -453,6 +456,56 @@ def test_reads_go_on_if_the_colour_that_takes_writes_is_down_at_the_start(colour
         assert cursor.fetchone() == (1,)
         with pytest.raises(base.Fenced):
             cursor.execute("insert into t values (1)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["frozen", "stopped"])
+def test_a_colour_that_was_left_and_does_not_answer_holds_nobody(
+    clusters: tuple[Postgres, Postgres], sides: tuple[Side, Side], how: str
+) -> None:
+    colours = Colours(*sides)
+    with connected(colours) as app:
+        insert(app, 1)
+        base.keep_standbys()
+        colours.to_green()
+        with frozen(clusters[0]) if how == "frozen" else stopped(clusters[0], colours.blue):
+            request_begins(app)
+            started = time.monotonic()
+            with app.cursor() as cursor:
+                cursor.execute("select 1")
+            assert app.colour == "green" and time.monotonic() - started < 60, "a frozen server would never answer"
+            insert(app, 2)
+            request_begins(app)
+            base.keep_standbys()
+            assert not app.standby
+            insert(app, 3)
+    assert colours.rows() == ("1", "2,3")
+
+
+@pytest.mark.slow
+def test_a_transaction_that_has_not_written_yet_moves_if_the_standby_was_cut(
+    clusters: tuple[Postgres, Postgres], sides: tuple[Side, Side]
+) -> None:
+    colours = Colours(*sides)
+    with connected(colours) as app:
+        insert(app, 1)
+        base.keep_standbys()
+        with stopped(clusters[1], colours.green):
+            pass
+        colours.to_green()
+        atomically(2)
+    assert colours.rows() == ("1", "2")
+
+
+@contextmanager
+def stopped(server: Postgres, side: Side) -> Iterator[None]:
+    """`server` stopped for as long as the block lasts. It cuts all connections."""
+    server.stop()
+    side.close()
+    try:
+        yield
+    finally:
+        server.start()
 
 
 @pytest.fixture
