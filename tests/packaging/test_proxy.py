@@ -53,6 +53,14 @@ def test_a_trace_goes_on_only_from_a_trusted_proxy(peer: str, believed: bool) ->
     assert ("HTTP_TRACEPARENT" in request.META) is believed
 
 
+def test_nginx_passes_on_a_trace_of_its_load_balancers_and_of_nobody_else() -> None:
+    text = (ROOT / "nginx.conf").read_text()
+    for header, variable in (("traceparent", "trace_parent"), ("tracestate", "trace_state")):
+        assert f"proxy_set_header {header} ${variable};" in text
+        (body,) = re.findall(rf"map \$from_balancer \${variable} {{(.*?)}}", text, re.S)
+        assert re.findall(r"\S+ \S+(?=;)", body) == ['default ""', f"1 $http_{header}"]
+
+
 def test_a_socket_is_a_proxy_only_where_it_is_named(settings: Any) -> None:
     assert passed_on("", HTTP_X_FORWARDED_FOR="198.51.100.7")[0].META["REMOTE_ADDR"] == "198.51.100.7"
     settings.TRUSTED_PROXIES = ["10.0.0.0/8"]
