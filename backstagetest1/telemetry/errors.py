@@ -21,7 +21,7 @@ from sentry_sdk.utils import event_from_exception
 
 from backstagetest1.logs import trace_id
 from backstagetest1.proxy import request_id
-from backstagetest1.telemetry import deployment
+from backstagetest1.telemetry import deployment, failures
 from metrics.middleware import METHODS, OTHER, UNROUTED, endpoint
 
 logger = logging.getLogger(__name__)
@@ -198,6 +198,7 @@ def start() -> Handler:
     global _handler
     with _starting:
         if _handler is None:
+            failures.limit("urllib3.connectionpool")
             _handler = Handler()
             for log in (logging.getLogger(), logging.getLogger("gunicorn.error")):  # which does not propagate
                 log.addHandler(_handler)

@@ -4,10 +4,8 @@ Attributes are those of OpenTelemetry's conventions, where it has any:
 https://opentelemetry.io/docs/specs/semconv/http/http-spans/
 """
 
-import logging
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +24,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from backstagetest1.logs import trace_id
-from backstagetest1.telemetry import deployment
+from backstagetest1.telemetry import deployment, failures
 from backstagetest1.telemetry.queries import LONGEST, Queries
 from metrics.middleware import METHODS, SCRAPE_PATH, UNROUTED, exception_type
 
@@ -36,22 +34,6 @@ TIMEOUT = 5.0  # seconds that an export may take, with its retries
 GRACE = 2.0  # seconds that a worker's end waits for the last export
 
 PARENT = TraceContextTextMapPropagator()
-
-
-class Exports(logging.Filter):
-    """Lets through one line a minute about failed exports, as a warning: the service itself has no fault."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.next = 0.0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        now = time.monotonic()
-        if now < self.next:
-            return False
-        self.next = now + 60
-        record.levelno, record.levelname = logging.WARNING, "WARNING"
-        return True
 
 
 class Traces:
@@ -96,8 +78,7 @@ def start() -> Traces:
     global _traces
     with _starting:
         if _traces is None:
-            logger = logging.getLogger(OTLPSpanExporter.__module__)
-            logger.filters[:] = [Exports()]
+            failures.limit(OTLPSpanExporter.__module__)
             _traces = Traces()
             deployment.current()  # so that the first traces have it
         return _traces

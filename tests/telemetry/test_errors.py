@@ -2,9 +2,11 @@
 
 import ast
 import logging
+import logging.handlers
 import os
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -204,6 +206,22 @@ def test_an_outage_sends_a_few_errors_a_minute_of_each_place(sending: Sentry) ->
     errors.stop()
     messages = [one["logentry"]["message"] for one in sending.events]
     assert messages == ["The same"] * errors.MOST + ["Another"]
+
+
+def test_a_sentry_that_is_gone_is_logged_once_a_minute(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.SENTRY_DSN = f"http://a1b2@127.0.0.1:{free_port()}/1"
+    monkeypatch.setattr(deployment, "current", lambda: "")
+    queue: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    lines = logging.handlers.QueueHandler(queue)
+    logging.getLogger("urllib3.connectionpool").addHandler(lines)
+    try:
+        errors.start()
+        logging.getLogger("board.views").error("One")
+        logging.getLogger("board.views").error("Two")
+        errors.stop()
+    finally:
+        logging.getLogger("urllib3.connectionpool").removeHandler(lines)
+    assert queue.qsize() == 1 and queue.get().levelname == "WARNING"
 
 
 def test_our_messages_are_written_in_the_code() -> None:

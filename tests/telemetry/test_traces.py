@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from django.contrib.auth import get_user_model
 from django.db import DatabaseError, connection, transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import RequestFactory
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -23,6 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client import Metric
 from prometheus_client.openmetrics import parser
 
+from backstagetest1.logs import trace_id
 from backstagetest1.telemetry import deployment, queries, traces
 from ledger import rules
 from tests.support.collector import Collector, collecting
@@ -188,10 +190,10 @@ def test_a_frozen_collector_slows_no_request_and_delays_no_end(collector: Collec
     small = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "32"}
     with Gunicorn(OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_BSP_SCHEDULE_DELAY="100", **small) as server:
         median(server, PAGE, 20)
-        before = median(server, PAGE, 200)
+        before = median(server, PAGE, 100)
         collector.answers.clear()
         try:
-            during = median(server, PAGE, 200)
+            during = median(server, PAGE, 100)
             took = time_to_end(server)
             assert "Queue full" in server.log
         finally:
@@ -231,6 +233,26 @@ def test_a_span_has_the_deployments_id(memory: InMemorySpanExporter) -> None:
     (span,) = memory.get_finished_spans()
     assert (span.attributes or {})["deployment.id"] == "61"
     assert span.context and request.META["TRACE_ID"] == f"{span.context.trace_id:032x}"
+
+
+def test_a_streams_span_ends_with_its_last_byte(memory: InMemorySpanExporter) -> None:
+    response = StreamingHttpResponse(iter([b"a", b"b"]))
+    traced(lambda _: response)
+    assert memory.get_finished_spans() == ()
+    assert b"".join(cast(Iterator[bytes], response)) == b"ab"
+    response.close()
+    assert len(memory.get_finished_spans()) == 1
+
+
+def test_a_request_that_a_stopping_worker_ends_is_a_failed_span(memory: InMemorySpanExporter) -> None:
+    def view(_: HttpRequest) -> HttpResponse:
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        traced(view)
+    (span,) = memory.get_finished_spans()
+    assert (span.attributes or {})["http.response.status_code"] == 500 and not span.status.is_ok
+    assert trace_id.get() == "", "the thread's next line is not of this trace"
 
 
 @pytest.mark.django_db
@@ -288,14 +310,35 @@ def test_what_is_not_sampled_is_not_recorded(
         traces.stop()
 
 
+def deploy(version: str) -> str:
+    """Deploys a version to testing; returns the deployment's id."""
+    rules.register(version, "abcdef0", BUILT)
+    one = rules.create("testing", version, "rolling", "ann")
+    rules.start(one.pk)
+    return str(rules.finish(one.pk, "succeeded").pk)
+
+
 @pytest.mark.django_db
 def test_the_deployment_is_the_latest_of_this_version_here(settings: Any) -> None:
     settings.ENVIRONMENT, settings.VERSION = "testing", "1.4.0"
     assert deployment.latest() == ""
-    found = {}
-    for version in ("1.4.0", "1.4.1", "1.4.0", "1.4.1"):
-        rules.register(version, "abcdef0", BUILT)
-        one = rules.create("testing", version, "rolling", "ann")
-        rules.start(one.pk)
-        found[version] = rules.finish(one.pk, "succeeded").pk
-    assert deployment.latest() == str(found["1.4.0"])
+    found = {version: deploy(version) for version in ("1.4.0", "1.4.1", "1.4.0", "1.4.1")}
+    assert deployment.latest() == found["1.4.0"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_ledger_is_asked_in_a_thread_and_once_a_minute(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.ENVIRONMENT, settings.VERSION = "testing", "1.4.0"
+    monkeypatch.setattr(deployment, "_found", "")
+    monkeypatch.setattr(deployment, "_next", 0.0)
+    look, may = deployment.latest, threading.Event()
+    monkeypatch.setattr(deployment, "latest", lambda: may.wait(PATIENCE) and look())
+    first = deploy("1.4.0")
+    assert deployment.current() == deployment.current() == "", "it does not wait"
+    may.set()
+    eventually(lambda: deployment.current() == first)
+    deploy("1.4.1")
+    second = deploy("1.4.0")
+    assert deployment.current() == first
+    monkeypatch.setattr(deployment, "_next", 0.0)
+    eventually(lambda: deployment.current() == second)
