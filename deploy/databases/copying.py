@@ -1,17 +1,20 @@
 """Waits for rows to arrive on the other side, and says meanwhile how far they are."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from psycopg2 import sql
 
 from deploy.databases import statements
-from deploy.databases.errors import DatabaseError
+from deploy.databases.errors import DatabaseError, TimedOut, Unreachable
 from deploy.databases.heartbeat import beat
 from deploy.databases.links import PAUSE, Key, Say
 from deploy.databases.side import Side
 
-ERRORS = 3  # so often a worker may end without any progress before it is given up
+# A worker that has failed so often, and for so many seconds, without any progress is given up.
+ERRORS, STUCK = 3, 10.0
 LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"  # SQLSTATEs
 LOCK_ATTEMPTS = 100
 
@@ -33,24 +36,30 @@ class Copying:
         """Waits until every table is copied. Raises DatabaseError if nothing moves for `patience` seconds."""
         self.sizes = {(schema, name): size for schema, name, size in self.source.run(statements.SIZES)}
         self.began = time.monotonic()
-        watch = Watch(self.source, self.target, self.subscription, patience)
         furthest = (0, 0, 0)
-        while True:
+
+        def look() -> object:
+            nonlocal furthest
             tables = self.target.run(statements.COPYING, [self.subscription])
-            self.seconds = time.monotonic() - self.began
-            done = sum(ready for *_, ready, _, _ in tables)
-            # What is known of a table that has just ended comes late.
-            self.rows = max(self.rows, sum(rows for *_, rows in tables))
-            self.bytes = sum(
-                self.sizes.get((schema, name), 0) if copied else min(read, self.sizes.get((schema, name), 0))
-                for schema, name, copied, _, read, _ in tables
-            )
+            done = self.count(tables)
             if done == len(tables):
-                return
+                return None
             say(self.progress(done, len(tables)))
             furthest = max(furthest, (done, self.bytes, self.rows))  # a copy that fails begins anew, again and again
-            watch.look(furthest)
-            time.sleep(PAUSE)
+            return furthest
+
+        Watch(self.source, self.target, self.subscription, patience).wait(look, say, PAUSE)
+
+    def count(self, tables: list[tuple[Any, ...]]) -> int:
+        """Sums up the rows of statements.COPYING. Returns how many tables are done."""
+        self.seconds = time.monotonic() - self.began
+        # What is known of a table that has just ended comes late.
+        self.rows = max(self.rows, sum(rows for *_, rows in tables))
+        self.bytes = sum(
+            self.sizes.get((schema, name), 0) if copied else min(read, self.sizes.get((schema, name), 0))
+            for schema, name, copied, _, read, _ in tables
+        )
+        return sum(ready for *_, ready, _, _ in tables)
 
     def progress(self, done: int, tables: int) -> str:
         """How far it is, in a line."""
@@ -83,7 +92,23 @@ class Watch:
         found = self.receiver.run(statements.ERRORS, [self.subscription])
         return sum(found[0]) if found else 0
 
-    def look(self, seen: object) -> None:
+    def wait(self, look: Callable[[], object], say: Say, pause: float) -> None:
+        """Calls `look` until it returns None; until then, what it returns has to change. Raises DatabaseError.
+
+        A database that does not answer is asked again: its server may be restarting, and replication goes on by itself.
+        """
+        while True:
+            try:
+                if (seen := look()) is None:
+                    return
+                self.judge(seen)
+            except (Unreachable, TimedOut) as error:
+                if time.monotonic() - self.moved > self.patience:
+                    raise
+                say(f"{error} Trying again.")
+            time.sleep(pause)
+
+    def judge(self, seen: object) -> None:
         """Raises DatabaseError if `seen` has not changed for too long or in too many attempts, or the slot is lost."""
         slot = self.sender.run(statements.SLOT, [self.subscription])
         if not slot or slot[0][2] == "lost":
@@ -95,7 +120,7 @@ class Watch:
             self.seen, self.moved, self.errors = seen, time.monotonic(), self.failures()
             return
         since = time.monotonic() - self.moved
-        if (errors := self.failures() - self.errors) >= ERRORS:
+        if since > STUCK and (errors := self.failures() - self.errors) >= ERRORS:
             raise DatabaseError(
                 f"Replication to {self.receiver.colour} has stopped: its worker failed {errors} times and gets no "
                 "further. The log of that server says why; a row that the schema does not take is the usual reason."
@@ -111,14 +136,18 @@ def caught_up(sender: Side, receiver: Side, subscription: str, *, say: Say, pati
     """
     marker = beat(sender)
     began = told = time.monotonic()
-    watch = Watch(sender, receiver, subscription, patience)
-    while not receiver.value(statements.SEEN, [marker, sender.colour]):
+
+    def look() -> object:
+        nonlocal told
+        if receiver.value(statements.SEEN, [marker, sender.colour]):
+            return None
         behind, *_, confirmed = next(iter(sender.run(statements.SLOT, [subscription])), (0, None))
-        watch.look(confirmed)  # how far it is behind changes as long as anybody writes
         if time.monotonic() - told > 5 * PAUSE:
             told = time.monotonic()
             say(f"{receiver.colour} is {size(behind)} and {spell(told - began)} behind {sender.colour}")
-        time.sleep(PAUSE / 10)
+        return confirmed or ""  # how far it is behind changes as long as anybody writes
+
+    Watch(sender, receiver, subscription, patience).wait(look, say, PAUSE / 10)
     return time.monotonic() - began
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from psycopg2 import sql
 
-from deploy.databases import copying, fence, links, preflight, sequences, statements
+from deploy.databases import copying, dump, fence, links, preflight, sequences, statements
 from deploy.databases.errors import DatabaseError
 from deploy.databases.findings import Finding, finding
 from deploy.databases.links import Link
@@ -24,6 +24,7 @@ from deploy.databases.requirements import requirements
 from deploy.databases.replication import alone, finalize, loosen, prepare
 from deploy.databases.side import Side
 from deploy.databases.status import note_lossless, status
+from deploy.databases.switch import switch
 from deploy.errors import DeployRefused, LockHeld
 from tests.deploy.databases.conftest import OPTIONS
 from tests.support.servers import PATIENCE, ROOT, Postgres, eventually
@@ -76,14 +77,30 @@ def migrating(side: Side, text: str, during: Callable[[], object] = lambda: None
     return migrate
 
 
-@pytest.fixture(autouse=True)
-def unlinked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Drops the links after each test: a server has a limited number of slots and workers."""
-    used = {"sides", "two_databases"} & set(request.fixturenames)
-    pairs = [request.getfixturevalue(name) for name in used]
-    yield
-    for blue, green in pairs:
-        links.clear(blue, green)
+@pytest.fixture(scope="module")
+def pair(clusters: tuple[Postgres, Postgres]) -> Iterator[Sides]:
+    """Blue and green, in a server each, for all tests of this module."""
+    blue, green = (Side(colour, server.create("pair")) for colour, server in zip(("blue", "green"), clusters))
+    yield blue, green
+    blue.close()
+    green.close()
+
+
+@pytest.fixture
+def sides(pair: Sides) -> Iterator[Sides]:
+    """Blue and green, empty."""
+    yield pair
+    links.clear(*pair)
+    for side in pair:
+        dump.empty(side)
+        fence.remove(side)
+
+
+@pytest.fixture
+def neighbours(two_databases: Sides) -> Iterator[Sides]:
+    """Blue and green in one server, whose slots and workers are free again after the test."""
+    yield two_databases
+    links.clear(*two_databases)
 
 
 def visitor(side: Side) -> Side:
@@ -203,19 +220,34 @@ def test_status_tells_who_writes_how_far_the_other_is_and_whether_a_rollback_is_
     assert found.writable == "green" and found.unreachable == ("blue",) and not found.lossless
 
 
-def test_temporary_defaults_last_until_finalize(sides: Sides, options: Options) -> None:
+def test_two_releases_follow_each_other_with_a_rollback_between(sides: Sides, options: Options) -> None:
     blue, green = sides
     blue.run(SCHEMA)
-    prepare(blue, green, migrate=migrating(green, MIGRATION), say=ignored, options=options)
+    prepare(blue, green, migrate=migrating(green, MIGRATION), say=ignored, release="2", options=options)
     default = "select column_default from information_schema.columns where column_name = 'priority'"
     assert green.value(default) == "3"
-    hand_over(blue, green)
+    written = []
+    for number, (source, target) in enumerate([(blue, green), (green, blue), (blue, green)]):
+        switch(source, target, deadline=PATIENCE, lag=1.0)
+        insert = "insert into shop_order (title) values (%s) returning id, title"
+        written += visitor(target).run(insert, [f"written {number}"])
+    found = "select id, title from shop_order where title like 'written %' order by title"
+    eventually(lambda: blue.run(found) == green.run(found) == written)
+
     finalize(green, blue, say=ignored)
     assert green.value(default) is None
+    with pytest.raises(DatabaseError, match="fenced"):
+        visitor(blue).run("insert into shop_order (title) values ('x')")
+    next_one = "alter table shop_order add column paid bool default false not null; drop table shop_new"
+    prepare(green, blue, migrate=migrating(blue, next_one), say=ignored, release="3", options=options)
+    assert blue.run(found) == written and preflight.state(green, blue)[0] == []
+    switch(green, blue, deadline=PATIENCE, lag=1.0)
+    (row,) = visitor(blue).run("insert into shop_order (title, priority, paid) values ('paid', 1, true) returning id")
+    eventually(lambda: green.run("select id from shop_order where title = 'paid'") == [row])
 
 
-def test_both_databases_may_be_in_one_server(two_databases: Sides, options: Options) -> None:
-    blue, green = two_databases
+def test_both_databases_may_be_in_one_server(neighbours: Sides, options: Options) -> None:
+    blue, green = neighbours
     blue.run(SCHEMA)
     prepare(blue, green, migrate=migrating(green, MIGRATION), say=ignored, options=options)
     blue.run("insert into shop_order (title) values ('forward')")
@@ -234,14 +266,14 @@ def test_both_databases_may_be_in_one_server(two_databases: Sides, options: Opti
 
 
 def test_no_superuser_is_needed_and_grants_and_extensions_come_along(
-    clusters: tuple[Postgres, Postgres], two_databases: Sides, options: Options
+    clusters: tuple[Postgres, Postgres], neighbours: Sides, options: Options
 ) -> None:
     admin = Side("blue", clusters[0].url_of("postgres"))
     owner, app = (f"{word}_{secrets.token_hex(4)}" for word in ("owner", "app"))
     roles = "create role {0} login replication password 'pw'; create role {1}; grant pg_create_subscription to {0}"
     admin.run(sql.SQL(roles).format(sql.Identifier(owner), sql.Identifier(app)))
     sides = []
-    for side in two_databases:
+    for side in neighbours:
         name = urlsplit(side.url).path[1:]
         admin.run(sql.SQL("alter database {} owner to {}").format(sql.Identifier(name), sql.Identifier(owner)))
         sides.append(Side(side.colour, side.url.replace(f"app:{password(side)}@", f"{owner}:pw@")))
@@ -310,6 +342,25 @@ def test_a_command_that_is_killed_while_it_copies_is_followed_by_another(sides: 
     assert prepared.ready and both(blue, green, "select count(*), sum(id) from shop_order")
 
 
+@pytest.mark.slow
+def test_a_crash_of_the_target_while_it_is_copied_to_is_waited_for(
+    clusters: tuple[Postgres, Postgres], sides: Sides, options: Options
+) -> None:
+    blue, green = sides
+    blue.run(SCHEMA)
+    blue.run("insert into shop_order (title) select 'order' from generate_series(1, 200000)", timeout=PATIENCE)
+    crashed: list[str] = []
+
+    def say(text: str) -> None:
+        if "tables copied" in text and not crashed:
+            crashed.append(text)
+            clusters[1].kill()
+            clusters[1].start()
+
+    prepare(blue, green, migrate=nothing, say=say, options=options)
+    assert crashed and both(blue, green, "select count(*), sum(id) from shop_order")
+
+
 def again(blue: Side, green: Side, options: Options) -> Link | None:
     """Prepares, unless the server has not yet noticed that the process with the lock is gone."""
     try:
@@ -352,8 +403,11 @@ def test_what_fails_leaves_no_slot_behind(sides: Sides, options: Options) -> Non
     visitor(blue).run("insert into shop_order (title) values ('still writing')")
 
 
-def test_a_row_that_the_new_schema_does_not_take_ends_the_preparation(sides: Sides, options: Options) -> None:
+def test_a_row_that_the_new_schema_does_not_take_ends_the_preparation(
+    sides: Sides, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blue, green = sides
+    monkeypatch.setattr(copying, "STUCK", 0.5)
     blue.run(SCHEMA)
 
     def during() -> None:
@@ -392,7 +446,7 @@ def test_transactions_that_have_written_delay_a_slot_and_are_named(
     with blue.session() as other:
         other.run("begin; insert into t values (1)")
         told: list[str] = []
-        with pytest.raises(DatabaseError, match=r"still open: \d+ \(app in t\w+, open for"):
+        with pytest.raises(DatabaseError, match=r"still open: \d+ \(app in pair, open for"):
             links.make_slot(blue, "bg_00000001_f", say=told.append, patience=0)
         assert blue.run(statements.LINK_SLOTS) == []
 
