@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench import bluegreen, colours, frozen, image, ledger, middleware, probes, scrape, telemetry, workers
+from bench import bluegreen, colours, copying, frozen, image, ledger, middleware, probes, scrape, telemetry, workers
 from bench.measure import PEERS, Options, installed, say
 
 PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
@@ -21,6 +21,7 @@ PARTS: dict[str, tuple[Callable[[Options], str], str]] = {
     "frozen": (frozen.run, "Probes while PostgreSQL is frozen"),
     "ledger": (ledger.run, "The ledger's pages with a million deployments"),
     "bluegreen": (bluegreen.run, "Blue-green with a database per colour: the gap between two writes"),
+    "copy": (copying.run, "A gigabyte copied to the other colour's database"),
     "colours": (colours.run, "Cost of a database per colour"),
     "image": (image.run, "Image size and start time"),
 }

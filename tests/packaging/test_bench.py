@@ -35,6 +35,13 @@ def test_a_quick_benchmark_of_blue_green_loses_nothing() -> None:
     assert "nothing lost: met" in result.stdout and "recovered in" in result.stdout
 
 
+@pytest.mark.full
+def test_a_quick_benchmark_of_the_copy_says_how_fast_it_was() -> None:
+    result = bench("copy", "--quick")
+    assert result.returncode == 0, result.stderr
+    assert "8 writers at work; copy: 6 tables, " in result.stdout and "| while it was prepared | " in result.stdout
+
+
 def test_what_is_no_folder_of_programs_is_refused() -> None:
     result = bench("bluegreen", "--versions", "docs")
     assert result.returncode == 2
