@@ -69,7 +69,7 @@ class Output:
         self.quiet()
         self.event("step", name=self.name, outcome=outcome, seconds=round(took, 2), note=note)
         time_ = "" if outcome == "skipped" else f"{took:5.1f} s"
-        self.line(f"{SIGNS[outcome]} {self.name:<15} {time_:>8}  {note}", COLOURS[outcome])
+        self.line(f"{SIGNS[outcome]} {self.name:<16} {time_:>8}  {note}", COLOURS[outcome])
 
     def quiet(self) -> None:
         """Ends the live line of the current step, if there is one."""

@@ -24,7 +24,11 @@ TRIES = 3  # attempts to record what is left at the end
 PAUSE = 2.0  # seconds between them
 TEMPORARY = ("environment-busy", "conflict")  # codes of refusals that pass by themselves
 REPLAYED = ("step", "finish")  # methods of Ledger that a kept file may name
-OWN_STEPS = {steps.MIGRATE, steps.START}  # one of them is the first step that a run of these commands records
+OWN_STEPS = {
+    steps.MIGRATE,
+    steps.PREPARE_DATABASE,
+    steps.START,
+}  # one of them is the first step that a run of these commands records
 
 
 class Recorder:

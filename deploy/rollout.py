@@ -2,6 +2,9 @@
 
     promotion check, lock, migrate, start, smoke test, switch, watch, mark good or roll back
 
+With a database per colour, the release's own database is prepared instead of migrating the live one, and the writes move
+there just before the traffic: a release that fits the schema of both databases has the traffic at every moment.
+
 blue-green   the release starts in a second colour, is tested there, and gets all the traffic at once
 rolling      one instance is tested without traffic; then all are replaced one by one, which is the switch
 
@@ -162,6 +165,10 @@ class Run(ABC):
         self.switched = not self.options.settings and self.target.live_version() == self.options.version
         self.measure(self.counters)
         self.step(steps.SMOKE_TEST, self.smoke_test)
+        self.change_over()
+
+    def change_over(self) -> None:
+        """Gives the release the traffic. Raises StepFailed and LockLost."""
         self.step(steps.SWITCH, self.switch)
 
     def settle(self) -> int:
@@ -203,7 +210,7 @@ class Run(ABC):
 
     def planned(self, name: str, what: str) -> None:
         """Shows one line of the plan."""
-        self.output.note(f"  {name:<15} {what}")
+        self.output.note(f"  {name:<16} {what}")
 
     # Steps
 
@@ -394,7 +401,12 @@ class Run(ABC):
         note. Raises StepFailed.
         """
         live = self.target.roll_back(why, self.output.tell)
-        return f"{live} is live" + (f"; {self.follow(live, self.output.tell)}" if self.switched else "")
+        note = f"{live} is live" + (f"; {self.follow(live, self.output.tell)}" if self.switched else "")
+        if (
+            databases := self.target.databases
+        ):  # last, as the release before fits both schemas, and the bad one does not
+            note = "; ".join(filter(None, (note, databases.switch_back(self.options.version, self.output.tell))))
+        return note
 
     def end(self, code: int, why: str = "") -> int:
         """Records the result that the exit code stands for in the ledger, shows it with the count of failed probe
@@ -467,8 +479,18 @@ class Deploy(Run):
 
     def ship(self) -> None:
         """Migrates the database with the release's own image, then ships it. Raises StepFailed and LockLost."""
-        self.step(steps.MIGRATE, self.migrate)
+        self.step(steps.PREPARE_DATABASE if self.target.databases else steps.MIGRATE, self.migrate)
         super().ship()
+
+    def change_over(self) -> None:
+        """Moves the writes to the release's own database, if it has one, then gives it the traffic.
+
+        In between, the live release writes there: it can run on the new schema, which is checked before migrating,
+        while the release could not run on the old one. Raises StepFailed and LockLost.
+        """
+        if databases := self.target.databases:
+            self.step(steps.SWITCH_DATABASE, lambda: databases.switch(self.output.tell))
+        super().change_over()
 
     def migrate(self) -> str:
         """Migrates. Returns a note, with what visitors noticed of it. Raises StepFailed, also if too many of them did:
@@ -480,7 +502,8 @@ class Deploy(Run):
         traffic = self.traffic
         tried, failed, slow = traffic.total, traffic.failed, traffic.slow
         tell = self.output.tell if self.recorder.request.hotfix else self.look_at_visitors
-        note = self.target.migrate(self.options.unsafe_migrations, tell)
+        databases, unsafe = self.target.databases, self.options.unsafe_migrations
+        note = databases.prepare(unsafe, tell) if databases else self.target.migrate(unsafe, tell)
         tried, failed, slow = traffic.total - tried, traffic.failed - failed, traffic.slow - slow
         if failed or slow:
             note += (
@@ -498,13 +521,26 @@ class Deploy(Run):
 
 
 class Rollback(Run):
-    """A return to an earlier release, by the steps of a deployment. The database schema stays as it is."""
+    """A return to an earlier release, by the steps of a deployment. The database schema stays as it is; with a database
+    per colour the writes return to the database that the release before the live one has used.
+    """
 
     kind = "rollback"
 
     def plan_of_steps(self) -> list[tuple[str, str]]:
         """The target's steps without the migrations."""
-        return [(name, what) for name, what in super().plan_of_steps() if name != steps.MIGRATE]
+        names = (steps.MIGRATE, steps.PREPARE_DATABASE)
+        return [(name, what) for name, what in super().plan_of_steps() if name not in names]
+
+    def change_over(self) -> None:
+        """Gives the release the traffic, then returns the writes from the live one's own database, if it has one.
+
+        In this order, as the release before can run on the schema of the live one, and not the other way round. Raises
+        StepFailed and LockLost.
+        """
+        super().change_over()
+        if databases := self.target.databases:
+            self.step(steps.SWITCH_DATABASE, lambda: databases.switch_back(self.before, self.output.tell))
 
     def mark_good(self) -> str:
         """Marks the release as good, and the one that was live before as bad. Returns a note. Raises StepFailed."""

@@ -18,6 +18,7 @@ from settings import text
 CHOICES = {
     "target": ("compose", "kubernetes"),
     "strategy": tuple(Deployment.Strategy.values),
+    "database": ("shared", "per-colour"),
     "error_budget": ("hold", "report"),
 }
 # A Kubernetes namespace is a DNS label (RFC 1123); a repository follows the OCI distribution specification.
@@ -82,6 +83,7 @@ class EnvironmentConfig:
     image: str = "backstagetest1"
     context: str = ""
     namespace: str = "default"
+    database: Literal["shared", "per-colour"] = "shared"
     error_budget: Literal["hold", "report"] = "report"
     prometheus_url: str = ""
     watch: WatchConfig = WatchConfig()

@@ -69,7 +69,7 @@ class EnvironmentCommand(DocumentedCommand):
         try:
             options["reason"] = self.fitted(options["reason"])
             config = environment_configs()[options["environment"]]
-            chosen = {name: options[name] for name in ("target", "strategy") if options.get(name)}
+            chosen = {name: options[name] for name in ("target", "strategy", "database") if options.get(name)}
             code = self.operate(replace(config, **chosen), options)
         except KeyboardInterrupt:
             code = self.fail(ExitCode.REFUSED, "Interrupted; nothing was changed.")

@@ -13,6 +13,23 @@ from deploy.targets.probe import Answer
 Progress = Callable[[str], None]  # shows what is being waited for; what it raises ends the wait
 
 
+class Databases(Protocol):
+    """The two databases of a deployment. What a method returns is a note, empty if there was nothing to do."""
+
+    def prepare(self, unsafe: bool, tell: Progress) -> str:
+        """Gives the release its own database: migrated, and in step both ways with the one that takes the writes.
+        `unsafe` skips the check of the unapplied migrations. Raises StepFailed.
+        """
+
+    def switch(self, tell: Progress) -> str:
+        """Moves the writes to the release's database. Raises StepFailed; then they are where they were."""
+
+    def switch_back(self, release: str, tell: Progress) -> str:
+        """Moves the writes back if `release`, which has lost the traffic, has them in the database that was prepared for
+        it. They stay if that would lose rows. Raises StepFailed.
+        """
+
+
 # Returns to the release: the reason, the seconds that an instance gets to become ready, whether it is a dry run -> the
 # exit code and the output. Raises StepFailed if it cannot run.
 RollbackScript = Callable[[str, float, bool], tuple[int, str]]
@@ -49,6 +66,10 @@ class Target(Protocol):
     @property
     def lock(self) -> Lock:
         """The environment's lock."""
+
+    @property
+    def databases(self) -> Databases | None:
+        """The two databases, if the release gets, or leaves, one of its own; None if all releases share one."""
 
     def be_patient(self, tell: Progress) -> None:
         """From now on, repeats reads for a minute while what the release runs on does not answer, and raises NoAnswer

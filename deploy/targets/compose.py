@@ -8,6 +8,7 @@ import math
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -19,13 +20,15 @@ from urllib.parse import urlsplit
 from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.locks import FileLock
 from deploy.shell import PATIENCE, READ, Patience, call, last_line, telling_lines
-from deploy.targets.base import Progress
+from deploy.targets.base import Databases, Progress
 from deploy.targets.probe import PROGRAM, Answer, answers
+from deploy.targets.two_databases import Event, TwoDatabases, event, shown
 from ledger import steps, versions
 from ledger.environments import EnvironmentConfig
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
 MIGRATION_TIMEOUT = 900  # seconds
+BLUEGREEN_TIMEOUT = 6 * 3600  # seconds, for a large database to be copied
 REMEMBERED = 50  # verified versions
 # What docker says if the engine did not answer, or went away meanwhile.
 UNANSWERED = re.compile(r"Cannot connect to the Docker daemon|failed to connect to the docker API|error during connect")
@@ -40,6 +43,7 @@ class Compose:
     """One release on its way to the stack in `folder`, where var/verified.json has the verified versions."""
 
     rollback_script = None  # the steps of a deployment do
+    databases: Databases | None = None
     poll_interval = 0.5  # seconds between two looks at a container that starts
 
     def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
@@ -82,7 +86,30 @@ class Compose:
             )
 
     def preflight(self) -> None:
-        """Does nothing: validate() looks at all that a stack needs."""
+        """Raises DeployRefused if the databases are linked, and the release would not get its own: migrations of the one
+        that takes the writes would end the link. validate() looks at all else that a stack needs.
+        """
+        if not self.databases and self.has_two_databases():
+            found = StackDatabases(self).status(lambda text: None)
+            if found["target"]:
+                raise DeployRefused(
+                    "The two databases are linked, and a migration of one would end that. Deploy with --database "
+                    "per-colour, or end it first: docker compose run --rm bluegreen python manage.py bluegreen finalize"
+                )
+
+    def has_two_databases(self) -> bool:
+        """Whether the second database runs, and what is live knows of it. Raises StepFailed."""
+        told = self.container(self.pointer("current")).get("Config", {}).get("Env", [])
+        return bool(self.running_id("db_green")) and any(line.startswith("DATABASE_URL_GREEN_FILE=/") for line in told)
+
+    def use_two_databases(self) -> None:
+        """Has the release get, or leave, a database of its own. Raises DeployRefused if the stack has only one."""
+        if not self.has_two_databases():
+            raise DeployRefused(
+                "The stack has one database. Set COMPOSE_PROFILES=two-databases and DATABASE_PER_COLOUR=true in .env, "
+                "then ./run up (docs/blue-green.md)."
+            )
+        self.databases = StackDatabases(self)
 
     def live_version(self) -> str:
         """The version of the container that has the traffic; empty if there is none. Raises StepFailed."""
@@ -111,10 +138,22 @@ class Compose:
     def plan(self) -> Sequence[tuple[str, str]]:
         """(step, what it would do) for --dry-run. Raises StepFailed."""
         idle = self.idle()
+        first = (
+            steps.MIGRATE,
+            f"docker compose run prepare and migrate with {self.image}, unapplied migrations checked",
+        )
+        more = []
+        if self.databases:
+            first = (
+                steps.PREPARE_DATABASE,
+                f"manage.py bluegreen prepare in {self.image}, unapplied migrations checked",
+            )
+            more = [(steps.SWITCH_DATABASE, "manage.py bluegreen switch; for a rollback, manage.py bluegreen rollback")]
         return (
-            (steps.MIGRATE, f"docker compose run prepare and migrate with {self.image}, unapplied migrations checked"),
+            first,
             (steps.START, f"docker compose up {service(idle)} with {self.image}"),
             (steps.SMOKE_TEST, f"health, version, sign-in page, an asset and metrics of {service(idle)}"),
+            *more,
             (steps.SWITCH, f"current.sock from {service(self.pointer('current'))} to {service(idle)}"),
         )
 
@@ -238,11 +277,70 @@ class Compose:
     def remove_one_offs(self) -> None:
         """Removes the containers of `docker compose run` for the migrations, running or not. Raises StepFailed."""
         for name in ("prepare", "migrate"):
-            labels = (f"project={self.project}", f"service={name}", "oneoff=True")
-            filters = [word for each in labels for word in ("--filter", f"label=com.docker.compose.{each}")]
-            found = self.docker("ps", "--quiet", "--no-trunc", "--all", *filters).stdout.split()
-            if found:
+            if found := self.one_offs(name):
                 self.docker("rm", "--force", *found, timeout=60)
+
+    def one_offs(self, name: str) -> list[str]:
+        """The IDs of the service's containers of `docker compose run`, running or not. Raises StepFailed."""
+        labels = (f"project={self.project}", f"service={name}", "oneoff=True")
+        filters = [word for each in labels for word in ("--filter", f"label=com.docker.compose.{each}")]
+        return self.docker("ps", "--quiet", "--no-trunc", "--all", *filters).stdout.split()
+
+    def manage(self, words: tuple[str, ...], tell: Progress) -> tuple[int, list[Event]]:
+        """Runs manage.py in the release's own image, where both databases are in reach. Returns its exit code and its
+        events. What an interrupted run has left of that is ended first, and it leaves nothing half-done.
+
+        A program of its own that a signal to this process does not reach: a switch that has begun comes to its end.
+        Raises StepFailed, and whatever `tell` raises; it is ended then.
+        """
+        self.end_bluegreen()
+        events: list[Event] = []
+        done = ("timeout", "--kill-after=60", str(BLUEGREEN_TIMEOUT), "python", "manage.py", *words)
+        json_ = ("--json",) if words[0] == "bluegreen" else ()
+        with subprocess.Popen(
+            self.composed("run", "--rm", "--no-deps", "-T", "bluegreen", *done, *json_),
+            cwd=self.folder,
+            env={**os.environ, "IMAGE": self.image},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            assert process.stdout
+            lines = process.stdout
+            reader = threading.Thread(target=lambda: events.extend(event(line) for line in lines if line.strip()))
+            reader.start()
+            try:
+                while process.poll() is None:
+                    tell(next(filter(None, map(shown, reversed(events))), words[1] if words[1:] else words[0]))
+                    time.sleep(self.poll_interval)
+            except BaseException:
+                self.end_bluegreen()
+                raise
+            finally:
+                reader.join()
+        return process.returncode, events
+
+    def end_bluegreen(self) -> None:
+        """Ends what still runs of manage(), which undoes what it has begun. Raises StepFailed."""
+        if found := self.one_offs("bluegreen"):
+            self.docker("stop", "--time", "60", *found, timeout=90)
+            self.docker("rm", "--force", *found, timeout=60)
+
+    def make_room(self) -> None:
+        """Stops the releases that have no traffic: the database that they have used is about to be made anew."""
+        current = self.pointer("current")
+        for colour in ("web", "blue", "green"):
+            if colour != current and self.running_id(service(colour), "--all"):
+                self.retire(service(colour))
+
+    def drain(self, tell: Progress) -> None:
+        """Waits until nginx sends nothing any more to what the traffic has left. Raises what `tell` raises."""
+        while (left := self.moved + DRAIN - time.monotonic()) > 0:
+            tell(f"{left:.0f} s left for requests in flight")
+            time.sleep(min(1.0, left))
 
     def start(self, timeout: float, tell: Progress) -> str:
         """Starts the release in the idle colour and waits until its health check passes, `timeout` seconds at most.
@@ -265,7 +363,11 @@ class Compose:
         if there:
             tell(f"stopping {name}, which has an older release")
             self.retire(name)
-        self.compose("up", "--detach", "--no-build", "--no-deps", name, why=name)
+        variables: dict[str, Any] = {}
+        if self.has_two_databases():
+            own = self.databases.colour if isinstance(self.databases, StackDatabases) else ""
+            variables = {"DATABASE_PER_COLOUR": "true", "DATABASE_COLOUR": own}
+        self.compose("up", "--detach", "--no-build", "--no-deps", name, why=name, **variables)
         began, key = time.monotonic(), self.container(self.colour)["Id"]
         while True:
             state, waited = self.state(self.inspect(key)), time.monotonic() - began
@@ -351,6 +453,7 @@ class Compose:
             if good == bad or not self.container(good).get("State", {}).get("Running"):
                 raise StepFailed(f"Nothing to roll back to: {service(good)} is not running. Start it with ./run up.")
             self.point(good)
+            self.moved = time.monotonic()
             for left in range(DRAIN, 0, -1):  # requests that it was given before get their answers
                 tell(f"{service(good)} has the traffic; {left} s left for requests in flight")
                 time.sleep(1)
@@ -368,7 +471,7 @@ class Compose:
         """
         self.remember([*(one for one in self.verified() if one != self.version), self.version])
         previous = self.pointer("previous")
-        time.sleep(max(0.0, self.moved + DRAIN - time.monotonic()))  # until then it still gets a request now and then
+        self.drain(lambda text: None)  # until then it still gets a request now and then
         if self.onto_web:
             for colour in ("blue", "green"):
                 self.retire(service(colour))
@@ -432,8 +535,31 @@ class Compose:
     def try_compose(self, *words: str, timeout: float, **variables: str) -> subprocess.CompletedProcess[str]:
         """How `docker compose` ended, which is the caller's to judge. Raises StepFailed."""
         env = {"BLUE_IMAGE": self.image, "GREEN_IMAGE": self.image, **variables}
-        command = ("docker", "compose", "--progress", "quiet", "--profile", "colours", *words)
-        return call(command, timeout=timeout, cwd=self.folder, env=env)
+        return call(self.composed(*words), timeout=timeout, cwd=self.folder, env=env)
+
+    @staticmethod
+    def composed(*words: str) -> tuple[str, ...]:
+        """The command line of docker compose, with the colours."""
+        return ("docker", "compose", "--progress", "quiet", "--profile", "colours", *words)
+
+
+class StackDatabases(TwoDatabases):
+    """The stack's two databases, which containers of the release's image reach."""
+
+    def __init__(self, stack: Compose) -> None:
+        super().__init__(stack.manage, stack.version)
+        self.stack = stack
+
+    def make_room(self, tell: Progress) -> None:
+        """Stops who may still use the idle database; brings the static files, and pg_dump for the copy."""
+        self.stack.make_room()
+        self.stack.run_once("prepare", "Collecting static files", 180, tell)
+        self.stack.run_once("pg_client", "Lending pg_dump", 180, tell)
+
+    def switch_back(self, release: str, tell: Progress) -> str:
+        """As Databases.switch_back(), once the release that is left has answered its requests."""
+        self.stack.drain(tell)
+        return super().switch_back(release, tell)
 
 
 def unanswered(done: subprocess.CompletedProcess[str]) -> str:

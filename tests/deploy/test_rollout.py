@@ -25,6 +25,7 @@ class Recording:
     """A target that notes what it is told to do. Version 1 is live; the method `fails` fails."""
 
     rollback_script = None
+    databases: Any = None
 
     def __init__(self, folder: Path, version: str, fails: str = "") -> None:
         self.version, self.fails, self.live = version, fails, "1"

@@ -13,7 +13,7 @@ from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.management.base import Operation
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.cluster import Kubernetes
-from ledger.environments import REPOSITORY, EnvironmentConfig
+from ledger.environments import CHOICES, REPOSITORY, EnvironmentConfig
 
 WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
 WATCH_ELSEWHERE = 60.0
@@ -33,6 +33,7 @@ examples:
   manage.py deploy 1.4.0 -e production --dry-run
   manage.py deploy 1.4.1 -e production --hotfix --reason "Nobody can sign in"
   manage.py deploy 1.4.0 -e development --watch 20 --json
+  manage.py deploy 1.4.0 -e development --strategy blue-green --database per-colour
   manage.py deploy --config -e production          new settings of k8s/overlays, without a new version
   manage.py deploy --build -e development          the working tree, as ./run deploy does
   manage.py deploy 1.4.0 -e staging --image registry.example.com/team/backstagetest1@sha256:...
@@ -65,6 +66,12 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             "--config",
             action="store_true",
             help="also apply the settings of k8s/overlays; VERSION defaults to the live one (clusters only)",
+        )
+        parser.add_argument(
+            "--database",
+            choices=CHOICES["database"],
+            help="per-colour: give the release a migrated database of its own, and move the writes there without losing "
+            "one, nor on the way back (blue-green on compose); default as in environments.toml",
         )
         parser.add_argument("--hotfix", action="store_true", help="skip the promotion check; requires --reason")
         parser.add_argument(
@@ -107,6 +114,13 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         if isinstance(target, Compose):
             target.onto_web = options["onto_web"]
         target.validate()
+        if config.database == "per-colour":
+            if not isinstance(target, Compose) or target.onto_web:
+                raise InvalidUsage(
+                    "--database per-colour requires the compose target, and two colours (no --onto-web). On a cluster, "
+                    "k8s/components/two-databases has the steps."
+                )
+            target.use_two_databases()
         if options["config"] and isinstance(target, Kubernetes):
             target.use_settings()
             options["reason"] = options["reason"] or "New settings"

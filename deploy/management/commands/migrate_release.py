@@ -23,6 +23,7 @@ LOCK_TIMEOUT = "5s"  # every other query on the table waits behind ours meanwhil
 EXAMPLES = """\
 examples:
   manage.py migrate_release             check the unapplied migrations, then apply them
+  manage.py migrate_release --check     check the unapplied migrations only
   manage.py migrate_release --unsafe    apply them even if the live release cannot run on the new schema
   manage.py migrate_release --wait 600  first wait up to 600 seconds for the database
 
@@ -39,6 +40,7 @@ class Command(DocumentedCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """The options of the command."""
+        parser.add_argument("--check", action="store_true", help="check the unapplied migrations; apply none")
         parser.add_argument("--unsafe", action="store_true", help="apply what django-migration-linter refuses, too")
         parser.add_argument(
             "--wait", type=float, default=0, metavar="SECONDS", help="time to wait for the database (default 0)"
@@ -55,6 +57,9 @@ class Command(DocumentedCommand):
                 return
             if executor.loader.applied_migrations and not options["unsafe"]:  # nobody runs on an empty database
                 self.lint(plan)
+            if options["check"]:
+                self.stdout.write(f"The live release can run on the schema of {len(plan)} unapplied migrations.")
+                return
             self.migrate(plan)
         self.stdout.write(f"{len(plan)} migration{'s' if len(plan) > 1 else ''} applied.")
 

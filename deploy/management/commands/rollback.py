@@ -7,6 +7,7 @@ from django.core.management.base import CommandParser
 from deploy import rollout
 from deploy.errors import DeployRefused
 from deploy.management.base import Operation
+from deploy.targets.compose import Compose
 from ledger.environments import EnvironmentConfig
 
 
@@ -14,7 +15,8 @@ class Command(Operation):
     help = """\
 Roll an environment back to an earlier version. The steps: lock, start,
 smoke test, switch, mark good; on a cluster, those of scripts/rollback.sh.
-The database schema stays as it is.
+The database schema stays as it is; with a database per colour the writes
+return to the release's own, and no row that was written since is lost.
 """
     watch_help = "time to watch the release afterwards (default 0)"
     examples = """\
@@ -46,6 +48,8 @@ examples:
                 )
         target = self.target(config, version)
         target.validate()
+        if isinstance(target, Compose) and target.has_two_databases():
+            target.use_two_databases()
         if target.rollback_script is None and target.live_version() == version:
             raise DeployRefused(f"{version} is already live in {config.name}; nothing to roll back.")
         options["revision"] = target.choose_revision()

@@ -21,7 +21,7 @@ from deploy.errors import DeployRefused, InvalidUsage, NoAnswer, StepFailed
 from deploy.kubectl import Done, Kubectl, error_of
 from deploy.locks import LeaseLock
 from deploy.shell import PATIENCE, READ, call, last_line, telling_lines
-from deploy.targets.base import Progress
+from deploy.targets.base import Databases, Progress
 from deploy.targets.kubernetes import overlays, preflight
 from deploy.targets.kubernetes.objects import (
     APP,
@@ -72,6 +72,7 @@ class Kubernetes(ABC):
     strategy: ClassVar[str]
     poll_interval = 1.0  # seconds between two looks at what is being waited for
     revision = ""  # the one to roll back to, by the hash of its pod template; empty for the version's best
+    databases: Databases | None = None
     settings: overlays.Settings | None = None  # new ones that the release gets; else it has those of the live release
 
     def __init__(self, config: EnvironmentConfig, version: str, folder: Path) -> None:
