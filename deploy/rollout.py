@@ -2,8 +2,8 @@
 
     promotion check, lock, migrate, start, smoke test, switch, watch, mark good or roll back
 
-With a database per colour, the release's own database is prepared instead of migrating the live one, and the writes move
-there just before the traffic: a release that fits the schema of both databases has the traffic at every moment.
+With a database per colour, the release's own database is prepared instead of migrating the live one, and the writes
+move there just before the traffic: whoever has the traffic can run on the schema of either.
 
 blue-green   the release starts in a second colour, is tested there, and gets all the traffic at once
 rolling      one instance is tested without traffic; then all are replaced one by one, which is the switch

@@ -52,6 +52,12 @@ database() {
   echo db
 }
 
+# linked: whether two databases run and replicate to each other.
+linked() {
+  docker compose ps --services --status running | grep -qx db_green &&
+    sql backstagetest1 "SELECT 'linked' FROM bg.note WHERE kind = 'link'" 2>/dev/null | grep -q linked
+}
+
 # own_database SERVICE: exits if the service uses a database other than the stack's.
 own_database() {
   docker compose exec -T "$1" grep -q '@db:5432/backstagetest1$' /run/secrets/database_url ||

@@ -25,8 +25,8 @@ class Databases(Protocol):
         """Moves the writes to the release's database. Raises StepFailed; then they are where they were."""
 
     def switch_back(self, release: str, tell: Progress) -> str:
-        """Moves the writes back if `release`, which has lost the traffic, has them in the database that was prepared for
-        it. They stay if that would lose rows. Raises StepFailed.
+        """Moves the writes back if `release`, which has lost the traffic, has them in the database that was prepared
+        for it. They stay if that would lose rows. Raises StepFailed.
         """
 
 

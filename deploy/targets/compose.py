@@ -86,15 +86,15 @@ class Compose:
             )
 
     def preflight(self) -> None:
-        """Raises DeployRefused if the databases are linked, and the release would not get its own: migrations of the one
-        that takes the writes would end the link. validate() looks at all else that a stack needs.
+        """Raises DeployRefused if the databases are linked, and the release would not get its own: migrations of the
+        one that takes the writes would end the link. validate() looks at all else that a stack needs.
         """
         if not self.databases and self.has_two_databases():
             found = StackDatabases(self).status(lambda text: None)
             if found["target"]:
                 raise DeployRefused(
                     "The two databases are linked, and a migration of one would end that. Deploy with --database "
-                    "per-colour, or end it first: docker compose run --rm bluegreen python manage.py bluegreen finalize"
+                    "per-colour, or end it first: docker compose run --rm bluegreen python manage.py bluegreen finalize --yes"
                 )
 
     def has_two_databases(self) -> bool:

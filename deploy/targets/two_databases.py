@@ -24,7 +24,7 @@ class TwoDatabases:
         self.colour = ""  # of the release's own database, once prepare() has told
 
     def prepare(self, unsafe: bool, tell: Progress) -> str:
-        """As Databases.prepare(). Whatever an interrupted run has left is completed or undone first. The way back to the
+        """As Databases.prepare(). What an interrupted run has left is completed or undone first. The way back to the
         release before the live one ends, as its database becomes this release's.
         """
         found = self.look(tell)

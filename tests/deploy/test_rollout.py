@@ -96,6 +96,22 @@ class Recording:
         return ""
 
 
+class Pair:
+    """Two databases that note what they are told to do, among what the target is told."""
+
+    def __init__(self, target: Recording) -> None:
+        self.target = target
+
+    def prepare(self, *_: Any) -> str:
+        return self.target.act("prepare", "prepared")
+
+    def switch(self, *_: Any) -> str:
+        return self.target.act("switch database", "green takes the writes")
+
+    def switch_back(self, release: str, *_: Any) -> str:
+        return self.target.act(f"switch back from {release}", "blue takes the writes")
+
+
 def prepared(folder: Path, kind: Any, fails: str = "") -> tuple[Run, Recording, io.StringIO]:
     """A run to version 2, what it does to its target, and what it prints."""
     target: Any = Recording(folder, "2", fails)
@@ -193,3 +209,45 @@ def test_what_visitors_notice_of_the_migrations_is_reported_and_stops_them(
         assert run.run() == ExitCode.DONE
         said = f"2 migrations applied; {failed + 2} of 40 probe requests failed or took over 2 s during the migrations"
         assert said in printed.getvalue()
+
+
+def test_the_writes_move_to_a_release_s_own_database_before_its_traffic(tmp_path: Path) -> None:
+    run, target, printed = prepared(tmp_path, Deploy)
+    target.databases = Pair(target)
+    assert run.run() == ExitCode.DONE
+    assert target.done == ["prepare", "start", "switch database", "switch", "mark_good"]
+    assert "green takes the writes" in printed.getvalue()
+
+
+def test_with_a_rollback_the_writes_move_back_after_the_traffic(tmp_path: Path) -> None:
+    run, target, _ = prepared(tmp_path, rollback)
+    target.databases = Pair(target)
+    assert run.run() == ExitCode.DONE
+    assert target.done == ["start", "switch", "switch back from 1", "mark_good", "mark_bad 1"]
+
+
+@pytest.mark.parametrize(
+    ("fails", "done"),
+    [
+        ("prepare", ["prepare"]),
+        ("start", ["prepare", "start"]),
+        ("switch database", ["prepare", "start", "switch database"]),
+        ("switch", ["prepare", "start", "switch database", "switch"]),
+        ("mark_good", ["prepare", "start", "switch database", "switch", "mark_good"]),
+    ],
+)
+def test_a_release_that_fails_loses_the_traffic_then_the_writes(tmp_path: Path, fails: str, done: list[str]) -> None:
+    run, target, printed = prepared(tmp_path, Deploy, fails)
+    target.databases = Pair(target)
+    assert run.run() == ExitCode.ROLLED_BACK
+    assert target.done == [*done, "roll_back", "switch back from 2", "mark_bad 2", "cleanup"]
+    assert "; blue takes the writes" in printed.getvalue()
+
+
+def test_writes_that_cannot_return_need_a_person(tmp_path: Path) -> None:
+    run, target, printed = prepared(tmp_path, Deploy, "switch")
+    target.databases = Pair(target)
+    target.fails = "switch back from 2"
+    target.mark_good = lambda: (_ for _ in ()).throw(StepFailed("Nothing can be marked."))  # type: ignore[method-assign]
+    assert run.run() == ExitCode.NEEDS_OPERATOR
+    assert "The rollback failed as well: switch back from 2 failed." in printed.getvalue()

@@ -70,8 +70,8 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         parser.add_argument(
             "--database",
             choices=CHOICES["database"],
-            help="per-colour: give the release a migrated database of its own, and move the writes there without losing "
-            "one, nor on the way back (blue-green on compose); default as in environments.toml",
+            help="per-colour: give the release a migrated database of its own, and move the writes there and back "
+            "without losing one (blue-green on compose); default as in environments.toml",
         )
         parser.add_argument("--hotfix", action="store_true", help="skip the promotion check; requires --reason")
         parser.add_argument(
