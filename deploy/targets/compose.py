@@ -94,8 +94,8 @@ class Compose:
             if found["target"]:
                 raise DeployRefused(
                     "The two databases are linked, and a migration of one would end that. Deploy with --database "
-                    "per-colour, or end it first: docker compose run --rm bluegreen python manage.py bluegreen finalize "
-                    "--yes"
+                    "per-colour, or end it first: docker compose run --rm bluegreen "
+                    "python manage.py bluegreen finalize --yes"
                 )
 
     def has_two_databases(self) -> bool:
