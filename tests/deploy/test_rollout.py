@@ -112,15 +112,11 @@ class Pair:
         return self.target.act(f"switch back from {release}", "blue takes the writes")
 
 
-def prepared(
-    folder: Path, kind: Any, fails: str = ""
-) -> tuple[Run, Recording, io.StringIO]:
+def prepared(folder: Path, kind: Any, fails: str = "") -> tuple[Run, Recording, io.StringIO]:
     """A run to version 2, what it does to its target, and what it prints."""
     target: Any = Recording(folder, "2", fails)
     printed = io.StringIO()
-    output = Output(
-        OutputWrapper(printed), as_json=False, no_color=True, force_color=False
-    )
+    output = Output(OutputWrapper(printed), as_json=False, no_color=True, force_color=False)
     name = "deploy" if kind is Deploy else "rollback"
     request = Request("testing", "2", "blue-green", "ann", kind=name)
     deployed("testing", "2")
@@ -139,10 +135,7 @@ def prepared(
 def test_a_deployment_prepares_ships_and_settles(tmp_path: Path) -> None:
     run, target, printed = prepared(tmp_path, Deploy)
     assert run.run() == ExitCode.DONE
-    assert (
-        target.done == ["migrate", "start", "switch", "mark_good"]
-        and not target.lock.held()
-    )
+    assert target.done == ["migrate", "start", "switch", "mark_good"] and not target.lock.held()
     assert printed.getvalue().endswith("2: succeeded; no probe traffic.\n")
 
 
@@ -167,10 +160,7 @@ def test_what_prevents_a_deployment_is_reported_before_it_begins(
 def test_the_plan_of_a_rollback_has_no_migrations(tmp_path: Path) -> None:
     run, target, printed = prepared(tmp_path, rollback)
     assert run.dry_run() == ExitCode.DONE and target.done == []
-    assert (
-        "would start" in printed.getvalue()
-        and "would migrate" not in printed.getvalue()
-    )
+    assert "would start" in printed.getvalue() and "would migrate" not in printed.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -182,16 +172,11 @@ def test_the_plan_of_a_rollback_has_no_migrations(tmp_path: Path) -> None:
         (rollback, "switch", ["start", "switch"]),
     ],
 )
-def test_a_step_that_fails_is_rolled_back_once(
-    tmp_path: Path, kind: Any, fails: str, done: list[str]
-) -> None:
+def test_a_step_that_fails_is_rolled_back_once(tmp_path: Path, kind: Any, fails: str, done: list[str]) -> None:
     run, target, printed = prepared(tmp_path, kind, fails)
     assert run.run() == ExitCode.ROLLED_BACK
     assert target.done == [*done, "roll_back", "mark_bad 2", "cleanup"]
-    assert (
-        f"2 failed: {fails} failed." in printed.getvalue()
-        and "its last words" in printed.getvalue()
-    )
+    assert f"2 failed: {fails} failed." in printed.getvalue() and "its last words" in printed.getvalue()
     assert f"{fails} failed. 1 is live." in printed.getvalue()
 
 
@@ -223,9 +208,7 @@ def test_what_visitors_notice_of_the_migrations_is_reported_and_stops_them(
 
     def migrate(unsafe: bool, tell: Any) -> str:
         traffic.total, traffic.failed, traffic.slow = 140, 1 + failed, 2
-        traffic.recent.extend(
-            Sample(time.monotonic(), each < failed, 0.1, None) for each in range(40)
-        )
+        traffic.recent.extend(Sample(time.monotonic(), each < failed, 0.1, None) for each in range(40))
         tell("migrating")
         return "2 migrations applied"
 
@@ -273,9 +256,7 @@ def test_with_a_rollback_the_writes_move_back_after_the_traffic(tmp_path: Path) 
         ("mark_good", ["prepare", "start", "switch database", "switch", "mark_good"]),
     ],
 )
-def test_a_release_that_fails_loses_the_traffic_then_the_writes(
-    tmp_path: Path, fails: str, done: list[str]
-) -> None:
+def test_a_release_that_fails_loses_the_traffic_then_the_writes(tmp_path: Path, fails: str, done: list[str]) -> None:
     run, target, printed = prepared(tmp_path, Deploy, fails)
     target.databases = Pair(target)
     assert run.run() == ExitCode.ROLLED_BACK
