@@ -111,30 +111,47 @@ class _Switch:
         self.in_doubt = False  # whether something was sent that only recover() can tell the end of
 
     def run(self, until: float) -> Switched:
-        numbers = self._check()
-        try:
-            while True:
-                self.tries += 1
+        while True:
+            self.tries += 1
+            try:
                 try:
-                    self._follow()
-                    if not self.attempt:
-                        self._claim(*numbers)
-                    self._move()
+                    self._try()
                     break
                 except _NotNow as reason:
                     self._pause(str(reason), until)
-        except BaseException as error:
-            if not self._settle() or not isinstance(error, DatabaseError):
-                raise
+            except BaseException as error:
+                if self.in_doubt:
+                    if self._took_over() and isinstance(error, DatabaseError):
+                        break
+                    raise
+                if not self.attempt or not self._gave_up() or not isinstance(error, TimedOut | Unreachable):
+                    raise
+                self.attempt = 0
+                self._pause(str(error), until)
         held = time.monotonic() - self.began
         self.on_step("left")
         lossless = not self.lossy and self._returned()
         self.on_step("returned")
         return Switched(self.attempt, held, self.tries, lossless)
 
+    def _try(self) -> None:
+        """Raises _NotNow if the claim holds, and another try may succeed; any other error ends it."""
+        if self.attempt:
+            self._follow()
+        else:
+            numbers = self._check()
+            self._follow()
+            self._claim(*numbers)
+        self._move()
+
     def _check(self) -> tuple[int, int]:
         """The attempts noted on both sides. Raises DeployRefused unless source writes, and both are as prepared."""
-        source, target = fence.read(self.source), fence.read(self.target)
+        try:
+            source, target = fence.read(self.source), fence.read(self.target)
+        except (TimedOut, Unreachable) as error:
+            if self.tries == 1:
+                raise
+            raise _NotNow(str(error)) from error
         if target.writable and not source.writable and (source.phase, target.phase) == ("standby", "active"):
             raise DeployRefused(f"{self.target.colour} takes the writes already; nothing to do.")
         if (
@@ -287,12 +304,8 @@ class _Switch:
         self.say(f"{reason} Trying again.")
         time.sleep(pause)
 
-    def _settle(self) -> bool:
-        """After a fault: returns the writes to the source, unless the target may have taken over. Whether it has."""
-        if not self.in_doubt:
-            if self.attempt:
-                self._give_up()
-            return False
+    def _took_over(self) -> bool:
+        """Whether the target has taken over; else the writes are back at the source. Raises InDoubt if it is silent."""
         self.say(
             f"{self.target.colour} has not answered. Asking whether it has taken over; nobody can write meanwhile."
         )
@@ -305,12 +318,15 @@ class _Switch:
                     raise InDoubt(f"Nobody can write. {error}", in_doubt=True) from error
             time.sleep(PAUSES[0])
 
-    def _give_up(self) -> None:
-        """Returns the writes to the source, under a number that nothing sent so far has."""
+    def _gave_up(self) -> bool:
+        """Returns the writes to the source, under a number that nothing sent so far has.
+
+        Not if somebody's recovery has ended the attempt already.
+        """
         until = time.monotonic() + IN_DOUBT
         while True:
             try:
-                self.source.run(statements.GIVE_UP, [self.attempt], timeout=ANSWER)
+                ours = bool(self.source.run(statements.GIVE_UP, [self.attempt], timeout=ANSWER))
                 break
             except DatabaseError as error:
                 if time.monotonic() > until:
@@ -320,6 +336,7 @@ class _Switch:
             self.target.run(statements.RELEASE, [self.attempt], timeout=ANSWER)
         except DatabaseError as error:  # its number is out of date, so this is but its note
             self.say(str(error))
+        return ours
 
     def _returned(self) -> bool:
         """Whether the target's writes arrive at the source."""
