@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from psycopg2 import sql
@@ -18,6 +19,7 @@ from deploy.databases.side import Session, Side
 from deploy.databases.switch import Switched, switch
 from deploy.errors import DeployRefused
 from tests.support.bluegreen import killed, link, unlink
+from tests.support.gate import Gate
 from tests.support.servers import PATIENCE, Postgres, eventually
 from tests.support.writers import TABLES, writing
 
@@ -403,6 +405,34 @@ def test_a_server_killed_in_the_middle(pair: Pair, clusters: tuple[Postgres, Pos
         if step != "fenced":  # after which the source's last word may have arrived before it ended
             assert found.writable == ("green" if step == "committed" else "blue")
         writers.wait_for(5)
+
+
+def behind(gate: Gate, side: Side) -> Side:
+    """The side as the command sees it, over a network that can be cut."""
+    url = urlsplit(side.url)
+    return Side(side.colour, url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{gate.port}").geturl())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("index", "step"), [(1, "fenced"), (1, "arrived"), (0, "locked")])
+def test_the_network_between_the_command_and_a_side_cut(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, index: int, step: str
+) -> None:
+    """Others reach both sides; what was under way arrives once the network is back."""
+    blue, green = pair
+    for name, seconds in {"ANSWER": 0.5, "ABANDONED": 1.0, "IN_DOUBT": 1.0}.items():
+        monkeypatch.setattr(module, name, seconds)
+    with Gate(urlsplit(pair[index].url).port or 0) as gate, writing(blue, green, count=2) as writers:
+        seen = [behind(gate, side) if number == index else side for number, side in enumerate(pair)]
+        with pytest.raises((DatabaseError, DeployRefused)):
+            switch(*seen, deadline=2, lag=10, on_step=at(step, gate.drop))
+        if step != "arrived":  # the target's network is cut before the commit, or the lock is gone
+            writers.wait_for(5)
+        assert recover(blue, green).writable == writable(blue, green) == "blue"
+        writers.wait_for(5)
+        gate.restore()
+        writers.wait_for(20)
+        assert writable(blue, green) == "blue"
 
 
 @pytest.mark.slow
