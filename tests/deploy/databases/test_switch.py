@@ -148,6 +148,45 @@ def test_the_fence_is_lifted_last(pair: Pair) -> None:
     assert green.run(commit) == [] and not fence.read(green).writable, "another attempt's"
 
 
+def test_the_source_is_fenced_by_the_attempt_that_claimed_it_alone(pair: Pair) -> None:
+    blue, _ = pair
+    blue.run("update bg.state set phase = 'fencing', attempt = 900")
+    message = sql.SQL(statements.FENCE).format(
+        attempt=sql.Literal(901),
+        deadline=sql.Literal(None),
+        beat=heartbeat.beating("blue", heartbeat.new_marker()),
+        version=sql.SQL("select ''"),
+        sequences=sql.SQL("select 0 as oid, 0 as last, true as called"),
+    )
+    ((fenced, _, _),) = blue.run(message)
+    assert not fenced and fence.read(blue) == fence.FenceState(True, 900, "fencing")
+
+
+def test_the_target_takes_over_only_with_the_last_write(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    blue, green = pair
+    monkeypatch.setattr(module, "ARRIVAL", 0.3)
+    said: list[str] = []
+    there: list[int] = []
+    count = "select count(*) from thing where name = 'last'"
+    with green.session() as reader:  # which keeps what applies changes waiting
+
+        def hook(name: str) -> None:
+            if name == "claimed target":
+                reader.run("begin; lock table thing in access exclusive mode")
+                blue.run("insert into thing (name) values ('last')")
+            if name == "committed":
+                there.append(green.value(count))
+
+        def say(text: str) -> None:
+            if not said:
+                assert writable(blue, green) == "blue"
+                reader.run("commit")
+            said.append(text)
+
+        switch(blue, green, on_step=hook, say=say, **SLOW)
+    assert said[0] == "The last write did not reach green within 0.3 s. Trying again." and there == [1]
+
+
 # --- What it refuses, with nothing changed ----------------------------------------------------------------------------
 
 
