@@ -12,6 +12,7 @@ from psycopg2 import sql
 from deploy.databases import catalogs, dump, fence, links, sequences, statements
 from deploy.databases.catalogs import Catalog, Column, Notes
 from deploy.databases.copying import Copying, caught_up, retried
+from deploy.databases.errors import DatabaseError
 from deploy.databases.findings import Finding
 from deploy.databases.links import BACK, FORWARD, Key, Link, Say
 from deploy.databases.pgoutput import Written
@@ -19,6 +20,7 @@ from deploy.databases.rehearsal import Rehearsal
 from deploy.databases.side import Side
 from deploy.errors import DeployRefused
 
+UNPOPULATED = "55000"  # the SQLSTATE of a view that reads one which was not refreshed
 OLDEST = 16  # origin = none lets both directions run at once
 # How many values are left free for rows that the source makes until the switch; those that the migration makes come
 # after them. Each release uses them up once, so what ends at 2,147,483,647 gets fewer: enough for 200,000 releases.
@@ -214,13 +216,29 @@ class Preparation:
         return f"{len(found)} set ahead"
 
     def migrated(self) -> str:
-        """Migrates the target, then guards the tables that are new."""
+        """Migrates the target, guards the tables that are new, and fills what no row fills: views and statistics."""
         self.migrate()
         guarded = len(fence.guard_tables(self.target))
+        self.refresh()
         for table in catalogs.read(self.target).tables.values():
             if not table.parent:
                 self.target.run(sql.SQL(statements.ANALYZE).format(sql.Identifier(*table.key)), timeout=3600)
         return f"{guarded} new tables guarded" if guarded else ""
+
+    def refresh(self) -> None:
+        """Fills the materialized views, which a dump leaves empty. One that reads another needs a second turn."""
+        views = catalogs.read(self.target).unpopulated
+        while views:
+            for key in views:
+                try:
+                    self.target.run(sql.SQL(statements.REFRESH).format(sql.Identifier(*key)), timeout=3600)
+                except DatabaseError as error:
+                    if error.code != UNPOPULATED:
+                        raise
+            left = catalogs.read(self.target).unpopulated
+            if len(left) == len(views):
+                return  # after() is told by the catalog which they are
+            views = left
 
     def compare(self) -> str:
         """Gives new columns that need a value a default until finalize(), and refuses what would lose rows."""

@@ -58,7 +58,7 @@ def databases(source: Catalog, target: Catalog) -> Iterator[Finding]:
         yield finding(
             "view-empty",
             "A materialized view that the target has not filled; it cannot be read, and replication never fills it.",
-            "Refresh it, and again after each switch.",
+            "Prepare again, which refreshes it; refresh it again after each switch.",
             table=label(key),
             sql=(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*key)),),
             side="target",

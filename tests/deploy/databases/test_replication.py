@@ -47,6 +47,8 @@ create table shop_event (id int, at date, v text, primary key (id, at)) partitio
 create table shop_event_2026 partition of shop_event for values from ('2026-01-01') to ('2027-01-01');
 insert into shop_event values (1, '2026-05-05', 'x');
 create view shop_titles as select title from shop_order;
+create materialized view shop_b as select count(*) from shop_order;
+create materialized view shop_a as select * from shop_b;
 """
 MIGRATION = """
 insert into django_migrations (app, name, applied) values ('shop', '0002_priority', now());
@@ -149,6 +151,7 @@ def test_a_release_is_prepared_and_rows_go_both_ways(sides: Sides, options: Opti
     assert both(blue, green, "select * from django_content_type order by id")
     assert green.value("select id from django_content_type where model = 'new'") > 10_000
     assert blue.value("select count(*) from django_migrations") == 1
+    assert green.value("select * from shop_a") == 1000
 
     blue.run("insert into shop_order (title, old) values ('forward', 'x'); update shop_order set n = -1 where id = 1")
     blue.run("insert into shop_event values (2, '2026-06-06', 'y'); delete from shop_order where id = 2")
