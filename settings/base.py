@@ -238,6 +238,9 @@ METRICS_COLLECTORS = [
     ),
 ]
 
+if DATABASE_URLS:
+    METRICS_COLLECTORS.append("deploy.metrics.databases")
+
 # The Prometheus that the board and the deployer ask (metrics/prometheus.py). environments.toml may name others.
 PROMETHEUS_TOKEN = env.text("PROMETHEUS_TOKEN")
 PROMETHEUS_URL = env.prometheus("PROMETHEUS_URL", PROMETHEUS_TOKEN)

@@ -54,7 +54,8 @@ class Status:
     `writable` is the colour whose fence is open; empty if none is. `unreachable` are the colours that do not answer.
     `directions` are empty while nothing is linked. `lossless` is whether the other colour has, or is about to have, all
     that was written: since `since`, if that is known, and until `until`, when the slot that keeps it will be lost.
-    `heartbeats` are the times of the last heartbeat of each colour that the other has.
+    `heartbeats` are the times of the last heartbeat of each colour that the other has. `linked_at` is when they were
+    linked. More than one in `writable_colours` is a fault.
     """
 
     writable: str
@@ -67,6 +68,8 @@ class Status:
     since: datetime | None
     until: datetime | None
     faults: tuple[str, ...]
+    linked_at: datetime | None = None
+    writable_colours: tuple[str, ...] = ()
 
 
 def status(blue: Side, green: Side, *, wait: float = 1.0) -> Status:
@@ -77,13 +80,14 @@ def status(blue: Side, green: Side, *, wait: float = 1.0) -> Status:
     sides = {side.colour: side for side in (blue, green)}
     fences: dict[str, fence.FenceState] = {}
     unreachable, faults = [], []
-    link, since = None, None
+    link, since, linked_at = None, None, None
     heartbeats: dict[str, datetime] = {}
     for side in (blue, green):
         try:
             if side.value(statements.INSTALLED):
                 fences[side.colour] = fence.read(side)
-                link = links.noted(side) or link
+                if noted := links.noted(side):
+                    link, linked_at = noted, links.notes(side, "link")["link"].at
                 other = green if side is blue else blue
                 if at := side.value(statements.BEATEN, [other.colour]):
                     heartbeats[other.colour] = at
@@ -102,12 +106,13 @@ def status(blue: Side, green: Side, *, wait: float = 1.0) -> Status:
                 directions.append(
                     direction(sides[sender], sides[receiver], links.name(link.id, name), unreachable, wait)
                 )
-        faults += [each.fault for each in directions if each.fault]
+        if not unreachable:  # else it is unknown what is missing
+            faults += [each.fault for each in directions if each.fault]
     back = next((each for each in directions if [each.sender] == writable), None)
     lossless = bool(link and link.ready and back and not back.fault and (back.lag_seconds or 0) < BEHIND)
     if back and lossless:
-        noted = links.notes(sides[back.sender], "lossless").get(back.sender)
-        since = noted.at if noted else None
+        lately = links.notes(sides[back.sender], "lossless").get(back.sender)
+        since = lately.at if lately else None
     return Status(
         "".join(writable[:1]),
         tuple(unreachable),
@@ -119,6 +124,8 @@ def status(blue: Side, green: Side, *, wait: float = 1.0) -> Status:
         since,
         back.lost_at if back else None,
         tuple(faults),
+        linked_at,
+        tuple(writable),
     )
 
 

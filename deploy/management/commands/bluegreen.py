@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -40,7 +40,7 @@ TAKES = {
     "status": (),
     "switch": ("wait", "dry_run"),
     "rollback": ("wait", "lossy", "dry_run"),
-    "finalize": ("yes", "dry_run"),
+    "finalize": ("yes", "after", "dry_run"),
     "recover": ("force_back",),
 }
 WAIT = 30.0  # seconds that a switch tries for
@@ -130,6 +130,12 @@ exit codes:
         group.add_argument("--lossy", action="store_true", help="roll back even if rows are lost; the run says which")
         group = parser.add_argument_group("finalize and recover")
         group.add_argument("--yes", action="store_true", help="skip the confirmation for production")
+        group.add_argument(
+            "--after",
+            type=float,
+            metavar="HOURS",
+            help="finalize: only if the two have been linked for longer; for cron",
+        )
         group.add_argument(
             "--force-back",
             action="store_true",
@@ -487,6 +493,9 @@ exit codes:
             self.all_answer(found)
             raise DeployRefused("It is unknown which colour takes the writes. Run manage.py bluegreen recover.")
         active, idle = self.pair(found.writable)
+        if self.options["after"] is not None and (due := finalize_at(found, self.options["after"])):
+            when = f"It will be due at {colours.moment(due)}." if found.linked_at else "Nothing is linked."
+            return self.result("unchanged", f"{when} Nothing was changed.")
         self.confirm(active, idle)
         if self.options["dry_run"]:
             with self.rehearsals(active, idle) as sides:
@@ -669,6 +678,13 @@ def interruptible() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def finalize_at(found: Status, hours: float) -> datetime | None:
+    """When the links are to be ended, if that is in the future or nothing is linked; otherwise None."""
+    now = datetime.now(UTC)
+    due = found.linked_at + timedelta(hours=hours) if found.linked_at else datetime.max.replace(tzinfo=UTC)
+    return due if due > now else None
 
 
 def bypassing(url: str) -> str:

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.core.management.base import OutputWrapper
 from pytest_django import Settings
 
-from deploy.databases import links, statements
+from deploy import metrics
+from deploy.console import Output
+from deploy.databases import fence, links, statements
 from deploy.databases import switch as switching
 from deploy.databases.errors import DatabaseError
 from deploy.databases.replication import alone
 from deploy.databases.side import Side
 from deploy.databases.status import status
+from deploy.errors import StepFailed
 from deploy.management.commands import bluegreen
 from tests.support.servers import PATIENCE, Postgres, eventually
 
@@ -36,6 +40,7 @@ MIGRATION = (
     "alter table shop_order add column priority int default 3 not null; alter table shop_order alter n type bigint"
 )
 Sides = tuple[Side, Side]
+MIGRATE = bluegreen.Command.migrate  # which the fixture `migration` replaces
 
 
 @dataclass
@@ -265,7 +270,7 @@ def test_status_knows_what_it_cannot_know(sides: Sides, settings: Settings) -> N
     settings.DATABASE_URLS = {"blue": blue.url, "green": re.sub(":[0-9]+/", ":1/", green.url)}
     found = run("status", "--json").result
     assert found["writable"] == "blue" and found["unreachable"] == ["green"] and found["exit_code"] == 0
-    assert not found["lossless"] and found["directions"][0]["lag_seconds"] is None
+    assert not found["lossless"] and found["directions"][0]["lag_seconds"] is None and len(found["faults"]) == 1
     assert "green  unknown: does not answer" in run("status").out
     for action in ("prepare", "switch", "rollback"):
         refused = run(action)
@@ -358,6 +363,62 @@ def test_a_signal_leaves_no_switch_half_done(
     assert run("recover").code == 0
     if writable == "green":
         assert run("rollback").code == 0
+
+
+def test_the_releases_own_migrations_run_on_the_idle_side_behind_its_fence(two_databases: Sides) -> None:
+    blue, green = two_databases
+    fence.install(green, writable=False)
+    command = bluegreen.Command()
+    out = StringIO()
+    command.output = Output(OutputWrapper(out), as_json=True, no_color=True, force_color=False)
+    MIGRATE(command, green)
+    assert green.value("select count(*) from django_migrations where app = 'ledger'") > 0
+    assert blue.value("select count(*) from pg_class where relname = 'django_migrations'") == 0
+    with pytest.raises(StepFailed, match="The migrations failed on green: .*") as failed:
+        MIGRATE(command, Side("green", re.sub(":[0-9]+/", ":1/", green.url)))
+    assert "Connection refused" in failed.value.details
+
+
+def test_finalize_waits_until_it_is_due_and_asks_in_production(prepared: Sides, settings: Settings) -> None:
+    found = run("finalize", "--after", "1")
+    assert found.code == 0 and re.fullmatch(
+        r"It will be due at 20..-..-.. ..:..:..Z. Nothing was changed.\n", found.out
+    )
+    settings.ENVIRONMENT = "production"
+    found = run("finalize", "--after", "0")
+    assert found.code == 2 and "in production it requires --yes or a terminal" in found.err
+    found = run("finalize", "--after", "0", "--yes")
+    assert found.code == 0 and "blue takes the writes alone." in found.out
+    assert run("finalize", "--after", "0", "--yes").out == "Nothing is linked. Nothing was changed.\n"
+
+
+def test_a_scrape_tells_of_both_databases_and_keeps_the_heartbeats_going(sides: Sides) -> None:
+    blue, green = sides
+    assert values() == {}
+    assert run("prepare").code == 0
+    eventually(lambda: values()["bluegreen_lossless", ()] == 1)
+    found = values()
+    assert found["bluegreen_writable", ("blue",)] == 1 and found["bluegreen_writable", ("green",)] == 0
+    assert found["bluegreen_switching", ("blue",)] == 0
+    for way in (("blue", "green"), ("green", "blue")):
+        assert found["bluegreen_replication_running", way] == 1
+        assert found["bluegreen_slot_status", (*way, "reserved")] == 1
+        assert found["bluegreen_slot_status", (*way, "lost")] == 0
+        assert found["bluegreen_slot_safe_bytes", way] > found["bluegreen_lag_bytes", way] >= 0
+        assert 0 <= found["bluegreen_lag_seconds", way] < PATIENCE
+    before = found["bluegreen_heartbeat_timestamp_seconds", ("blue", "green")]
+    eventually(lambda: values()["bluegreen_heartbeat_timestamp_seconds", ("blue", "green")] > before)
+    assert found["bluegreen_linked_since_timestamp_seconds", ()] <= before + PATIENCE
+
+
+def values() -> dict[tuple[str, tuple[str, ...]], float]:
+    """What a scrape tells, by metric and values of its labels."""
+    vars(metrics._own).clear()  # the databases are new ones in each test
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in metrics.databases()
+        for sample in family.samples
+    }
 
 
 def catalog(side: Side) -> list[tuple[Any, ...]]:
