@@ -131,7 +131,7 @@ def test_a_frozen_sentry_slows_no_error_page_and_delays_no_end(sentry: Sentry) -
             took = time_to_end(server)
         finally:
             sentry.answers.set()
-    assert during < 1.5 * before + 0.005
+    assert during < 2 * before + 0.1, "one that waited for it would take TIMEOUT, 5 s"
     assert took < 25, "GRACEFUL_TIMEOUT"
 
 

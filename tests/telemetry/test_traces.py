@@ -198,7 +198,7 @@ def test_a_frozen_collector_slows_no_request_and_delays_no_end(collector: Collec
             assert "Queue full" in server.log
         finally:
             collector.answers.set()
-    assert during < 1.5 * before + 0.005
+    assert during < 2 * before + 0.1, "one that waited for it would take TIMEOUT, 5 s"
     assert took < 25, "GRACEFUL_TIMEOUT"
 
 
