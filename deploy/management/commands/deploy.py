@@ -117,8 +117,8 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         if config.database == "per-colour":
             if not isinstance(target, Compose) or target.onto_web:
                 raise InvalidUsage(
-                    "--database per-colour requires the compose target, and two colours (no --onto-web). On a cluster, "
-                    "k8s/components/two-databases has the steps."
+                    "--database per-colour requires the compose target, and two colours (no --onto-web). For a cluster, "
+                    "docs/kubernetes.md says what there is."
                 )
             target.use_two_databases()
         if options["config"] and isinstance(target, Kubernetes):

@@ -108,7 +108,7 @@ class Command(DocumentedCommand):
 
         https://github.com/3YOURMIND/django-migration-linter
         """
-        linter = MigrationLinter(no_cache=True)
+        linter = MigrationLinter(no_cache=True, analyser_string=connection.vendor)  # whatever the backend is called
         for migration in plan:
             if migration.app_label not in DJANGO_APPS_WITH_MIGRATIONS:
                 linter.lint_migration(migration)
