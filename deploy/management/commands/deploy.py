@@ -117,7 +117,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         if config.database == "per-colour":
             if not isinstance(target, Compose) or target.onto_web:
                 raise InvalidUsage(
-                    "--database per-colour requires the compose target, and two colours (no --onto-web). For a cluster, "
+                    "--database per-colour requires the compose target and two colours (no --onto-web). For a cluster, "
                     "docs/kubernetes.md says what there is."
                 )
             target.use_two_databases()
