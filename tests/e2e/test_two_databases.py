@@ -105,6 +105,7 @@ def pair(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]
     profile = {"COMPOSE_PROFILES": "two-databases", "DATABASE_PER_COLOUR": "true"}
     stack = Pair(folder, "pair", f"{LABEL}:first", **profile, **RATES)
     stack.use(LABEL)
+    demo.prepare(folder)
     with closing(stack):
         yield stack
 
