@@ -100,7 +100,7 @@ def orphans(target: Side, ours: Catalog, theirs: Catalog) -> Iterator[Finding]:
                 yield finding(
                     "orphans",
                     f"Rows that refer to no row of {label(each.parent)} have entered in spite of {each.name}.",
-                    "Delete or correct them in the source, and prepare again.",
+                    "Delete or correct them in the source, or in the target if that alone has the table.",
                     table=child.label,
                     column=", ".join(each.columns),
                 )

@@ -21,7 +21,10 @@ COLOURS = {"allow": "dim", "refuse": "red"}
 
 
 def show_findings(output: Output, found: Sequence[Finding], sides: dict[str, Side]) -> None:
-    """Prints a table of what was found, the refused first, or an event for each. `sides` are source and target."""
+    """Prints a table of what was found, the refused first, then the SQL of their cures; or an event for each.
+
+    `sides` are source and target.
+    """
     for each in found:
         output.event("finding", **as_dict(each, sides))
     if not found or output.as_json:
@@ -33,6 +36,10 @@ def show_findings(output: Output, found: Sequence[Finding], sides: dict[str, Sid
         cells = SIGNS[each.verdict], each.table or "-", each.column or "-", each.reason, each.cure
         table.add_row(*(Text(cell, COLOURS[each.verdict]) for cell in cells))
     output.console.print(table)
+    for each in refused(found):
+        cure = as_dict(each, sides)
+        for statement in cure["cure_sql"]:
+            output.console.print(Text(f"On {cure['cure_colour']}: {statement};"), soft_wrap=True)
     output.stream.flush()
 
 

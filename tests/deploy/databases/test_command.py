@@ -168,6 +168,7 @@ def test_what_the_source_has_is_refused_at_once_with_every_cure_before_anything_
     assert lines[0] == "Table Column Reason Cure"
     assert any(line.startswith("x loose - Without a replica identity in the source") for line in lines)
     assert any("Log it: ALTER TABLE ... SET LOGGED." in line for line in lines)
+    assert 'On blue: ALTER TABLE "public"."lost" SET LOGGED;' in lines
     events = run("prepare", "--json").events
     assert {each["code"] for each in events[:-1] if each["verdict"] == "refuse"} == {
         "no-key",
