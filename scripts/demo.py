@@ -447,7 +447,7 @@ def main() -> int:
                 time.sleep(2)
                 done["1.1.0, one database"] = stack.manage("deploy", "1.1.0", *per_colour[:4], "--watch", "3")
                 done["2.0.0, its own database"] = stack.manage("deploy", "2.0.0", *per_colour, "--watch", "3")
-                done["rollback"] = stack.manage("rollback", "-e", "development", "--reason", "To show the way back")
+                done["rollback"] = stack.manage("rollback", "-e", "development", "--reason", "To show a rollback")
                 done["2.1.0, which is slow"] = stack.manage("deploy", "2.1.0", *per_colour, "--watch", "30", expected=5)
                 time.sleep(1)
             figures = tell(stack, load, done, options.picture)

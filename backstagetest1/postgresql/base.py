@@ -31,7 +31,7 @@ limit = Limit()
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Has each statement of this thread fail, with psycopg2.OperationalError, if there is no answer by then."""
+    """Makes each statement of this thread raise psycopg2.OperationalError if it has no answer by then."""
     before = limit.until
     limit.until = min(before, time.monotonic() + seconds)
     try:

@@ -13,7 +13,7 @@ from deploy.databases.catalogs import Type
 Change = Literal["same", "looser", "stricter", "rounds", "changed"]
 
 INTEGERS = {"smallint": 5, "integer": 10, "bigint": 19}  # with the digits of their largest values
-# From each, into each: every value is kept. On the way back, what does not fit is rounded or cut off in silence.
+# Each type converts to these without losing a value. Converting back silently rounds or truncates what does not fit.
 ROUNDED = {
     ("real", "double precision"),
     ("date", "timestamp without time zone"),
@@ -65,7 +65,7 @@ def change(old: str, new: str, olds: Mapping[str, Type], news: Mapping[str, Type
 
 
 def widens(old: Kind, new: Kind) -> Literal["keeps", "rounds", "no"]:
-    """Whether `new` has every value of `old`; "rounds" if it has, and the way back would round the others."""
+    """Whether `new` holds every value of `old`; "rounds" if it does, but rounds others when converted back."""
     if old.array != new.array or not new.checks <= old.checks:
         return "no"
     if old.name == new.name and (old.size, old.scale) == (new.size, new.scale):

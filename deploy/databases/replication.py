@@ -77,7 +77,7 @@ def prepare(
 def finalize(active: Side, idle: Side, *, say: Say) -> None:
     """Ends the links: slots, subscriptions, publications, and on the active side the guards and temporary defaults.
 
-    A rollback is no longer possible without loss. The idle side stays fenced and guarded, so that nobody writes there
+    After this, a rollback would lose rows. The idle side stays fenced and guarded, so that nobody writes there
     by mistake. If it cannot be reached, the active side is done all the same, and what is left goes with the next
     prepare(). Idempotent. Raises DeployRefused if `active` does not accept writes, and DatabaseError.
     """

@@ -342,7 +342,7 @@ def misfit(
     if side == "source":
         return finding(
             code,
-            f"{what}. Once the target serves, what the source does not accept stops the way back.",
+            f"{what}. After the switch, a row that the source does not accept stops replication back to it.",
             "Loosen the source after the switch; what was stopped goes on within a second.",
             table=table,
             column=column,

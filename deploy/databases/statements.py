@@ -14,7 +14,8 @@ LOCK_TIMEOUT = "55P03"  # the SQLSTATE of a lock that was not granted in time
 
 # bg.note has the orchestrator's notes: the link, which tells the app for which release a colour was prepared, and the
 # defaults that go at the end.
-# A sequence is the fence, as its value is no row: a snapshot taken before the switch sees the value of now.
+# The fence is a sequence because reading one ignores snapshots: a transaction that began before the switch
+# still sees the current value.
 SCHEMA = f"""
 create schema if not exists bg;
 create sequence if not exists bg.fence minvalue 0 start 0;
@@ -444,8 +445,8 @@ AVAILABLE = "select name from pg_available_extensions"
 
 # --- The target's schema ----------------------------------------------------------------------------------------------
 
-# What has to go before the source's schema is restored: all but `bg`, extensions and the schema `public` itself. What a
-# DROP ... CASCADE has taken along is no longer there when its turn comes.
+# What has to go before the source's schema is restored: all but `bg`, extensions and the schema `public` itself. An
+# object that an earlier DROP ... CASCADE has dropped is skipped.
 DROPS = """
 with extension as (select classid, objid from pg_depend where deptype = 'e'),
 ours as (

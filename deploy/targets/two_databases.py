@@ -24,8 +24,8 @@ class TwoDatabases:
         self.colour = ""  # of the release's own database, once prepare() has told
 
     def prepare(self, unsafe: bool, tell: Progress) -> str:
-        """As Databases.prepare(). What an interrupted run has left is completed or undone first. The way back to the
-        release before the live one ends, as its database becomes this release's.
+        """As Databases.prepare(). Whatever an interrupted run has left is completed or undone first. After this, the
+        release before the live one cannot be rolled back to without loss, as its database becomes this release's.
         """
         found = self.look(tell)
         if found["target"] and found["writable"] == found["target"] and found["ready"]:
@@ -56,7 +56,7 @@ class TwoDatabases:
             return ""
         if not found["lossless"]:
             why_not = " ".join(found["faults"]) or f"{found['source']} has not received everything yet."
-            return f"{found['writable']} keeps the writes, as a way back would lose rows: {why_not}"
+            return f"{found['writable']} keeps the writes, as a rollback would lose rows: {why_not}"
         return moved(self.bluegreen("rollback", tell=tell))
 
     def look(self, tell: Progress) -> Event:
@@ -91,7 +91,7 @@ def moved(result: Event) -> str:
     if "held_seconds" not in result:  # somebody was faster
         return str(result["text"])
     held = f"{result['writable']} takes the writes, which were held for {result['held_seconds'] * 1000:.0f} ms"
-    return f"{held}; {'a way back loses nothing' if result['lossless'] else 'a way back would lose rows for now'}"
+    return f"{held}; {'a rollback would lose nothing' if result['lossless'] else 'for now, a rollback would lose rows'}"
 
 
 def why(events: Iterable[Event], otherwise: str) -> str:

@@ -85,10 +85,10 @@ def test_what_is_refused_says_why_and_each_finding() -> None:
 
 def test_a_switch_says_for_how_long_writes_were_held() -> None:
     databases, _ = of(OURS, switch=(0, [MOVED]))
-    assert databases.switch(quiet) == "green takes the writes, which were held for 41 ms; a way back loses nothing"
+    assert databases.switch(quiet) == "green takes the writes, which were held for 41 ms; a rollback would lose nothing"
     late = MOVED | {"lossless": False}
     databases, _ = of(OURS, switch=(ExitCode.NEEDS_OPERATOR, [late]))
-    assert databases.switch(quiet).endswith("a way back would lose rows for now")
+    assert databases.switch(quiet).endswith("for now, a rollback would lose rows")
     for code in (ExitCode.REFUSED, ExitCode.ROLLED_BACK, ExitCode.NEEDS_OPERATOR):
         databases, _ = of(OURS, switch=(code, [{"event": "result", "why": "Writes have not finished."}]))
         with pytest.raises(StepFailed, match="Writes have not finished"):
@@ -104,7 +104,7 @@ def test_the_writes_go_back_if_the_release_that_is_left_has_them_and_no_row_is_l
         assert databases.switch_back(release, quiet) == "" and done == []
     databases, done = of(SWITCHED | {"lossless": False, "faults": ["The slot is lost."]})
     said = databases.switch_back("2", quiet)
-    assert said == "green keeps the writes, as a way back would lose rows: The slot is lost." and done == []
+    assert said == "green keeps the writes, as a rollback would lose rows: The slot is lost." and done == []
 
 
 def test_a_database_that_does_not_answer_fails_the_step() -> None:

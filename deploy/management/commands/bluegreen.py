@@ -62,7 +62,7 @@ losing a row. DATABASE_URL_BLUE and DATABASE_URL_GREEN name the two databases.
             rollback is lossless
   switch    move the writes to the prepared database
   rollback  move the writes back; refused if that would lose rows
-  finalize  end replication; a rollback is no longer possible
+  finalize  end replication; after this, a rollback would lose rows
   recover   complete or undo an interrupted switch; as often as you like
 """
     examples = """\
@@ -442,10 +442,10 @@ exit codes:
         """Says how a switch has ended."""
         if done.lossless:
             note_lossless(target)
-            text = f"{target.colour} takes the writes. A way back to {source.colour} loses nothing."
+            text = f"{target.colour} takes the writes. A rollback to {source.colour} would lose nothing."
         else:
             text = (
-                f"{target.colour} takes the writes. Its own have not arrived at {source.colour} yet, so a way back may "
+                f"{target.colour} takes the writes. Its own have not arrived at {source.colour} yet, so a rollback may "
                 "lose rows. See manage.py bluegreen status."
             )
         return self.result(
@@ -513,11 +513,11 @@ exit codes:
         )
 
     def confirm(self, active: Side, idle: Side) -> None:
-        """Asks before production loses its way back. Raises DeployRefused."""
+        """Asks before production can no longer roll back. Raises DeployRefused."""
         if settings.ENVIRONMENT != "production" or self.options["yes"] or self.options["dry_run"]:
             return
         if not sys.stdin.isatty():
-            raise InvalidUsage("finalize ends the way back, so in production it requires --yes or a terminal.")
+            raise InvalidUsage("finalize makes a rollback lose rows, so in production it requires --yes or a terminal.")
         self.stderr.write(f"About to end replication from {active.colour} to {idle.colour}: no rollback after it.", str)
         if input("Type production to confirm: ").strip() != "production":
             raise DeployRefused("Not confirmed; nothing was changed.")

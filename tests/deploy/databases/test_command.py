@@ -137,7 +137,7 @@ def test_a_release_is_prepared_switched_to_rolled_back_and_ended(sides: Sides) -
 
     done = run("switch")
     assert done.code == 0 and re.search(r"writes were held for \d+ ms", done.out), done.out
-    assert "green takes the writes. A way back to blue loses nothing." in done.out
+    assert "green takes the writes. A rollback to blue would lose nothing." in done.out
     visitor(green).run("insert into shop_order (title) values ('on green')")
     assert run("switch").out == "green takes the writes already; nothing to do.\n"
     assert re.search(r"A rollback to blue loses nothing since 20..-..-.. ..:..:..Z, until finalize", run("status").out)

@@ -166,7 +166,7 @@ def test_the_next_release_of_this_app_is_shipped_rolled_back_and_shipped_again(s
         assert (bob.display_name, bob.nickname, bob.points, bob.shouted) == ("Robert", "bobby", 9, "ROBERT")
         assert [badge.user_id for badge in badges.all()] == [bob.pk]
         assert new.get(email="cid@example.com").points == 5
-        # What only the new release accepts stops the way back, until the idle side is loosened.
+        # What only the new release accepts stops replication back, until the idle side is loosened.
         new.create(email="dan@example.com", display_name="D" * 150, nickname="dan", avatar=None)
     looser = [each for each in preflight.compare(green, blue) if each.code in ("type-stricter", "null-refused")]
     assert {(each.column, each.cure_side) for each in looser} == {("display_name", "target"), ("avatar", "target")}

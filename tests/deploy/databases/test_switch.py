@@ -1,4 +1,4 @@
-"""The switch and its way back, with real writers, and with faults at each of its steps."""
+"""Switch and rollback, with real writers, and with faults at each of its steps."""
 
 import threading
 import time
