@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.databases.side import Side
+from tests.deploy.databases.pairs import Pair
 from tests.support.servers import Postgres
 
 # What a slot that nobody reads may keep; a walsender and an apply worker notice a lost peer soon.
@@ -47,3 +48,12 @@ def two_databases(clusters: tuple[Postgres, Postgres]) -> Iterator[tuple[Side, S
     yield blue, green
     blue.close()
     green.close()
+
+
+@pytest.fixture(scope="module")
+def databases(server: Postgres) -> Iterator[Pair]:
+    """A pair of databases in the module's own `server`."""
+    it = Pair(server)
+    yield it
+    it.source.close()
+    it.target.close()

@@ -27,14 +27,6 @@ def server() -> Iterator[Postgres]:
         yield it
 
 
-@pytest.fixture(scope="module")
-def databases(server: Postgres) -> Iterator[Pair]:
-    it = Pair(server)
-    yield it
-    it.source.close()
-    it.target.close()
-
-
 @pytest.fixture
 def pair(databases: Pair) -> Iterator[Pair]:
     """Two databases that replicate to each other, guarded."""

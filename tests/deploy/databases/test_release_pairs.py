@@ -183,14 +183,6 @@ def test_the_next_release_of_this_app_is_shipped_rolled_back_and_shipped_again(s
     green.close()
 
 
-@pytest.fixture(scope="module")
-def databases(server: Postgres) -> Iterator[Pair]:
-    it = Pair(server)
-    yield it
-    it.source.close()
-    it.target.close()
-
-
 ORDER = migrations.CreateModel(
     "Order",
     [

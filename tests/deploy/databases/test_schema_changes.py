@@ -25,14 +25,6 @@ def server() -> Iterator[Postgres]:
         yield it
 
 
-@pytest.fixture(scope="module")
-def databases(server: Postgres) -> Iterator[Pair]:
-    it = Pair(server)
-    yield it
-    it.source.close()
-    it.target.close()
-
-
 @pytest.fixture
 def pair(databases: Pair) -> Iterator[Callable[..., Pair]]:
     """Makes the given schema in both databases, or one in each."""
