@@ -1,16 +1,18 @@
 from django.apps import AppConfig
-from django.db.models.signals import post_delete
+from django.db.models.signals import post_delete, post_migrate
 
 
 class AccountsConfig(AppConfig):
     name = "accounts"
     verbose_name = "Users"  # in the admin, where allauth already has "Accounts"
+    role_permissions = {"maintainer": ("manage_members",)}
 
     def ready(self) -> None:
         from allauth.account.signals import email_confirmed, user_signed_up
 
-        from accounts import signals
+        from accounts import roles, signals
 
         user_signed_up.connect(signals.count_registration)
         email_confirmed.connect(signals.release_address)
+        post_migrate.connect(roles.correct_groups)
         post_delete.connect(signals.remove_avatar, sender="accounts.User")

@@ -10,7 +10,9 @@ from allauth.account.models import EmailAddress
 from django.contrib.auth.hashers import make_password
 from django.db import transaction
 
+from accounts import roles
 from accounts.models import User
+from accounts.roles import Role
 
 MOCK_PASSWORD = "backstage-demo"
 TEST_PASSWORD = "backstage-test"
@@ -25,6 +27,7 @@ class Person:
     is_active: bool = True
     is_staff: bool = False
     is_superuser: bool = False
+    role: Role | None = None
 
     @property
     def email(self) -> str:
@@ -32,14 +35,19 @@ class Person:
 
 
 MOCK = (
-    Person("demo", "Demo User"),
+    Person("demo", "Demo User", role=Role.DEPLOYER),
     Person("demo-admin", "Demo Admin", is_staff=True, is_superuser=True),
+    Person("demo-approver", "Demo Approver", role=Role.APPROVER),
     Person("demo-nameless"),
     Person("demo-unverified", "Demo Unverified", verified=False),
     Person("demo-inactive", "Demo Inactive", is_active=False),
 )
 TEST = (
     Person("test-member", "Test Member"),
+    Person("test-viewer", "Test Viewer", role=Role.VIEWER),
+    Person("test-deployer", "Test Deployer", role=Role.DEPLOYER),
+    Person("test-approver", "Test Approver", role=Role.APPROVER),
+    Person("test-maintainer", "Test Maintainer", role=Role.MAINTAINER),
     Person("test-staff", "Test Staff", is_staff=True),
     Person("test-admin", "Test Admin", is_staff=True, is_superuser=True),
     Person("test-nameless"),
@@ -83,6 +91,8 @@ def ensure(people: tuple[Person, ...], password: str, *, reset: bool = False) ->
                 User.objects.filter(pk=user.pk).update(**fields)
                 user.emailaddress_set.all().delete()
                 user.emailaddress_set.create(email=user.email, verified=person.verified, primary=True)
+                user.groups.clear()
+                roles.assign(user, person.role)
     return made
 
 

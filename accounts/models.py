@@ -62,6 +62,7 @@ class User(AbstractBaseUser, PermissionsMixin):
     objects = UserManager()
 
     class Meta:
+        permissions = [("manage_members", "Can manage members")]
         constraints = [
             models.UniqueConstraint(
                 Lower("email"),

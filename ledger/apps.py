@@ -6,6 +6,13 @@ from django.db.models.signals import post_migrate
 
 class LedgerConfig(AppConfig):
     name = "ledger"
+    # By the role from which on they are held (accounts.roles).
+    role_permissions = {
+        "viewer": ("view_people",),
+        "deployer": ("request_deployment", "roll_back"),
+        "approver": ("approve_deployment", "break_glass"),
+        "maintainer": ("change_freeze", "break_lock", "manage_tokens"),
+    }
 
     def ready(self) -> None:
         import ledger.metrics  # noqa: F401  # declared before the first scrape: its series are there from the start

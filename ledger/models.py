@@ -243,6 +243,13 @@ class Deployment(models.Model):
 
     class Meta:
         ordering = ("-created", "-pk")
+        permissions = [
+            ("view_people", "Can see who deployed what, reasons and pipeline runs"),
+            ("request_deployment", "Can request deployments"),
+            ("roll_back", "Can roll back"),
+            ("approve_deployment", "Can approve deployments"),
+            ("break_glass", "Can deploy a hotfix without approval"),
+        ]
         indexes = [
             models.Index(fields=["-created", "-id"], name="ledger_by_time"),
             models.Index(fields=["environment", "-created", "-id"], name="ledger_by_environment"),
@@ -354,6 +361,9 @@ class Lock(models.Model):
     reason = models.CharField(max_length=500, validators=[text.one_line])
     since = models.DateTimeField()
 
+    class Meta:
+        permissions = [("break_lock", "Can break the lock of an environment")]
+
     def __str__(self) -> str:
         return f"{self.environment} held by {self.holder}"
 
@@ -378,6 +388,7 @@ class ApiToken(models.Model):
     class Meta:
         ordering = ("name",)
         verbose_name = "API token"
+        permissions = [("manage_tokens", "Can manage the API tokens of everybody")]
 
     def __str__(self) -> str:
         return self.name

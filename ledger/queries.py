@@ -11,6 +11,11 @@ RECENT = 200  # deployments or releases that promotable() and rollback_targets()
 LATELY = 50  # deployments that previous_good() looks back at
 
 
+def environment_names() -> list[str]:
+    """Returns the names of all environments, in order."""
+    return list(Environment.objects.order_by("order").values_list("name", flat=True))
+
+
 def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5) -> list[Environment]:
     """Returns the environments (all, unless given) in order, each with its `current` and `in_flight` deployment, with
     `failed` (the last that failed or was rolled back) and `recent` (its newest, as many as asked for).

@@ -109,7 +109,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 2_500_000  # bytes of a form, not counting its fil
 
 # People
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+AUTHENTICATION_BACKENDS = ["accounts.backends.Backend"]
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in (
@@ -280,6 +280,9 @@ API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
 # What `manage.py demo_data` loads besides people: functions that take the profile's name and return a line to print, or
 # None. They are given by path because accounts imports no other app.
 DEMO_DATA = ["ledger.demo.load", "statuspage.demo.load"]
+
+# The function that returns the names of the environments in which a role can be held; by path for the same reason.
+ROLE_ENVIRONMENTS = "ledger.queries.environment_names"
 
 
 def redis_cache(default_url: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ class StatusPageConfig(AppConfig):
     """The status page; starts the sampler of a serving process if settings.SAMPLE_UPTIME is set."""
 
     name = "statuspage"
+    role_permissions = {"maintainer": ("manage_incidents",)}
 
     def ready(self) -> None:
         import statuspage.metrics  # noqa: F401  # declared before the first scrape

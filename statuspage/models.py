@@ -63,6 +63,7 @@ class Incident(models.Model):
 
     class Meta:
         ordering = ("-started", "-pk")
+        permissions = [("manage_incidents", "Can report incidents and add updates")]
         indexes = [models.Index(fields=["-started", "-id"], name="statuspage_incident_by_time")]
         constraints = [
             models.CheckConstraint(

@@ -20,7 +20,7 @@ LONG = 5.0  # seconds that a transaction may be open
 APART = 0.5  # seconds that the clocks may differ
 SCAN = 60.0  # seconds for the search for rows without a parent
 # Written by every `migrate` that brings a model: they reach the source, and their ids are far from its own.
-PERMISSIONS = ("django_content_type", "auth_permission")
+PERMISSIONS = ("django_content_type", "auth_permission", "auth_group", "auth_group_permissions")
 LOCAL = "django_migrations"  # each database has its own
 HARMLESS = "confl_update_origin_differs"  # counts ordinary rows: both sides write, one after the other
 
@@ -136,7 +136,7 @@ def migrated(written: Iterable[Written], seeded: Collection[str]) -> Iterator[Fi
         if each.table in PERMISSIONS and only_inserts:
             yield finding(
                 "permissions-written",
-                f"The migration added content types or permissions ({done}); they reach the source too.",
+                f"The migration added content types, permissions or roles ({done}); they reach the source too.",
                 table=name,
             )
         else:
