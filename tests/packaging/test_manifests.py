@@ -31,6 +31,8 @@ from tests.support.tools import needs
 Object = dict[str, Any]
 OVERLAYS = ("testing", "staging", "production")
 COMPONENTS = ("outside", "shared-media", "monitoring", "monitoring-rules", "monitoring-annotations", "traces")
+COLOURED = ("blue-green", "two-databases")  # the components of an overlay with a database per colour, in their order
+COMMANDS = ("prepare", "status", "switch", "rollback", "recover", "finalize")  # of manage.py bluegreen
 OPERATOR = "monitoring.coreos.com/v1"  # the Prometheus operator's kinds, whose schemas Kubernetes does not have
 OLDEST = "1.30"  # docs/kubernetes.md names it
 HOSTS = {  # those of docs/guide.md
@@ -60,6 +62,20 @@ def render(overlay: str, component: str = "") -> tuple[Object, ...]:
     try:
         text = f"resources: [../{overlay}]\ncomponents: [../../components/{component}]\n"
         (outer / "kustomization.yaml").write_text(text)
+        return tuple(yaml.safe_load_all(kubectl("kustomize", str(outer))))
+    finally:
+        shutil.rmtree(outer)
+
+
+@cache
+def with_two_databases(overlay: str) -> tuple[Object, ...]:
+    """The overlay's objects, as if it named both components."""
+    outer = ROOT / "k8s" / "overlays" / f".{secrets.token_hex(4)}"
+    shutil.copytree(ROOT / "k8s" / "overlays" / overlay, outer)
+    try:
+        found = yaml.safe_load((outer / "kustomization.yaml").read_text())
+        found["components"] = [f"../../components/{each}" for each in COLOURED]
+        (outer / "kustomization.yaml").write_text(yaml.safe_dump(found))
         return tuple(yaml.safe_load_all(kubectl("kustomize", str(outer))))
     finally:
         shutil.rmtree(outer)
@@ -135,7 +151,7 @@ def test_an_overlay_fits_the_schemas_of_the_oldest_and_the_newest_kubernetes(ove
 
 def test_every_component_is_tried() -> None:
     folders = {each.parent.name for each in (ROOT / "k8s" / "components").glob("*/kustomization.yaml")}
-    assert folders == {*COMPONENTS, "blue-green"}
+    assert folders == {*COMPONENTS, *COLOURED}
     assert {each.name for each in (ROOT / "k8s" / "overlays").iterdir() if each.name[0] != "."} == set(OVERLAYS)
 
 
@@ -297,7 +313,8 @@ def test_every_key_that_is_referred_to_exists(overlay: str) -> None:
             if len(each) > 1 and "persistentVolumeClaim" in each
         }
         assert claims <= {each["metadata"]["name"] for each in named(objects, "PersistentVolumeClaim")}
-    assert used == held
+    own = {"database-url-blue", "database-url-green"}  # of a database per colour
+    assert used == {name: keys - own for name, keys in held.items()}
     app_needs = {(f"{APP}-secrets", "database-url"), (f"{APP}-secrets", "secret-key")}  # docs/guide.md
     assert needed == app_needs | {(f"{APP}-migrate", "database-url")}  # the others may be left out
 
@@ -535,6 +552,83 @@ def test_a_collector_is_reached_with_a_component_alone_and_by_the_app_alone(over
     }
     (rule,) = policy["egress"]
     assert [port["port"] for port in rule["ports"]] == [4318] and all("namespaceSelector" in to for to in rule["to"])
+
+
+# A database per colour
+
+
+def variables(container: Object) -> dict[str, tuple[str, str]]:
+    """(Secret, key) of each variable that names a database."""
+    refs = {each["name"]: each.get("valueFrom", {}).get("secretKeyRef", {}) for each in container["env"]}
+    return {name: (ref["name"], ref["key"]) for name, ref in refs.items() if name.startswith("DATABASE_")}
+
+
+def urls(secret: str) -> dict[str, tuple[str, str]]:
+    return {f"DATABASE_URL_{each}": (secret, f"database-url-{each.lower()}") for each in ("BLUE", "GREEN")}
+
+
+@overlays
+def test_with_two_databases_an_overlay_is_what_the_api_takes_and_stays_what_it_was(overlay: str) -> None:
+    objects = with_two_databases(overlay)
+    for each in objects:
+        for version in (OLDEST, kubernetes_validate.latest_version()):
+            kubernetes_validate.validate(each, version, strict=True)
+    meets_the_restricted_standard(objects)
+    named_before = {(each["kind"], each["metadata"]["name"]) for each in render("production")}
+    added = {(each["kind"], each["metadata"]["name"]) for each in objects} - named_before
+    assert {("CronJob", f"{APP}-bluegreen-{each}") for each in COMMANDS} <= added
+    assert {each["metadata"]["namespace"] for each in objects[1:]} == {objects[0]["metadata"]["name"]}
+    for name, _, container in containers(objects):
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert millis(requests["cpu"]) <= millis(limits["cpu"]), name
+        assert mebibytes(requests["memory"]) <= mebibytes(limits["memory"]), name
+
+
+@overlays
+def test_with_two_databases_only_the_commands_and_migrations_connect_as_the_owner(overlay: str) -> None:
+    held = secret_keys()
+    for name, pod, container in containers(with_two_databases(overlay)):
+        if container["name"] != APP:
+            assert "env" not in container, name
+            continue
+        owner = name.startswith(("Job/", f"CronJob/{APP}-bluegreen-"))
+        found = variables(container)
+        assert found == urls(f"{APP}-migrate" if owner else f"{APP}-secrets"), name
+        assert all(key in held[secret] for secret, key in found.values())
+        assert pod["serviceAccountName"] == APP
+
+
+@overlays
+def test_the_commands_of_two_databases_never_run_by_themselves_and_end_cleanly(overlay: str) -> None:
+    objects = with_two_databases(overlay)
+    (config,) = named(objects, "ConfigMap")
+    script = (ROOT / "scripts" / "pg_client.sh").read_text()
+    for command in COMMANDS:
+        found = only(objects, "CronJob", f"{APP}-bluegreen-{command}")
+        # What gives all CronJobs the live image and settings finds them by this label.
+        assert found["metadata"]["labels"]["app"] == f"{APP}-tasks" and found["spec"]["suspend"] is True
+        job = found["spec"]["jobTemplate"]["spec"]
+        pod = job["template"]["spec"]
+        (container,) = pod["containers"]
+        limit, after, seconds, *words = container["command"]
+        assert words[:4] == ["python", "manage.py", "bluegreen", command] and limit == "timeout"
+        load_command_class("deploy", "bluegreen").create_parser("manage.py", "bluegreen").parse_args(words[3:])
+        assert int(after.removeprefix("--kill-after=")) < pod["terminationGracePeriodSeconds"]
+        assert int(seconds) < job["activeDeadlineSeconds"] and job["backoffLimit"] == 0
+        assert container["envFrom"] == [{"configMapRef": {"name": config["metadata"]["name"]}}]
+        first = pod.get("initContainers", [])
+        assert bool(first) == (command == "prepare")
+        for each in first:
+            assert each["command"] == ["sh", "-c", script, "pg_client.sh", "/opt/postgresql"]
+            assert each["image"].partition(":")[0] == "postgres"
+        assert not selects({"matchLabels": {"app": APP}}, job["template"]["metadata"]["labels"])  # no traffic for it
+    out = [each for each in named(objects, "NetworkPolicy") if "Egress" in each["spec"]["policyTypes"]]
+    reached = [each for each in out if f"CronJob/{APP}-bluegreen-switch" in selected(objects, each["spec"]["podSelector"])]
+    ports = {port["port"] for each in reached for rule in each["spec"].get("egress", []) for port in rule["ports"]}
+    assert ports == {53, 5432, 6379}, "the databases, and nothing else"
+    (let_in,) = only(objects, "NetworkPolicy", APP)["spec"]["ingress"]
+    tasks = [each["podSelector"] for each in let_in["from"] if "namespaceSelector" not in each]
+    assert not any("bluegreen" in name for each in tasks for name in selected(objects, each))
 
 
 # What the documentation says of them
