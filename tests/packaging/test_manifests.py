@@ -623,7 +623,9 @@ def test_the_commands_of_two_databases_never_run_by_themselves_and_end_cleanly(o
             assert each["image"].partition(":")[0] == "postgres"
         assert not selects({"matchLabels": {"app": APP}}, job["template"]["metadata"]["labels"])  # no traffic for it
     out = [each for each in named(objects, "NetworkPolicy") if "Egress" in each["spec"]["policyTypes"]]
-    reached = [each for each in out if f"CronJob/{APP}-bluegreen-switch" in selected(objects, each["spec"]["podSelector"])]
+    reached = [
+        each for each in out if f"CronJob/{APP}-bluegreen-switch" in selected(objects, each["spec"]["podSelector"])
+    ]
     ports = {port["port"] for each in reached for rule in each["spec"].get("egress", []) for port in rule["ports"]}
     assert ports == {53, 5432, 6379}, "the databases, and nothing else"
     (let_in,) = only(objects, "NetworkPolicy", APP)["spec"]["ingress"]
