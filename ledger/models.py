@@ -13,7 +13,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from ledger import versions
-from ledger.pagination import Page, paginate
+from audit.pagination import Page, paginate
 from settings import text
 
 FINISHED = ("succeeded", "failed", "rolled_back")

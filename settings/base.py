@@ -30,6 +30,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TEST_RUNNER = "tests.support.runner.PytestRunner"
 INSTALLED_APPS = [
     "accounts",
+    "audit",
     "board",
     "deploy",
     "health",
@@ -276,6 +277,9 @@ LEDGER_TOKEN = env.text("LEDGER_TOKEN")
 # Rate limits of the API: requests per minute, by token and by client address. The cache counts them.
 API_RATE_PER_TOKEN = int(env.number("API_RATE_PER_TOKEN", 120, minimum=1))
 API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
+
+# How many days the audit log keeps its entries; 0 keeps them for ever.
+AUDIT_RETENTION_DAYS = env.days("AUDIT_RETENTION_DAYS", 365)
 
 # What `manage.py demo_data` loads besides people: functions that take the profile's name and return a line to print, or
 # None. They are given by path because accounts imports no other app.

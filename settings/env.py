@@ -120,6 +120,14 @@ def whole(name: str, default: int) -> int:
     return int(value)
 
 
+def days(name: str, default: int) -> int:
+    """Returns a number of days, at most a century, as dates have an end. Raises ConfigError."""
+    value = whole(name, default)
+    if value > 36_500:
+        raise invalid(name, "days, at most 36500; 0 means for ever")
+    return value
+
+
 def port(name: str, default: int) -> int:
     """Returns a TCP port. Raises ConfigError."""
     value = read(name, str(default), "port")

@@ -21,6 +21,7 @@ from django.db.models.functions import TruncDate
 from django.utils import timezone
 from prometheus_client import Metric
 
+from audit import retention
 from health.checks import SERVING
 from ledger.metrics import timestamps
 from ledger.models import Environment
@@ -151,7 +152,7 @@ class Sampler(threading.Thread):
         return 60 - timezone.now().second + random.uniform(1, 55)
 
     def turn(self) -> None:
-        """Takes and saves one sample, and once a day rolls up the old ones."""
+        """Takes and saves one sample, and once a day rolls up the old ones and purges the audit log."""
         minute = minute_of(timezone.now())
         try:
             if Sample.objects.filter(minute=minute).exists() and not self.waiting:
@@ -164,6 +165,7 @@ class Sampler(threading.Thread):
             self.waiting.clear()
             if self.rolled_up != minute.date():
                 rollup(minute)
+                retention.purge(settings.AUDIT_RETENTION_DAYS)  # here, because nothing else runs once a day
                 self.rolled_up = minute.date()
         except DatabaseError as error:
             logger.warning("Uptime sample kept in memory; database unavailable: %s", type(error).__name__)

@@ -36,7 +36,7 @@ match VARIANT:
         if env.flag("BENCH_TELEMETRY", False):
             TELEMETRY = ("OTLP_", "OTEL_", "SENTRY_", "REVISION", "BASE_DIR", "TRUSTED_PROXIES")
             globals().update({name: getattr(base, name) for name in dir(base) if name.startswith(TELEMETRY)})
-            INSTALLED_APPS = ["health", "metrics", "ledger"]  # which is asked for the deployment, and has none
+            INSTALLED_APPS = ["health", "metrics", "audit", "ledger"]  # which is asked for the deployment, and has none
             DATABASES["default"]["NAME"] = ":memory:"
         # Those of the rooms that are here: the others have no tables to query.
         HERE = ("metrics.", "health.")

@@ -17,7 +17,7 @@ TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 OURS = {
     name
     for name, app in get_commands().items()
-    if app in ("accounts", "deploy", "health", "ledger", "metrics", "statuspage")
+    if app in ("accounts", "audit", "deploy", "health", "ledger", "metrics", "statuspage")
 }
 
 

@@ -41,6 +41,10 @@ NOT_ENTERED = {
     "accounts.User.avatar": "a random name of ours",
     "accounts.ResetLink.address": "an address that an account has",
     "accounts.ResetLink.nonce": "random characters of ours",
+    **dict.fromkeys(
+        (f"audit.Entry.{name}" for name in ("action", "actor", "address", "environment", "target")),
+        "written by audit.record() alone, which cleans what it is given",
+    ),
     "ledger.Environment.purpose": "rows of a migration, which nobody edits",
     "ledger.Environment.data": "rows of a migration, which nobody edits",
     "ledger.Environment.access": "rows of a migration, which nobody edits",
@@ -60,7 +64,7 @@ NOT_ENTERED = {
 
 def text_fields() -> Iterator[tuple[str, "models.Field[Any, Any]"]]:
     """Every field of our own models that holds free text, by its label."""
-    for label in ("accounts", "ledger", "statuspage"):
+    for label in ("accounts", "audit", "ledger", "statuspage"):
         for model in apps.get_app_config(label).get_models():
             for field in model._meta.get_fields():
                 if isinstance(field, models.CharField | models.TextField | models.FileField) and not field.choices:

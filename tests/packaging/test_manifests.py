@@ -470,7 +470,7 @@ def test_jobs_call_commands_that_there_are(overlay: str) -> None:
         assert (python, manage) == ("python", "manage.py")
         load_command_class(get_commands()[command], command).create_parser("manage.py", command).parse_args(words)
         called.add(command)
-    assert called == {"clearsessions", "migrate_release", "sample_uptime", "rollup_samples"}
+    assert called == {"audit", "clearsessions", "migrate_release", "sample_uptime", "rollup_samples"}
     for each in named(objects, "CronJob"):
         minutely = each["spec"]["schedule"] == "* * * * *"
         assert each["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] == (50 if minutely else 600)
@@ -720,7 +720,7 @@ def test_a_release_that_is_found_good_takes_the_cronjobs_along(monkeypatch: pyte
         jobs = [each["spec"]["jobTemplate"]["spec"] for each in cluster.all("cronjobs")]
     assert [each["template"]["spec"]["containers"][0]["image"] for each in jobs] == [
         "registry.example/team/backstagetest1:2"
-    ] * 3
+    ] * 4
 
 
 def test_nothing_is_printed_if_the_cluster_does_not_answer() -> None:

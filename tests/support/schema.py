@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-OURS = ("accounts_", "ledger_", "statuspage_")
+OURS = ("accounts_", "audit_", "ledger_", "statuspage_")
 
 # Each answers with the kind of fact, its table and what it says.
 POSTGRESQL = (
@@ -39,7 +39,7 @@ def facts(connection: Any) -> list[str]:
         for query in POSTGRESQL if connection.vendor == "postgresql" else SQLITE:
             cursor.execute(query)
             for kind, table, text in cursor.fetchall():
-                if table.startswith(OURS) or "ledger_" in text:
+                if table.startswith(OURS) or re.search("(ledger|audit)_", text):
                     found |= {
                         f"{kind} {table}: {plain(each)}" for each in (clauses(text) if kind == "table" else [text])
                     }
@@ -61,4 +61,4 @@ def plain(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"(?<=[a-z_]{3})_[0-9a-f]{8}(?=_|\b)", "_#", text)
     text = re.sub(r'CONSTRAINT "\w+" FOREIGN', "FOREIGN", text)
-    return re.sub(r"'(ledger_\w+): [^']*'", r"'\1'", text)
+    return re.sub(r"'((?:ledger|audit)_\w+): [^']*'", r"'\1'", text)

@@ -19,7 +19,7 @@ from tests.support.sentry import Sentry, reading
 from tests.support.servers import ROOT, Gunicorn, eventually, free_port
 from tests.telemetry.asking import ask, median, time_to_end
 
-ROOMS = ("accounts", "backstagetest1", "board", "deploy", "health", "ledger", "metrics", "pages", "statuspage")
+ROOMS = ("accounts", "audit", "backstagetest1", "board", "deploy", "health", "ledger", "metrics", "pages", "statuspage")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from health.management.base import DocumentedCommand
 from ledger import tokens
-from ledger.management import tables
+from health.management import tables
 from ledger.management.base import readable
 from ledger.models import ApiToken, Environment
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from health.management.base import DocumentedCommand
 from ledger.humanize import age, took
-from ledger.management import tables
+from health.management import tables
 from ledger.management.base import readable
 from ledger.models import Deployment, Environment
 

@@ -1,21 +1,16 @@
 """Pagination by cursor: every page costs the same, and new rows neither repeat nor hide any.
 
-https://use-the-index-luke.com/no-offset explains why an offset cannot do that.
+https://use-the-index-luke.com/no-offset explains why an offset cannot do that. It is here because audit is the lowest
+room with long lists, and knows no other.
 """
 
 import base64
 import binascii
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from django.db.models import Q, QuerySet
-
-
-class Dated(Protocol):
-    pk: Any
-    created: datetime
-
 
 Row = TypeVar("Row", bound=Any)
 
@@ -32,32 +27,37 @@ class Page(Generic[Row]):
     previous: str | None = None
 
 
-def paginate(found: QuerySet[Row], limit: int, cursor: str | None = None, *, newer: bool = False) -> Page[Row]:
+def paginate(
+    found: QuerySet[Row], limit: int, cursor: str | None = None, *, newer: bool = False, by: str = "created"
+) -> Page[Row]:
     """Returns the newest `limit` rows, or those that follow `cursor` (with `newer`, those before it).
 
-    The model has the fields `created` and `pk`. A cursor identifies a row, not an offset. Raises ValueError if `cursor`
-    does not come from paginate().
+    The model has a time in the field `by`, and `pk`. A cursor identifies a row, not an offset. Raises ValueError if
+    `cursor` does not come from paginate().
     """
     if cursor and newer:
-        created, key = read_cursor(cursor)
-        after = found.filter(Q(created__gt=created) | Q(created=created, pk__gt=key), created__gte=created)
-        rows = list(after.order_by("created", "pk")[: limit + 1])
+        time, key = read_cursor(cursor)
+        after = Q(**{f"{by}__gt": time}) | Q(**{by: time, "pk__gt": key})
+        rows = list(found.filter(after, **{f"{by}__gte": time}).order_by(by, "pk")[: limit + 1])
         more, rows = len(rows) > limit, rows[:limit][::-1]
         if not more:
-            return paginate(found, limit)  # the newest page, and full
-        return Page(rows, write_cursor(rows[-1]), write_cursor(rows[0]))
-    found = found.order_by("-created", "-pk")
+            return paginate(found, limit, by=by)  # the newest page, and full
+        return Page(rows, write_cursor(rows[-1], by), write_cursor(rows[0], by))
+    found = found.order_by(f"-{by}", "-pk")
     if cursor:
-        created, key = read_cursor(cursor)
-        found = found.filter(Q(created__lt=created) | Q(created=created, pk__lt=key), created__lte=created)
+        time, key = read_cursor(cursor)
+        before = Q(**{f"{by}__lt": time}) | Q(**{by: time, "pk__lt": key})
+        found = found.filter(before, **{f"{by}__lte": time})
     rows = list(found[: limit + 1])
     more, rows = len(rows) > limit, rows[:limit]
-    return Page(rows, write_cursor(rows[-1]) if more else None, write_cursor(rows[0]) if cursor and rows else None)
+    return Page(
+        rows, write_cursor(rows[-1], by) if more else None, write_cursor(rows[0], by) if cursor and rows else None
+    )
 
 
-def write_cursor(row: Dated) -> str:
+def write_cursor(row: Any, by: str) -> str:
     """Returns the cursor of `row`: its time in microseconds and its key, in URL-safe base64."""
-    words = f"{int(row.created.timestamp() * 1_000_000)}.{row.pk}"
+    words = f"{int(getattr(row, by).timestamp() * 1_000_000)}.{row.pk}"
     return base64.urlsafe_b64encode(words.encode()).decode().rstrip("=")
 
 
