@@ -12,6 +12,7 @@ held there, by the environment or its name (accounts.backends).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -193,6 +194,24 @@ def with_a_role() -> "QuerySet[User]":
     """Returns the users who have any role anywhere, also suspended ones."""
     in_groups = User.objects.filter(Q(groups__name__in=Role.values) | in_one_environment("groups__"))
     return User.objects.filter(Q(is_superuser=True) | Q(pk__in=in_groups.values("pk")))
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The environments in which somebody may do something; `names` is None if that is all of them."""
+
+    names: frozenset[str] | None
+
+    def __contains__(self, environment: str) -> bool:
+        return self.names is None or environment in self.names
+
+    def __bool__(self) -> bool:
+        """Whether it is any at all."""
+        return self.names is None or bool(self.names)
+
+
+def scope(user: User | AnonymousUser, permission: str) -> Scope:
+    return Scope(environments_with(user, permission))
 
 
 def holders(permission: str, environment: str = EVERYWHERE) -> "QuerySet[User]":

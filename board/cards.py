@@ -9,6 +9,7 @@ from functools import partial
 from django.conf import settings
 from django.db.models import prefetch_related_objects
 
+from accounts.roles import Scope
 from board import answers
 from ledger import queries
 from ledger.environments import EnvironmentConfig, environment_configs
@@ -78,12 +79,13 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class Card:
-    """One environment on the board. `budget` is None without a Prometheus."""
+    """One environment on the board. `people` says whether names are shown. `budget` is None without a Prometheus."""
 
     environment: Environment
     reading: Reading
     progress: Progress | None
     advice: Advice | None
+    people: bool
     budget: ErrorBudget | None = None
 
     @property
@@ -93,8 +95,8 @@ class Card:
         return current is not None and self.reading.version not in ("", "dev", current.release.version)
 
 
-def board_cards(now: datetime, *, commands: bool, until: float = 0.0) -> list[Card]:
-    """Returns a card for each environment, in order; with the commands to roll back if `commands`.
+def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Card]:
+    """Returns a card for each environment, in order; in those of `people` with names and the commands to roll back.
 
     The number of queries depends on the number of environments alone. A Prometheus that has not answered yet is waited
     for until then, by the monotonic clock. Raises django.db.Error.
@@ -110,12 +112,13 @@ def board_cards(now: datetime, *, commands: bool, until: float = 0.0) -> list[Ca
     result = []
     for row in environments:
         advice = None
-        if commands and row.in_flight:
+        shown_people = row.name in people
+        if shown_people and row.in_flight:
             advice = abort_advice(row, row.in_flight, row.current)
-        elif commands and row.current:
+        elif shown_people and row.current:
             advice = rollback_advice(row, queries.previous_good(row))
         budget = error_budget(configs[row.name], until)
-        result.append(Card(row, current_readings[row.name], progress(row.in_flight, now), advice, budget))
+        result.append(Card(row, current_readings[row.name], progress(row.in_flight, now), advice, shown_people, budget))
     return result
 
 

@@ -1,4 +1,4 @@
-"""The board, the deployments and the insights. Visitors who are not signed in see neither names nor commands."""
+"""The board, the deployments and the insights. Names, reasons and commands are for those who may see people there."""
 
 import time
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
 from django.db import Error as DatabaseError
 from django.db.models import prefetch_related_objects
 from django.http import Http404, HttpRequest, HttpResponse
@@ -16,6 +17,7 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from accounts.roles import Scope, scope
 from board import answers, cards, charts, plots
 from board.forms import DeploymentFilters
 from health.reasons import Reason
@@ -40,6 +42,11 @@ class AccountTask:
     done: bool
 
 
+def people(request: HttpRequest) -> Scope:
+    """Returns the environments in which the visitor may see who did what and why."""
+    return scope(request.user, "ledger.view_people")
+
+
 # The board
 
 
@@ -54,7 +61,8 @@ def home(request: HtmxRequest) -> HttpResponse:
     health = report()
     shown = cards_unless_down(request, health, until)
     tasks = [] if fragments.is_poll(request) else account_tasks(request)
-    context = {"report": health, "cards": shown, "tasks": [task for task in tasks if not task.done]}
+    context: dict[str, Any] = {"report": health, "cards": shown, "tasks": [task for task in tasks if not task.done]}
+    context["people"] = shown is not None and people(request)
     if question and shown is not None:
         context |= traffic_context(question, [card.environment for card in shown], until)
     response = fragments.respond(request, "board/board.html", context, 503 if shown is None else 200)
@@ -111,7 +119,7 @@ def cards_unless_down(request: HttpRequest, health: Report, until: float) -> lis
     if database and database.reason in DOWN and not database.late:
         return None
     try:
-        return cards.board_cards(timezone.now(), commands=request.user.is_authenticated, until=until)
+        return cards.board_cards(timezone.now(), people=people(request), until=until)
     except DatabaseError:
         return None
 
@@ -137,14 +145,19 @@ def account_tasks(request: HttpRequest) -> list[AccountTask]:
 @never_cache
 def deployments(request: HtmxRequest) -> HttpResponse:
     """Shows the filtered list in pages; 400 with the errors if a filter is invalid. An invalid cursor is dropped."""
-    if request.GET.get("actor") and not request.user.is_authenticated:
+    shown = people(request)
+    if request.GET.get("actor") and not shown:
         # Otherwise anybody could find out by a filter who deployed what.
+        if request.user.is_authenticated:
+            raise PermissionDenied
         return redirect_to_login(request.get_full_path())
     form = DeploymentFilters(request.GET)
     if not form.is_valid():
-        return fragments.respond(request, "board/deployments.html", {"form": form, "page": None}, 400)
+        return fragments.respond(request, "board/deployments.html", {"form": form, "page": None, "people": shown}, 400)
     filters = form.filters()
     matching = Deployment.objects.select_related("environment", "release").matching(**filters)
+    if filters["actor"] and shown.names is not None:
+        matching = matching.filter(environment__in=Environment.objects.filter(name__in=shown.names))
     newer = request.GET.get("newer")
     try:
         page = matching.page(PAGE, newer or request.GET.get("older"), newer=bool(newer))
@@ -153,14 +166,14 @@ def deployments(request: HtmxRequest) -> HttpResponse:
         for name in ("newer", "older"):
             parameters.pop(name, None)
         return redirect(f"{request.path}?{parameters.urlencode()}")
-    context = {"form": form, "page": page, "filtered": any(filters.values())}
+    context = {"form": form, "page": page, "filtered": any(filters.values()), "people": shown}
     return fragments.respond(request, "board/deployments.html", context)
 
 
 @require_safe
 @never_cache
 def deployment(request: HtmxRequest, key: int) -> HttpResponse:
-    """Shows a deployment with its steps, and to members what can be done about it now."""
+    """Shows a deployment with its steps; to those who may see people there, also what can be done about it now."""
     try:
         found = Deployment.objects.select_related("environment", "release", "previous__release").get(pk=key)
     except Deployment.DoesNotExist:
@@ -176,8 +189,9 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
         "progress": cards.progress(found, now),
         "typical": Deployment.objects.typical_duration(found.environment, found.strategy),
         "compare": cards.compare_url(found),
+        "people": found.environment.name in people(request),
     }
-    if request.user.is_authenticated:
+    if context["people"]:
         current = queries.live(found.environment)
         context["live"] = current == found
         context["advice"] = cards.deployment_advice(found, current)

@@ -69,6 +69,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
+    "backstagetest1.closed.ClosedBoard",
     "backstagetest1.zone.ZoneMiddleware",
 ]
 
@@ -261,6 +262,9 @@ for _path, _on in (
 
 # Seconds that a 503 names in Retry-After while the database is unavailable.
 RETRY_AFTER = 30
+
+# Who sees the board and the other pages of the ledger: everybody, without people's names; or members alone.
+BOARD = env.choice("BOARD", "public", ("public", "members"))
 
 # The file that lists the environments, and whether this instance checks the health of the others.
 ENVIRONMENTS_FILE = Path(env.text("ENVIRONMENTS_FILE", str(BASE_DIR / "environments.toml")))

@@ -1,9 +1,11 @@
-"""The forms in which staff report an incident and add an update."""
+"""The forms in which maintainers report an incident and add an update."""
 
 from typing import Any
 
 from django import forms
 
+from accounts.roles import Scope
+from ledger.models import Environment
 from settings import text
 from statuspage.models import Incident, IncidentUpdate
 
@@ -31,6 +33,15 @@ class NewIncident(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Incident
         fields = ("title", "impact", "environment", "status")
+
+    def __init__(self, data: Any, *, allowed: Scope) -> None:
+        """Offers the environments in `allowed`, and chooses production if it is among them."""
+        super().__init__(data)
+        field = self.fields["environment"]
+        assert isinstance(field, forms.ModelChoiceField)
+        if allowed.names is not None:
+            field.queryset = Environment.objects.filter(name__in=allowed.names)
+        self.initial["environment"] = field.queryset.filter(name="production").first() if field.queryset else None
 
 
 class NewUpdate(forms.Form):

@@ -1,4 +1,4 @@
-"""The status page for everybody, and the pages on which staff report incidents."""
+"""The status page for everybody, and the pages on which maintainers report incidents."""
 
 from datetime import UTC, datetime
 
@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from ledger.models import Environment
+from accounts.roles import Scope, scope
 from pages import fragments
 from statuspage import history, incidents, verdict
 from statuspage.forms import NewIncident, NewUpdate
@@ -40,6 +40,7 @@ def page(request: fragments.HtmxRequest) -> HttpResponse:
         "known": known is not None,
         "as_of": datetime.fromtimestamp(timezone.now().timestamp() - age, UTC) if age else None,
         "days": history.DAYS,
+        "manages": managed(request),
     }
     return fragments.respond(request, "statuspage/page.html", context)
 
@@ -78,10 +79,11 @@ def as_json(request: HttpRequest) -> JsonResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 @login_required
 def new_incident(request: HttpRequest) -> HttpResponse:
-    """Lets staff report an incident; 422 with the errors if the form is invalid."""
-    require_staff(request)
-    initial = {"environment": Environment.objects.filter(name="production").first()}
-    form = NewIncident(request.POST if request.method == "POST" else None, initial=initial)
+    """Lets maintainers report an incident; 422 with the errors if the form is invalid."""
+    allowed = managed(request)
+    if not allowed:
+        raise PermissionDenied
+    form = NewIncident(request.POST if request.method == "POST" else None, allowed=allowed)
     if form.is_valid():
         reported = incidents.report(form.save(commit=False), form.cleaned_data["message"], str(request.user))
         return redirect("incident", reported.pk)
@@ -91,22 +93,25 @@ def new_incident(request: HttpRequest) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 @never_cache
 def incident(request: fragments.HtmxRequest, key: int) -> HttpResponse:
-    """Shows an incident to everybody, and lets staff add an update; 422 with the errors if the form is invalid."""
-    if request.method == "POST":
-        require_staff(request)
+    """Shows an incident to everybody, and lets maintainers add an update; 422 with the errors if it is invalid."""
+    allowed = managed(request)
+    if request.method == "POST" and not allowed:
+        raise PermissionDenied
     try:
         found = Incident.objects.select_related("environment").prefetch_related("updates").get(pk=key)
     except Incident.DoesNotExist:
         raise Http404 from None
+    manages = found.environment.name in allowed
+    if request.method == "POST" and not manages:
+        raise PermissionDenied
     form = NewUpdate(request.POST if request.method == "POST" else None, initial={"status": found.status})
     if form.is_valid():
         incidents.update(key, form.cleaned_data["status"], form.cleaned_data["message"], str(request.user))
         return redirect("incident", key)
-    context = {"incident": history.with_datetimes(history.published(found)), "form": form}
+    context = {"incident": history.with_datetimes(history.published(found)), "form": form, "manages": manages}
     return fragments.respond(request, "statuspage/incident.html", context, 422 if form.is_bound else 200)
 
 
-def require_staff(request: HttpRequest) -> None:
-    """Raises PermissionDenied unless the user is staff."""
-    if not request.user.is_staff:
-        raise PermissionDenied
+def managed(request: HttpRequest) -> Scope:
+    """Returns the environments whose incidents the visitor may manage."""
+    return scope(request.user, "statuspage.manage_incidents")

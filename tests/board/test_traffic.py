@@ -16,7 +16,6 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from accounts.models import User
 from board import answers, cards, plots
 from health.runner import Report, Result
 from ledger import rules, steps
@@ -27,6 +26,7 @@ from statuspage.readings import Reading
 from tests.board.test_board import POLL, changed, fragments, text_of
 from tests.support.browser import Window, chromium
 from tests.support.ledgers import release
+from tests.support.people import member as member_with
 from tests.support.prometheus import PrometheusServer, constant
 from tests.support.servers import Gunicorn
 from tests.support.tools import needs
@@ -54,7 +54,7 @@ def well(monkeypatch: pytest.MonkeyPatch, settings: LazySettings) -> Iterator[No
 
 @pytest.fixture
 def member(client: Client) -> Client:
-    client.force_login(User.objects.create(email="ada@example.com", display_name="Ada"))
+    client.force_login(member_with("viewer"))
     return client
 
 
@@ -180,7 +180,7 @@ def test_members_alone_see_why(client: Client, settings: LazySettings) -> None:
     settings.PROMETHEUS_URL = "http://127.0.0.1:1"
     text = text_of(client, "/")
     assert "Prometheus did not answer" in text and "127.0.0.1" not in text and "Unknown" in text
-    client.force_login(User.objects.create(email="ada@example.com", display_name="Ada"))
+    client.force_login(member_with("viewer"))
     assert "Prometheus (http://127.0.0.1:1): refused the connection" in text_of(client, "/")
 
 

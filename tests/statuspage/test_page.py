@@ -20,6 +20,7 @@ from statuspage import history, incidents, uptime, verdict
 from statuspage.models import Day, Incident, IncidentUpdate
 from statuspage.readings import KEPT, Reading
 from statuspage.rows import format_percent
+from tests.support.people import member
 
 HEALTHY = ("healthy", {"database": "healthy", "cache": "healthy"})
 DEGRADED = ("unhealthy", {"database": "healthy", "cache": "unhealthy: timeout"})
@@ -348,9 +349,9 @@ def root() -> Client:
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("signed_in", [False, True])
-def test_nobody_but_staff_reports_or_updates(client: Client, signed_in: bool) -> None:
+def test_nobody_but_a_maintainer_reports_or_updates(client: Client, signed_in: bool) -> None:
     if signed_in:
-        client.force_login(User.objects.create_user("member@example.com", "x"))
+        client.force_login(member("approver"))
     incident = told("Slow")
     given = {"title": "Mine", "impact": "minor", "environment": place("production").pk, "status": "resolved"}
     answer = client.post("/status/incidents/new/", given | {"message": "Hello"})
@@ -362,6 +363,20 @@ def test_nobody_but_staff_reports_or_updates(client: Client, signed_in: bool) ->
     assert page.status_code == 200 and "<textarea" not in page.content.decode()
     incident.refresh_from_db()
     assert Incident.objects.count() == incident.updates.count() == 1 and incident.status == "investigating"
+
+
+@pytest.mark.django_db
+def test_a_maintainer_of_one_environment_manages_its_incidents_alone(client: Client) -> None:
+    client.force_login(member("maintainer", "staging"))
+    elsewhere = told("Slow")
+    here = told("Slow", environment="staging")
+    given = {"title": "Mine", "impact": "minor", "status": "resolved", "message": "Hello"}
+    assert client.post("/status/incidents/new/", given | {"environment": place("production").pk}).status_code == 422
+    assert client.post("/status/incidents/new/", given | {"environment": place("staging").pk}).status_code == 302
+    assert client.post(f"/status/incidents/{elsewhere.pk}/", given).status_code == 403
+    assert client.post(f"/status/incidents/{here.pk}/", given).status_code == 302
+    assert "<textarea" not in client.get(f"/status/incidents/{elsewhere.pk}/").content.decode()
+    assert "Report an incident" in client.get("/status/").content.decode()
 
 
 @pytest.mark.django_db

@@ -19,7 +19,8 @@ def deployed(
 ) -> Deployment:
     """A finished deployment of a release, which is registered if need be; it takes a minute."""
     release(version)
-    row = rules.create(environment, version, options.pop("strategy", "rolling"), "pipeline", at=at, **options)
+    strategy, actor = options.pop("strategy", "rolling"), options.pop("actor", "pipeline")
+    row = rules.create(environment, version, strategy, actor, at=at, **options)
     rules.start(row.pk, at=at)
     return rules.finish(row.pk, result, at=at + timedelta(minutes=1))
 
