@@ -8,6 +8,7 @@ from django.db.models.signals import post_migrate
 class AuditConfig(AppConfig):
     name = "audit"
     verbose_name = "Audit log"
+    role_permissions = {"maintainer": ("view_entry",)}
 
     def ready(self) -> None:
         post_migrate.connect(enforce_retention, sender=self)

@@ -34,14 +34,13 @@ class NewIncident(forms.ModelForm):  # type: ignore[type-arg]
         model = Incident
         fields = ("title", "impact", "environment", "status")
 
-    def __init__(self, data: Any, *, allowed: Scope) -> None:
-        """Offers the environments in `allowed`, and chooses production if it is among them."""
-        super().__init__(data)
+    def __init__(self, *args: Any, allowed: Scope = Scope(None), **options: Any) -> None:
+        """Offers the environments in `allowed`."""
+        super().__init__(*args, **options)
         field = self.fields["environment"]
         assert isinstance(field, forms.ModelChoiceField)
         if allowed.names is not None:
             field.queryset = Environment.objects.filter(name__in=allowed.names)
-        self.initial["environment"] = field.queryset.filter(name="production").first() if field.queryset else None
 
 
 class NewUpdate(forms.Form):

@@ -11,6 +11,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.roles import Scope, scope
+from ledger.models import Environment
 from pages import fragments
 from statuspage import history, incidents, verdict
 from statuspage.forms import NewIncident, NewUpdate
@@ -83,7 +84,8 @@ def new_incident(request: HttpRequest) -> HttpResponse:
     allowed = managed(request)
     if not allowed:
         raise PermissionDenied
-    form = NewIncident(request.POST if request.method == "POST" else None, allowed=allowed)
+    initial = {"environment": Environment.objects.filter(name="production").first()}
+    form = NewIncident(request.POST if request.method == "POST" else None, initial=initial, allowed=allowed)
     if form.is_valid():
         reported = incidents.report(form.save(commit=False), form.cleaned_data["message"], str(request.user))
         return redirect("incident", reported.pk)
