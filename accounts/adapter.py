@@ -12,7 +12,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest
 from django.http.request import split_domain_port
 
-from accounts import addresses
+from accounts import addresses, audited
 from accounts.models import User
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,10 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
         """Returns the user, if the address is verified or primary; allauth accepts any address that was added."""
         user: User | None = super().authenticate(request, **credentials)
-        return user if user and addresses.belongs_to(str(credentials.get("email", "")), user) else None
+        if user and not addresses.belongs_to(str(credentials.get("email", "")), user):
+            audited.sign_in_failed(credentials, request)
+            return None
+        return user
 
     def can_delete_email(self, email_address: Any) -> bool:
         """Returns False for the account's own address, even where allauth has not marked it as primary."""

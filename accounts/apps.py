@@ -10,9 +10,10 @@ class AccountsConfig(AppConfig):
     def ready(self) -> None:
         from allauth.account.signals import email_confirmed, user_signed_up
 
-        from accounts import roles, signals
+        from accounts import audited, roles, signals
 
         user_signed_up.connect(signals.count_registration)
         email_confirmed.connect(signals.release_address)
+        audited.connect()
         post_migrate.connect(roles.correct_groups)
         post_delete.connect(signals.remove_avatar, sender="accounts.User")

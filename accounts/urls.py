@@ -1,6 +1,7 @@
 """The account pages. Of allauth's only those that are supported, under the names by which it looks them up."""
 
 from allauth.account import views as allauth
+from django.db import transaction
 from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.decorators.cache import never_cache
 
@@ -30,7 +31,11 @@ urlpatterns: list[URLPattern | URLResolver] = [
     ),
     path("accounts/email/", never_cache(views.sends_mail(views.EmailView.as_view())), name="account_email"),
     path("accounts/reauthenticate/", never_cache(allauth.reauthenticate), name="account_reauthenticate"),
-    path("accounts/password/change/", never_cache(allauth.password_change), name="account_change_password"),
+    path(
+        "accounts/password/change/",
+        never_cache(transaction.atomic(allauth.password_change)),
+        name="account_change_password",
+    ),
     path(
         "accounts/password/reset/",
         never_cache(views.sends_mail(allauth.password_reset)),
@@ -43,7 +48,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     ),
     re_path(
         r"^accounts/password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$",
-        never_cache(views.PasswordResetFromKeyView.as_view()),
+        never_cache(transaction.atomic(views.PasswordResetFromKeyView.as_view())),
         name="account_reset_password_from_key",
     ),
     path(

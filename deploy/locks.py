@@ -4,10 +4,8 @@ Both say who holds the lock, since when and for what. A lock acquired by hand (`
 """
 
 import fcntl
-import getpass
 import json
 import os
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from audit.operators import holder
 from deploy.errors import LockHeld, StepFailed
 from deploy.kubectl import Done, Kubectl, unanswered
 from deploy.shell import last_line
@@ -23,19 +22,6 @@ SECONDS = 60  # after which a Lease that is not renewed can be taken over
 RENEWED = 15.0  # seconds between two renewals
 NOTES = "backstagetest1"  # the prefix of the annotations; scripts/rollback.sh reads and writes the same
 CONFLICTS = ("AlreadyExists", "already exists", "Conflict", "modified")  # kubectl, if another write came first
-
-
-def holder() -> str:
-    """Who runs this, with the machine: the person that the CI system names, or the user."""
-    who = os.environ.get("GITHUB_ACTOR") or os.environ.get("GITLAB_USER_LOGIN")
-    try:
-        who = who or getpass.getuser()
-    except (OSError, KeyError):  # a user without a name, as in a container
-        who = str(os.getuid())
-    # rollback.sh compares it as kubectl prints it, and the ledger keeps it.
-    return "".join(
-        letter if letter.isprintable() and letter != " " else "-" for letter in f"{who}@{socket.gethostname()}"
-    )
 
 
 @dataclass(frozen=True)

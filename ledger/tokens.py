@@ -7,8 +7,11 @@ from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Q
+from django.http import HttpRequest
 from django.utils import timezone
 
+import audit
+from audit.actions import Action
 from ledger.models import ApiToken, Environment
 
 PREFIX = "bst1_"  # recognizable to scanners for leaked secrets
@@ -27,8 +30,12 @@ def make(
     *,
     may_register: bool = False,
     may_take_over: bool = False,
+    actor: str = "",
+    request: HttpRequest | None = None,
 ) -> tuple[ApiToken, str]:
     """Creates a token. Returns its row, and the token itself, which cannot be shown again.
+
+    `actor` or `request` says who did, for the audit log, here as in rotate() and revoke().
 
     Raises IntegrityError if the name is taken.
     """
@@ -37,10 +44,17 @@ def make(
     with transaction.atomic():
         row = ApiToken.objects.create(name=name, digest=digest(token), expires=expires, **rights)
         row.environments.set(environments)
+        names = ", ".join(row.environments.order_by("order").values_list("name", flat=True))
+        granted = [right.replace("_", " ") for right, given in rights.items() if given]
+        details = {"environments": names or "none", "rights": ", ".join(granted) or "none"}
+        details["expires"] = f"{expires:%Y-%m-%d %H:%M}Z" if expires else "never"
+        audit.record(Action.TOKEN_MADE, actor=actor, target=name, details=details, request=request)
     return row, token
 
 
-def rotate(name: str, expires: datetime | None = None) -> tuple[ApiToken, str]:
+def rotate(
+    name: str, expires: datetime | None = None, *, actor: str = "", request: HttpRequest | None = None
+) -> tuple[ApiToken, str]:
     """Gives a token a new secret, and invalidates the old one. Its rights and its deployments stay.
 
     Returns its row and the new secret. `expires` replaces its expiry; None keeps it. Raises ApiToken.DoesNotExist
@@ -54,6 +68,7 @@ def rotate(name: str, expires: datetime | None = None) -> tuple[ApiToken, str]:
             raise ApiToken.DoesNotExist(name)
         row.digest = digest(token)
         row.save(update_fields=["digest", "expires"])
+        audit.record(Action.TOKEN_ROTATED, actor=actor, target=name, request=request)
     return row, token
 
 
@@ -72,8 +87,12 @@ def find(token: str) -> ApiToken | None:
     return row
 
 
-def revoke(name: str) -> bool:
+def revoke(name: str, *, actor: str = "", request: HttpRequest | None = None) -> bool:
     """Revokes a token. Returns False if it was already revoked. Raises ApiToken.DoesNotExist."""
     if not ApiToken.objects.filter(name=name).exists():
         raise ApiToken.DoesNotExist(name)
-    return bool(ApiToken.objects.filter(name=name, revoked=None).update(revoked=timezone.now()))
+    with transaction.atomic():
+        ended = bool(ApiToken.objects.filter(name=name, revoked=None).update(revoked=timezone.now()))
+        if ended:
+            audit.record(Action.TOKEN_REVOKED, actor=actor, target=name, request=request)
+    return ended

@@ -87,7 +87,9 @@ def new_incident(request: HttpRequest) -> HttpResponse:
     initial = {"environment": Environment.objects.filter(name="production").first()}
     form = NewIncident(request.POST if request.method == "POST" else None, initial=initial, allowed=allowed)
     if form.is_valid():
-        reported = incidents.report(form.save(commit=False), form.cleaned_data["message"], str(request.user))
+        reported = incidents.report(
+            form.save(commit=False), form.cleaned_data["message"], str(request.user), request=request
+        )
         return redirect("incident", reported.pk)
     return render(request, "statuspage/new.html", {"form": form}, status=422 if form.is_bound else 200)
 
@@ -108,7 +110,9 @@ def incident(request: fragments.HtmxRequest, key: int) -> HttpResponse:
         raise PermissionDenied
     form = NewUpdate(request.POST if request.method == "POST" else None, initial={"status": found.status})
     if form.is_valid():
-        incidents.update(key, form.cleaned_data["status"], form.cleaned_data["message"], str(request.user))
+        incidents.update(
+            key, form.cleaned_data["status"], form.cleaned_data["message"], str(request.user), request=request
+        )
         return redirect("incident", key)
     context = {"incident": history.with_datetimes(history.published(found)), "form": form, "manages": manages}
     return fragments.respond(request, "statuspage/incident.html", context, 422 if form.is_bound else 200)

@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core.management.base import CommandParser
 
+from audit.operators import holder
 from deploy import rollout
 from deploy.console import Output
 from deploy.errors import DeployRefused, ExitCode, InvalidUsage, StepFailed
 from deploy.ledger_client import Ledger, Request, configured
-from deploy.locks import holder
 from deploy.recorder import Recorder
 from deploy.shell import call
 from deploy.stack_ledger import StackLedger

@@ -24,6 +24,7 @@ from django.core.management import call_command
 from django.utils import timezone
 from pytest_django import Settings
 
+from audit.operators import holder
 from deploy import locks, probe_traffic, rollout, shell, watch
 from deploy.management import base
 from deploy.targets.kubernetes import objects, overlays
@@ -673,7 +674,7 @@ def test_a_lock_by_hand_never_expires(rolling: Apps) -> None:
     assert code == 0, said
     held_by_hand = Lock.objects.get()
     assert (held_by_hand.environment.name, held_by_hand.reason) == ("staging", "The database is being moved")
-    assert held_by_hand.holder.startswith(locks.holder())
+    assert held_by_hand.holder.startswith(holder())
     found = lease(rolling.cluster)["spec"]
     found["renewTime"] = found["acquireTime"] = "2020-01-01T00:00:00.000000Z"
     code, _, said = deploy("3")

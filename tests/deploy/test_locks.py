@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from audit.operators import holder
 from deploy.errors import LockHeld
-from deploy.locks import FileLock, holder
+from deploy.locks import FileLock
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from accounts.models import User
+from audit.models import Entry
 from ledger.models import Environment
 from statuspage import history, incidents, uptime, verdict
 from statuspage.models import Day, Incident, IncidentUpdate
@@ -193,6 +194,16 @@ def told(title: str, environment: str = "production", at: datetime | None = None
     """A new incident."""
     incident = Incident(title=title, environment=place(environment), **more)
     return incidents.report(incident, "We are looking into it.", "ada@example.com", at)
+
+
+@pytest.mark.django_db
+def test_what_is_done_to_an_incident_is_in_the_audit_log() -> None:
+    incident = told("Slow")
+    incidents.update(incident.pk, "monitoring", "It is back.", "ada@example.com")
+    incidents.update(incident.pk, "resolved", "Gone.", "ada@example.com")
+    entries = list(Entry.objects.order_by("pk"))
+    assert [each.action for each in entries] == ["incident_opened", "incident_updated", "incident_resolved"]
+    assert {(each.actor, each.target) for each in entries} == {("ada@example.com", f"incident {incident.pk}")}
 
 
 def parsed(client: Client) -> Any:

@@ -10,9 +10,10 @@ from django.db import IntegrityError
 from django.utils import timezone
 from rich.text import Text
 
+from audit.operators import holder
+from health.management import tables
 from health.management.base import DocumentedCommand
 from ledger import tokens
-from health.management import tables
 from ledger.management.base import readable
 from ledger.models import ApiToken, Environment
 
@@ -83,14 +84,14 @@ class Command(DocumentedCommand):
         environments = Environment.objects.filter(name__in=options["environment"])
         rights = {"may_register": options["register"], "may_take_over": options["take_over"]}
         try:
-            self.show(*tokens.make(name, environments, ends(options["days"]), **rights))
+            self.show(*tokens.make(name, environments, ends(options["days"]), actor=holder(), **rights))
         except IntegrityError:
             raise CommandError(f"A token named {name} already exists. Choose another name.") from None
 
     def rotate(self, options: dict[str, Any]) -> None:
         name = options["name"]
         try:
-            self.show(*tokens.rotate(name, ends(options["days"])))
+            self.show(*tokens.rotate(name, ends(options["days"]), actor=holder()))
         except ApiToken.DoesNotExist:
             raise CommandError(
                 f"No active token {name}. List the tokens with manage.py api_token list; --days renews an expired one."
@@ -128,7 +129,7 @@ class Command(DocumentedCommand):
 
     def revoke(self, options: dict[str, Any]) -> None:
         try:
-            ended = tokens.revoke(options["name"])
+            ended = tokens.revoke(options["name"], actor=holder())
         except ApiToken.DoesNotExist:
             raise CommandError(
                 f"Token {options['name']} not found. List the tokens with manage.py api_token list."

@@ -7,9 +7,9 @@ from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 from rich.text import Text
 
+from health.management import tables
 from health.management.base import DocumentedCommand
 from ledger.humanize import age, took
-from health.management import tables
 from ledger.management.base import readable
 from ledger.models import Deployment, Environment
 
