@@ -45,6 +45,24 @@ def call(
         raise TimedOut(f"{' '.join(words[:4])} ... timed out after {timeout:g} s.") from None
 
 
+def begin(words: Sequence[str], *, env: Mapping[str, str], cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Starts a program whose output, errors included, is to be read line by line. `env` is its whole environment.
+
+    It gets a session of its own, so that Ctrl-C here leaves it to the caller how it ends.
+    """
+    return subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=cwd,
+        env=env,
+        start_new_session=True,
+    )
+
+
 class Patience:
     """Retries reads while a server does not answer: an outage is no evidence against a release.
 

@@ -222,7 +222,6 @@ def graph(
 NO_REQUESTS = "No requests in the last 5 minutes, so there is nothing to measure."
 NO_TRAFFIC = "No requests since these instances started."
 FROZEN = "The database did not answer the scrape, or it is SQLite, which has no such figure."
-NO_LEDGER = "The database did not answer the scrape."
 
 
 def quantiles(of: str, by: str) -> tuple[tuple[str, str], ...]:

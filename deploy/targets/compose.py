@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.locks import FileLock
-from deploy.shell import PATIENCE, READ, Patience, call, last_line, telling_lines
+from deploy.shell import PATIENCE, READ, Patience, begin, call, last_line, telling_lines
 from deploy.targets.base import Databases, Progress
 from deploy.targets.probe import PROGRAM, Answer, answers
 from deploy.targets.two_databases import Event, TwoDatabases, event, shown
@@ -298,17 +298,8 @@ class Compose:
         events: list[Event] = []
         done = ("timeout", "--kill-after=60", str(BLUEGREEN_TIMEOUT), "python", "manage.py", *words)
         json_ = ("--json",) if words[0] == "bluegreen" else ()
-        with subprocess.Popen(
-            self.composed("run", "--rm", "--no-deps", "-T", "bluegreen", *done, *json_),
-            cwd=self.folder,
-            env={**os.environ, "IMAGE": self.image},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process:
+        program = self.composed("run", "--rm", "--no-deps", "-T", "bluegreen", *done, *json_)
+        with begin(program, cwd=self.folder, env={**os.environ, "IMAGE": self.image}) as process:
             assert process.stdout
             lines = process.stdout
             reader = threading.Thread(target=lambda: events.extend(event(line) for line in lines if line.strip()))

@@ -132,6 +132,13 @@ def prepared(folder: Path, kind: Any, fails: str = "") -> tuple[Run, Recording, 
     return kind(target, recorder, output, options), target, printed
 
 
+def prepared_with_two_databases(folder: Path, kind: Any, fails: str = "") -> tuple[Run, Recording, io.StringIO]:
+    """The same, with a database per colour."""
+    run, target, printed = prepared(folder, kind, fails)
+    target.databases = Pair(target)
+    return run, target, printed
+
+
 def test_a_deployment_prepares_ships_and_settles(tmp_path: Path) -> None:
     run, target, printed = prepared(tmp_path, Deploy)
     assert run.run() == ExitCode.DONE
@@ -226,16 +233,14 @@ def test_what_visitors_notice_of_the_migrations_is_reported_and_stops_them(
 def test_the_writes_move_to_a_release_s_own_database_before_its_traffic(
     tmp_path: Path,
 ) -> None:
-    run, target, printed = prepared(tmp_path, Deploy)
-    target.databases = Pair(target)
+    run, target, printed = prepared_with_two_databases(tmp_path, Deploy)
     assert run.run() == ExitCode.DONE
     assert target.done == ["prepare", "start", "switch database", "switch", "mark_good"]
     assert "green takes the writes" in printed.getvalue()
 
 
 def test_with_a_rollback_the_writes_move_back_after_the_traffic(tmp_path: Path) -> None:
-    run, target, _ = prepared(tmp_path, rollback)
-    target.databases = Pair(target)
+    run, target, _ = prepared_with_two_databases(tmp_path, rollback)
     assert run.run() == ExitCode.DONE
     assert target.done == [
         "start",
@@ -257,8 +262,7 @@ def test_with_a_rollback_the_writes_move_back_after_the_traffic(tmp_path: Path) 
     ],
 )
 def test_a_release_that_fails_loses_the_traffic_then_the_writes(tmp_path: Path, fails: str, done: list[str]) -> None:
-    run, target, printed = prepared(tmp_path, Deploy, fails)
-    target.databases = Pair(target)
+    run, target, printed = prepared_with_two_databases(tmp_path, Deploy, fails)
     assert run.run() == ExitCode.ROLLED_BACK
     assert target.done == [
         *done,
@@ -271,8 +275,7 @@ def test_a_release_that_fails_loses_the_traffic_then_the_writes(tmp_path: Path, 
 
 
 def test_writes_that_cannot_return_need_a_person(tmp_path: Path) -> None:
-    run, target, printed = prepared(tmp_path, Deploy, "start")
-    target.databases = Pair(target)
+    run, target, printed = prepared_with_two_databases(tmp_path, Deploy, "start")
     target.databases.switch_back = lambda *_: target.act("start", "")
     assert run.run() == ExitCode.NEEDS_OPERATOR
     assert "The rollback failed as well: start failed." in printed.getvalue()

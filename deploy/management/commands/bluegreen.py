@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from deploy.databases.status import Direction, Status, note_lossless, status
 from deploy.errors import DeployRefused, ExitCode, InvalidUsage, StepFailed
 from deploy.management import colours
 from deploy.management.base import seconds
-from deploy.shell import last_line
+from deploy.shell import begin, last_line
 from health.management.base import DocumentedCommand
 
 # The options that each action takes, besides --json.
@@ -292,16 +291,7 @@ exit codes:
         environment = os.environ | variables | {"DATABASE_URL": bypassing(target.url)}
         words = [sys.executable, str(settings.BASE_DIR / "manage.py"), "migrate_release", "--unsafe"]
         lines: list[str] = []
-        with subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=environment,
-            start_new_session=True,  # Ctrl-C is this process's to handle
-        ) as child:
+        with begin(words, env=environment) as child:
             assert child.stdout
             try:
                 for line in child.stdout:
