@@ -12,7 +12,7 @@ from django.db.models import prefetch_related_objects
 from accounts.roles import Scope
 from board import answers
 from ledger import queries
-from ledger.environments import EnvironmentConfig, environment_configs
+from ledger.environments import EnvironmentConfig, config_of, environment_configs
 from ledger.models import IN_FLIGHT, Deployment, Environment
 from metrics.budgets import Budget, budgets
 from statuspage.readings import Reading, readings
@@ -87,6 +87,7 @@ class Card:
     advice: Advice | None
     people: bool
     budget: ErrorBudget | None = None
+    production: bool = False
 
     @property
     def drifted(self) -> bool:
@@ -101,8 +102,7 @@ def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Car
     The number of queries depends on the number of environments alone. A Prometheus that has not answered yet is waited
     for until then, by the monotonic clock. Raises django.db.Error.
     """
-    configs = environment_configs()
-    for prometheus in {config.prometheus for config in configs.values()}:
+    for prometheus in {config.prometheus for config in environment_configs().values()}:
         if prometheus:
             answers.begin((prometheus, "budgets"), partial(budgets, prometheus, answers.TIMEOUT))
     environments = queries.board()
@@ -112,13 +112,16 @@ def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Car
     result = []
     for row in environments:
         advice = None
+        reading = current_readings.get(row.name) or Reading(row.name)
         shown_people = row.name in people
         if shown_people and row.in_flight:
             advice = abort_advice(row, row.in_flight, row.current)
         elif shown_people and row.current:
             advice = rollback_advice(row, queries.previous_good(row))
-        budget = error_budget(configs[row.name], until)
-        result.append(Card(row, current_readings[row.name], progress(row.in_flight, now), advice, shown_people, budget))
+        config = config_of(row.name)
+        budget = error_budget(config, until)
+        shown = progress(row.in_flight, now)
+        result.append(Card(row, reading, shown, advice, shown_people, budget, config.production))
     return result
 
 
@@ -186,7 +189,7 @@ def rollback_command(environment: str, version: str) -> str:
 
     On Kubernetes it is the script, which needs only kubectl and works while everything else is down.
     """
-    config = environment_configs()[environment]
+    config = config_of(environment)
     if config.target == "kubernetes":
         context = f" --context {shlex.quote(config.context)}" if config.context else ""
         return f"scripts/rollback.sh {shlex.quote(version)} {config.namespace}{context}"

@@ -12,6 +12,17 @@ from settings import text
 ANY = [("", "any")]
 
 
+def environments() -> list[tuple[str, str]]:
+    """Returns every environment to choose from; last those that are no longer on the board."""
+    return [
+        *ANY,
+        *(
+            (each.name, f"{each.name.capitalize()}{'' if each.order else ' (former)'}")
+            for each in Environment.objects.all()
+        ),
+    ]
+
+
 class DateInput(forms.DateInput):
     """A date picker."""
 
@@ -25,7 +36,7 @@ class DeploymentFilters(forms.Form):
     """The filters, sent by GET. Days are in the reader's time zone, as are the times in the list."""
 
     search = forms.CharField(label="Version or commit", max_length=64, required=False, validators=[text.one_line])
-    environment = forms.ChoiceField(choices=[*ANY, *Environment.Name.choices], required=False)
+    environment = forms.ChoiceField(choices=environments, required=False)
     status = forms.ChoiceField(choices=[*ANY, *Deployment.Status.choices], required=False)
     strategy = forms.ChoiceField(choices=[*ANY, *Deployment.Strategy.choices], required=False)
     actor = forms.CharField(label="Actor", max_length=100, required=False, validators=[text.one_line])

@@ -23,7 +23,7 @@ from board.forms import DeploymentFilters
 from health.reasons import Reason
 from health.runner import Report, report
 from ledger import dora, queries
-from ledger.environments import environment_configs
+from ledger.environments import config_of, environment_configs, production_names
 from ledger.models import Deployment, Environment
 from pages import fragments
 from pages.fragments import HtmxRequest
@@ -105,11 +105,10 @@ def traffic_context(
 ) -> dict[str, Any]:
     """Returns what the plots' template needs. `environments` are those to choose from. Raises django.db.Error."""
     row = next(each for each in environments if each.name == question.config.name)
-    configs = environment_configs()
     return {
         "traffic": question.answer(row, until, own),
         "periods": list(plots.PERIODS.values()),
-        "choices": [each for each in environments if configs[each.name].prometheus],
+        "choices": [each for each in environments if config_of(each.name).prometheus],
     }
 
 
@@ -207,10 +206,10 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
 @never_cache
 def insights(request: HttpRequest) -> HttpResponse:
     """Shows the four DORA measures of all environments, and the charts of one."""
-    environments = list(Environment.objects.order_by("order"))
+    environments = list(Environment.objects.on_board())
     names = {each.name: each for each in environments}
     days = {str(each): each for each in dora.PERIODS}.get(request.GET.get("days", "30"))
-    chosen = names.get(request.GET.get("environment", "production"))
+    chosen = names.get(request.GET.get("environment", production_names()[0]))
     if days is None or chosen is None:
         raise Http404
     now = timezone.now()

@@ -55,8 +55,8 @@ class Ledger(Protocol):
 
     name: str  # for messages
 
-    def promotes_from(self, environment: str) -> str:
-        """The environment that a release must have succeeded in first; empty if there is none."""
+    def promotion(self, version: str, environment: str) -> tuple[bool, str]:
+        """Whether the release may be deployed there without a hotfix, and why, in a sentence."""
 
     def succeeded(self, version: str, environment: str) -> bool:
         """Whether a deployment of the version has succeeded there."""
@@ -127,12 +127,13 @@ class DatabaseLedger:
     name = "the database"
 
     @database_errors()
-    def promotes_from(self, environment: str) -> str:
-        """From the environment's row."""
-        row = Environment.objects.select_related("promotes_from").filter(name=environment).first()
+    def promotion(self, version: str, environment: str) -> tuple[bool, str]:
+        """By the ledger's rules."""
+        row = Environment.objects.filter(name=environment).first()
         if row is None:
-            raise LedgerUnavailable("its database has no environments; run manage.py migrate")
-        return row.promotes_from.name if row.promotes_from else ""
+            raise LedgerUnavailable(f"its database has no environment {environment}; run manage.py migrate")
+        found = rules.promotion(row, version)
+        return found.allowed, found.text
 
     @database_errors()
     def succeeded(self, version: str, environment: str) -> bool:
@@ -197,7 +198,7 @@ class DatabaseLedger:
         try:
             rules.report_lock(environment, holder, reason, datetime.fromisoformat(since))
         except Environment.DoesNotExist:
-            raise LedgerUnavailable("its database has no environments; run manage.py migrate") from None
+            raise LedgerUnavailable(f"its database has no environment {environment}; run manage.py migrate") from None
 
     @database_errors()
     def unlock(self, environment: str) -> None:
@@ -270,9 +271,10 @@ class RemoteLedger:
             return rules.Invalid(str(first.get("pointer", "")), str(first.get("detail", detail)))
         return LedgerUnavailable(f"{self.name} answers {code} {detail}".strip())
 
-    def promotes_from(self, environment: str) -> str:
-        """From the environment; the API calls it "gate"."""
-        return str(self.ask(f"environments/{environment}")["gate"] or "")
+    def promotion(self, version: str, environment: str) -> tuple[bool, str]:
+        """GET /api/environments/NAME/promotable/VERSION."""
+        found = self.ask(f"environments/{environment}/promotable/{version}")
+        return bool(found["allowed"]), str(found["text"])
 
     def succeeded(self, version: str, environment: str) -> bool:
         """By a search for the version, which finds longer ones as well."""

@@ -17,6 +17,7 @@ from typing import Any
 from deploy.errors import DeployRefused
 from deploy.ledger_client import Ledger, LedgerUnavailable, OpenDeployment, Request
 from ledger import rules, steps
+from ledger.environments import config_of
 from ledger.models import FINISHED, NOTE
 from settings.text import clean
 
@@ -60,21 +61,18 @@ class Recorder:
         try:
             if request.kind == "rollback":
                 return "rollbacks skip the promotion check"
-            source = self.ledger.promotes_from(request.environment)
-            if not source:
-                return f"{request.environment} accepts every release"
-            if self.ledger.succeeded(request.release, source):
-                return f"{request.release} has succeeded in {source}"
+            allowed, text = self.ledger.promotion(request.release, request.environment)
+            if allowed:
+                return text
             if request.hotfix:
-                return f"{request.release} has not succeeded in {source}; allowed as a hotfix"
-            raise DeployRefused(
-                f"Release {request.release} has not succeeded in {source}. Deploy it there first, or pass "
-                "--hotfix --reason TEXT if it cannot wait."
-            )
+                return f"{text.partition('.')[0]}; allowed as a hotfix"
+            raise DeployRefused(f"{text} Or pass --hotfix --reason TEXT if it cannot wait.")
         except LedgerUnavailable as error:
-            if request.environment == "production" and request.kind == "deploy" and not request.hotfix:
+            before = config_of(request.environment).promotes_from
+            if before and request.kind == "deploy" and not request.hotfix:
+                places = " or ".join(before)
                 raise DeployRefused(
-                    f"The ledger is unavailable, so it is unknown whether {request.release} has succeeded in staging: "
+                    f"The ledger is unavailable, so it is unknown whether {request.release} has succeeded in {places}: "
                     f"{error}. Wait for it, or pass --hotfix --reason TEXT if it cannot wait."
                 ) from None
             return f"the ledger is unavailable, so this is recorded later: {error}"

@@ -26,8 +26,7 @@ class StepInline(ReadOnly, admin.TabularInline):  # type: ignore[type-arg]
 
 @admin.register(Environment)
 class EnvironmentAdmin(ReadOnly, admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("name", "purpose", "data", "access", "deployment", "promotes_from")
-    list_select_related = ("promotes_from",)
+    list_display = ("name", "order", "purpose", "data", "access", "deployment", "soak")
 
 
 @admin.register(Release)

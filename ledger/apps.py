@@ -20,23 +20,18 @@ class LedgerConfig(AppConfig):
         from ledger.environments import environment_configs
 
         environment_configs()  # an invalid file stops the process at its start
-        post_migrate.connect(restore_environments, sender=self)
+        post_migrate.connect(follow_file, sender=self)
 
 
-def restore_environments(using: str, **_: Any) -> None:
-    """Restores the rows that `manage.py flush` has removed: the ledger has all its environments or none."""
+def follow_file(using: str, **_: Any) -> None:
+    """Makes the rows of the environments what environments.toml says; also after `manage.py flush`."""
     from django.db import connections
 
-    from ledger.models import ENVIRONMENTS, Environment
+    from ledger.environment_rows import follow_file
+    from ledger.models import Environment, Promotion
 
     connection = connections[using]
     with connection.cursor() as cursor:
-        if Environment._meta.db_table not in connection.introspection.table_names(cursor):
-            return  # migrated back to before there were any
-    if not Environment.objects.using(using).exists():
-        fields = [field.attname for field in Environment._meta.concrete_fields]
-        assert fields == ["id", "name", "order", "purpose", "data", "access", "deployment", "promotes_from_id"]
-        Environment.objects.using(using).bulk_create(
-            Environment(pk, name, pk, purpose, data, access, rule, gate)
-            for pk, name, purpose, data, access, rule, gate in ENVIRONMENTS
-        )
+        tables = set(connection.introspection.table_names(cursor))
+    if {Environment._meta.db_table, Promotion._meta.db_table} <= tables:  # not migrated back to before there were any
+        follow_file(using)

@@ -12,6 +12,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from ledger import queries, rules, steps
+from ledger.environments import config_of, names, production_names
 from ledger.models import Deployment, Environment, Step
 
 DAYS = 90
@@ -34,7 +35,8 @@ CHANGES = (
 )
 URGENT = "Fix sign-in after a password reset"
 # The releases that do not simply go live, by number: where or how each fails, or that it is rolled back later.
-FATES = {4: "testing", 7: "failed", 11: "rolled_back", 13: "withdrawn", 15: "staging", 16: "failed"}
+# A number is a stage before production, from its end.
+FATES: dict[int, str | int] = {4: -2, 7: "failed", 11: "rolled_back", 13: "withdrawn", 15: -1, 16: "failed"}
 REGISTRY = "registry.example.com"
 # The durations of the steps that simulate() runs, in seconds.
 SECONDS = {steps.SMOKE_TEST: 40, steps.SWITCH: 6, steps.WATCH: 60, steps.MARK_GOOD: 3}
@@ -80,26 +82,36 @@ class History:
     def __init__(self, now: datetime, chance: random.Random) -> None:
         self.now = now
         self.chance = chance
+        self.production = production_names()[0]
+        every = names()
+        before = every[: every.index(self.production)]
+        self.local = before[0] if len(before) > 2 else ""  # where people try things out
+        self.stages = before[1:] if self.local else before  # on the way to production
+        self.after = every[len(before) + 1 :]
 
     def write(self) -> None:
         count, at = 18, self.now - timedelta(days=DAYS)
         for number in range(count):
             at = self.now - timedelta(days=DAYS * (1 - number / (count - 0.2)), hours=self.chance.uniform(0, 9))
-            fate = FATES.get(number, "production")
+            fate = FATES.get(number, "")
             self.travel(self.release(f"1.{number}.0", CHANGES[number % len(CHANGES)], at), at, fate)
             if number == 12:
                 self.hotfix("1.12.1", at + timedelta(hours=20))
         last = self.release(f"1.{count}.0", "Draw deployments as a timeline", self.now - timedelta(minutes=50))
-        self.deploy(last, "testing", self.now - timedelta(minutes=42))
-        self.deploy(last, "staging", self.now - timedelta(minutes=25))
-        key, at, names = self.begin(
-            last, "production", self.now - timedelta(seconds=95), strategy="blue-green", actor=PEOPLE[0]
+        at, times = self.now - timedelta(minutes=25) - self.soak(self.production), []
+        for stage in reversed(self.stages):
+            times.append((stage, at))
+            at -= timedelta(minutes=17) + self.soak(stage)
+        for stage, at in reversed(times):
+            self.deploy(last, stage, at)
+        key, at, begun = self.begin(
+            last, self.production, self.now - timedelta(seconds=95), strategy="blue-green", actor=PEOPLE[0]
         )
-        for name in names[:2]:
+        for name in begun[:2]:
             rules.step(key, name, "running", at=at)
             at += timedelta(seconds=self.chance.uniform(15, 40))
             rules.step(key, name, "succeeded", at=at)
-        rules.step(key, names[2], "running", at=at)
+        rules.step(key, begun[2], "running", at=at)
 
     def release(self, version: str, message: str, at: datetime) -> str:
         commit = hashlib.sha1(version.encode(), usedforsecurity=False).hexdigest()
@@ -107,26 +119,33 @@ class History:
         rules.register(version, commit, at, message, image, at=at)
         return version
 
-    def travel(self, version: str, at: datetime, fate: str) -> None:
-        """Takes a release to testing, to staging and, after approval, to production, as in docs/guide.md."""
-        if self.chance.random() < 0.3:
-            at = self.deploy(version, "development", at + timedelta(minutes=5), actor=self.chance.choice(PEOPLE))
-        at = self.deploy(version, "testing", at + timedelta(minutes=8), "failed" if fate == "testing" else "succeeded")
-        if fate == "testing":
-            return
-        at = self.deploy(version, "staging", at + timedelta(minutes=3), "failed" if fate == "staging" else "succeeded")
-        if fate == "staging":
-            return
+    def soak(self, environment: str) -> timedelta:
+        """Returns how long a release must have been live before it is promoted to `environment`."""
+        return config_of(environment).soak
+
+    def travel(self, version: str, at: datetime, fate: str | int) -> None:
+        """Takes a release through the stages, after approval to production, and from there to what comes after it."""
+        if self.local and self.chance.random() < 0.3:
+            at = self.deploy(version, self.local, at + timedelta(minutes=5), actor=self.chance.choice(PEOPLE))
+        for number, stage in enumerate(self.stages, -len(self.stages)):
+            pause = timedelta(minutes=8 if number == -len(self.stages) else 3) + self.soak(stage)
+            at = self.deploy(version, stage, at + pause, "failed" if number == fate else "succeeded")
+            if number == fate:
+                return
+        at += self.soak(self.production)
         at += timedelta(hours=self.chance.uniform(1, 20))
         strategy = "blue-green" if self.chance.random() < 0.6 else "rolling"
         person = self.chance.choice(PEOPLE)
         result = fate if fate in ("failed", "rolled_back") else "succeeded"
-        at = self.deploy(version, "production", at, result, strategy=strategy, actor=person)
+        at = self.deploy(version, self.production, at, str(result), strategy=strategy, actor=person)
+        if result == "succeeded" and fate != "withdrawn":
+            for place in self.after:
+                at = self.deploy(version, place, at + timedelta(minutes=20) + self.soak(place), actor=person)
         if fate == "withdrawn":
-            target = queries.rollback_targets(Environment.objects.get(name="production"))[0].release.version
+            target = queries.rollback_targets(Environment.objects.get(name=self.production))[0].release.version
             self.deploy(
                 target,
-                "production",
+                self.production,
                 at + timedelta(minutes=37),
                 strategy=strategy,
                 actor=person,
@@ -137,8 +156,9 @@ class History:
     def hotfix(self, version: str, at: datetime) -> None:
         self.release(version, URGENT, at)
         actor, reason = PEOPLE[1], "Nobody who had reset a password could sign in"
-        at = self.deploy(version, "development", at + timedelta(minutes=6), actor=actor)
-        self.deploy(version, "production", at + timedelta(minutes=4), actor=actor, hotfix=True, reason=reason)
+        if self.local:
+            at = self.deploy(version, self.local, at + timedelta(minutes=6), actor=actor)
+        self.deploy(version, self.production, at + timedelta(minutes=4), actor=actor, hotfix=True, reason=reason)
 
     def begin(
         self,
@@ -158,9 +178,9 @@ class History:
         )
         at += timedelta(seconds=self.chance.uniform(1, 6))
         rules.start(row.pk, at=at)
-        names = steps.DEPLOY if kind == "deploy" else steps.ROLLBACK
-        rules.step(row.pk, names[0], "running", at=at)
-        return row.pk, at, names
+        begun = steps.DEPLOY if kind == "deploy" else steps.ROLLBACK
+        rules.step(row.pk, begun[0], "running", at=at)
+        return row.pk, at, begun
 
     def deploy(
         self,
@@ -179,11 +199,11 @@ class History:
 
         `failed` fails in the smoke test, `rolled_back` in the watch.
         """
-        key, at, names = self.begin(
+        key, at, begun = self.begin(
             version, environment, at, strategy=strategy, actor=actor, kind=kind, hotfix=hotfix, reason=reason
         )
         fails = {"failed": steps.SMOKE_TEST, "rolled_back": steps.WATCH}.get(result)
-        for name in names:
+        for name in begun:
             rules.step(key, name, "running", at=at)
             at += timedelta(seconds=self.chance.uniform(8, 90))
             if name == fails:

@@ -1,17 +1,23 @@
-"""environments.toml: where each environment runs, how releases reach it and what they are judged by. Read strictly."""
+"""environments.toml: which environments there are, where each runs, how releases reach it and what they are judged by.
+
+The file is read strictly, and an error names its line. ledger.environment_rows writes the same to the database.
+"""
 
 import math
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from ledger import durations
 from ledger.models import Deployment, Environment
+from ledger.toml_lines import line_of
 from metrics.prometheus import Prometheus
 from settings import text
 
@@ -20,7 +26,10 @@ CHOICES = {
     "strategy": tuple(Deployment.Strategy.values),
     "database": ("shared", "per-colour"),
     "error_budget": ("hold", "report"),
+    "colour": tuple(Environment.Colour.values),
 }
+WORDS = ("purpose", "data", "access", "deployment")  # for people; each fits the column of its name
+NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")  # a DNS label, short enough for a namespace with a prefix
 # A Kubernetes namespace is a DNS label (RFC 1123); a repository follows the OCI distribution specification.
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 URL = re.compile(
@@ -72,7 +81,8 @@ class WatchConfig:
 class EnvironmentConfig:
     """One environment's section of the file.
 
-    `url` and `prometheus_url` have no trailing slash. `context` is kubectl's; empty means the current one. `digest`
+    A release must have succeeded in one of `promotes_from`, and been live there for `soak` without a break.
+    `production`: visitors are here, so people confirm on a terminal, and the status page's headline is about it. `url` and `prometheus_url` have no trailing slash. `context` is kubectl's; empty means the current one. `digest`
     (sha256:...) is not in the file: the pipeline passes it to pin the build of a version.
     """
 
@@ -86,6 +96,14 @@ class EnvironmentConfig:
     database: Literal["shared", "per-colour"] = "shared"
     error_budget: Literal["hold", "report"] = "report"
     prometheus_url: str = ""
+    colour: str = Environment.Colour.GREY
+    purpose: str = ""
+    data: str = ""
+    access: str = ""
+    deployment: str = ""
+    promotes_from: tuple[str, ...] = ()
+    soak: timedelta = timedelta()
+    production: bool = False
     watch: WatchConfig = WatchConfig()
     digest: str = ""
 
@@ -101,104 +119,206 @@ class EnvironmentConfig:
 
 
 def environment_configs() -> dict[str, EnvironmentConfig]:
-    """Returns every environment by name, as in settings.ENVIRONMENTS_FILE; one without a section has the defaults.
+    """Returns every environment by name, in the order of settings.ENVIRONMENTS_FILE.
 
-    Raises ImproperlyConfigured, which names the invalid key and what was expected.
+    Raises ImproperlyConfigured, which names the line, the invalid key and what was expected.
     """
     return read(Path(settings.ENVIRONMENTS_FILE))
+
+
+def names() -> tuple[str, ...]:
+    """Returns the names of the environments, in the order of the file. Raises ImproperlyConfigured."""
+    return tuple(environment_configs())
+
+
+def config_of(name: str) -> EnvironmentConfig:
+    """Returns the environment's section; the defaults if the file has none, as for a row that is no longer in it."""
+    return environment_configs().get(name) or EnvironmentConfig(name)
+
+
+def production_names() -> tuple[str, ...]:
+    """Returns the names of the production environments, at least one, in the order of the file."""
+    return tuple(name for name, config in environment_configs().items() if config.production)
+
+
+def production_first() -> tuple[str, ...]:
+    """Returns the names of the environments: production, then the others from the last to the first."""
+    first = production_names()
+    return first + tuple(name for name in reversed(names()) if name not in first)
+
+
+class Misfit(Exception):
+    """A mistake in the file: the table that it is in (of `number` with that name), its key if it has one, and why."""
+
+    def __init__(self, why: str, table: str, key: str = "", number: int = 1) -> None:
+        super().__init__(why)
+        self.table, self.key, self.number = table, key, number
 
 
 @lru_cache(maxsize=4)
 def read(path: Path) -> dict[str, EnvironmentConfig]:
     """Returns the environments of the file `path`. Raises ImproperlyConfigured."""
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ImproperlyConfigured(
             f"{path} cannot be read ({error.strerror}). Check the setting ENVIRONMENTS_FILE."
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ImproperlyConfigured(f"{path} is not valid TOML: {error}.") from None
-    for name in sections:
-        if name not in Environment.Name.values:
-            raise ImproperlyConfigured(
-                f"{path}: unknown environment {name}; expected one of {', '.join(Environment.Name.values)}."
-            )
-    return {name: section(path, name, sections.get(name, {})) for name in Environment.Name.values}
+    try:
+        return parse(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"at line ([0-9]+)", str(error))
+        line = at[1] if at else max(1, len(text.splitlines()))
+        raise ImproperlyConfigured(f"{path}:{line}: is not valid TOML: {error}.") from None
+    except Misfit as error:
+        line = line_of(text, error.table, error.key, error.number)
+        raise ImproperlyConfigured(f"{path}:{line}: {error}") from None
 
 
-def section(path: Path, name: str, values: Any) -> EnvironmentConfig:
-    """Returns the environment `name` with the `values` of its section. Raises ImproperlyConfigured."""
+def parse(text: str) -> dict[str, EnvironmentConfig]:
+    """Returns the environments of the text of a file. Raises tomllib.TOMLDecodeError and Misfit."""
+    sections = tomllib.loads(text)
+    if not sections:
+        raise Misfit("no environment; expected a section such as [production] for each", "")
+    found: dict[str, EnvironmentConfig] = {}
+    for name, values in sections.items():
+        found[name] = section(name, values)
+        for source in found[name].promotes_from:
+            if source not in found or source == name:
+                known = ", ".join(each for each in found if each != name)
+                refuse(name, "promotes_from", f'"{source}"', f"expected environments above it: {known or 'none'}")
+    if not any(config.production for config in found.values()):  # the one of that name, or else the last
+        name = "production" if "production" in found else list(found)[-1]
+        found[name] = replace(found[name], production=True)
+    return found
+
+
+def refuse(name: str, key: str, value: str, expected: str) -> NoReturn:
+    """Raises Misfit for a key of the section `name`. An empty `value` is not repeated."""
+    raise Misfit(f"[{name}] {key}{value and f' = {value}'}: {expected}.", name, key)
+
+
+def section(name: str, values: Any) -> EnvironmentConfig:
+    """Returns the environment `name` with the `values` of its section. Raises Misfit."""
     known = [field.name for field in fields(EnvironmentConfig) if field.name not in ("name", "digest")]
     if not isinstance(values, dict):
-        raise ImproperlyConfigured(f"{path}: {name} is not a section. Write [{name}], and its keys below.")
+        raise Misfit(f"{name} is not a section. Write [{name}], and its keys below.", name)
+    if not NAME.fullmatch(name):
+        raise Misfit(
+            f"[{name}]: not a valid name; expected at most 40 lower-case letters, digits and dashes, as in eu-1.", name
+        )
+    given: dict[str, Any] = {}
     for key, value in values.items():
-        where = f"{path}, [{name}] {key}"
         if key not in known:
-            raise ImproperlyConfigured(f"{where}: unknown key; expected one of {', '.join(known)}.")
-        if key == "watch":
-            continue
-        if not isinstance(value, str):
-            raise ImproperlyConfigured(f'{where} = {value!r}: expected a string, as in {key} = "...".')
-        if key in CHOICES and value not in CHOICES[key]:
-            raise ImproperlyConfigured(f'{where} = "{value}": expected {" or ".join(CHOICES[key])}.')
-        if key == "namespace" and not NAMESPACE.fullmatch(value):
-            raise ImproperlyConfigured(f'{where} = "{value}": expected lower-case letters, digits and dashes.')
-        if key == "image" and not REPOSITORY.fullmatch(value):
-            raise ImproperlyConfigured(f'{where} = "{value}": expected a repository without tag, as in host/team/app.')
-        if key in ("url", "prometheus_url") and value:
-            if not URL.fullmatch(value):  # which may hold a password, so it is not repeated
-                raise ImproperlyConfigured(f"{where}: expected a URL without credentials, such as https://example.com.")
-            if key == "prometheus_url" and settings.PROMETHEUS_TOKEN and not PRIVATE.match(value):
-                raise ImproperlyConfigured(f"{where}: expected https://, as PROMETHEUS_TOKEN must not be readable.")
-    addresses = {key: values.get(key, "").rstrip("/") for key in ("url", "prometheus_url")}
-    watch = watch_section(path, name, values.get("watch", {}))
-    return EnvironmentConfig(name, **cast(dict[str, Any], {**values, **addresses, "watch": watch}))
+            refuse(name, key, "", f"unknown key; expected one of {', '.join(known)}")
+        if key in READERS:
+            given[key] = READERS[key](name, key, value)
+        elif not isinstance(value, str):
+            refuse(name, key, repr(value), f'expected a string, as in {key} = "..."')
+        else:
+            given[key] = word(name, key, value)
+    if given.get("soak") and not given.get("promotes_from"):
+        refuse(name, "soak", "", "requires promotes_from, as it says how long a release must have been live there")
+    return EnvironmentConfig(name, **given)
 
 
-def watch_section(path: Path, name: str, values: Any) -> WatchConfig:
-    """Returns what [NAME.watch] of the file says. Raises ImproperlyConfigured."""
-    where, place = f"{path}, [{name}.watch]", f"{path}, [[{name}.watch.checks]]"
+def word(name: str, key: str, value: str) -> str:
+    """Returns the string of a key. Raises Misfit."""
+    if key in CHOICES and value not in CHOICES[key]:
+        refuse(name, key, f'"{value}"', f"expected {' or '.join(CHOICES[key])}")
+    if key == "namespace" and not NAMESPACE.fullmatch(value):
+        refuse(name, key, f'"{value}"', "expected lower-case letters, digits and dashes")
+    if key == "image" and not REPOSITORY.fullmatch(value):
+        refuse(name, key, f'"{value}"', "expected a repository without tag, as in host/team/app")
+    if key in WORDS and text.clean(value, 100) != value:
+        refuse(name, key, "", "expected one line of at most 100 characters")
+    if key in ("url", "prometheus_url") and value:
+        if not URL.fullmatch(value):  # which may hold a password, so it is not repeated
+            refuse(name, key, "", "expected a URL without credentials, such as https://example.com")
+        if key == "prometheus_url" and settings.PROMETHEUS_TOKEN and not PRIVATE.match(value):
+            refuse(name, key, "", "expected https://, as PROMETHEUS_TOKEN must not be readable")
+        return value.rstrip("/")
+    return value
+
+
+def sources(name: str, key: str, value: Any) -> tuple[str, ...]:
+    """Returns the environments that are named: by one string, or a list of them. Raises Misfit."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        refuse(name, key, repr(value), 'expected names of environments, as in promotes_from = ["eu", "us"]')
+    if len(set(found)) != len(found):
+        refuse(name, key, repr(value), "names an environment twice")
+    return tuple(found)
+
+
+def duration(name: str, key: str, value: Any) -> timedelta:
+    """Returns the duration. Raises Misfit."""
+    try:
+        return durations.parse(value if isinstance(value, str) else str(value))
+    except ValueError as error:
+        raise Misfit(f"[{name}] {key}: {error}", name, key) from None
+
+
+def truth(name: str, key: str, value: Any) -> bool:
+    """Returns true or false. Raises Misfit."""
+    if not isinstance(value, bool):
+        refuse(name, key, repr(value), "expected true or false")
+    return value
+
+
+def watch_section(name: str, key: str, values: Any) -> WatchConfig:
+    """Returns what [NAME.watch] of the file says. Raises Misfit."""
+    table, checks_table = f"{name}.{key}", f"{name}.{key}.checks"
     known = [field.name for field in fields(WatchConfig)]
     if not isinstance(values, dict):
-        raise ImproperlyConfigured(f"{where}: not a section. Write [{name}.watch], and its keys below.")
-    for key, value in values.items():
-        if key not in known:
-            raise ImproperlyConfigured(f"{where} {key}: unknown key; expected one of {', '.join(known)}.")
-        if key == "max_error_rate" and not (is_number(value) and 0 < value <= 1):
-            raise ImproperlyConfigured(f"{where} {key} = {value!r}: expected a share above 0, at most 1, such as 0.05.")
-        if key == "max_p95_seconds" and not (is_number(value) and value > 0):
-            raise ImproperlyConfigured(f"{where} {key} = {value!r}: expected seconds above 0, such as 1.0.")
+        raise Misfit(f"[{table}]: not a section. Write [{table}], and its keys below.", name, key)
+    for each, value in values.items():
+        if each not in known:
+            raise Misfit(f"[{table}] {each}: unknown key; expected one of {', '.join(known)}.", table, each)
+        if each == "max_error_rate" and not (is_number(value) and 0 < value <= 1):
+            refuse(table, each, repr(value), "expected a share above 0, at most 1, such as 0.05")
+        if each == "max_p95_seconds" and not (is_number(value) and value > 0):
+            refuse(table, each, repr(value), "expected seconds above 0, such as 1.0")
     given = values.get("checks", [])
     if not isinstance(given, list):
-        raise ImproperlyConfigured(f"{place}: expected tables, each of which begins with that line.")
-    checks = tuple(check(f"{place} number {number}", each) for number, each in enumerate(given, 1))
-    names = [each.name for each in checks]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ImproperlyConfigured(f'{place} name = "{repeated[0]}": used twice; the names must differ.')
+        raise Misfit(f"[[{checks_table}]]: expected tables, each of which begins with that line.", table, "checks")
+    checks = tuple(check(checks_table, number, each) for number, each in enumerate(given, 1))
+    titles = [each.name for each in checks]
+    for number, title in enumerate(titles, 1):
+        if title in titles[: number - 1]:
+            why = f'[[{checks_table}]] name = "{title}": used twice; the names must differ.'
+            raise Misfit(why, checks_table, "name", number)
     return WatchConfig(**{**values, "checks": checks})
 
 
-def check(where: str, values: Any) -> Check:
-    """Returns a check of [[NAME.watch.checks]]. `where` is for messages. Raises ImproperlyConfigured."""
+def check(table: str, number: int, values: Any) -> Check:
+    """Returns the check of the `number`th table of [[NAME.watch.checks]]. Raises Misfit."""
+    where = f"[[{table}]] number {number}"
     known = [field.name for field in fields(Check)]
     if not isinstance(values, dict):
-        raise ImproperlyConfigured(f"{where}: expected a table with name, query, and max or min.")
+        raise Misfit(f"{where}: expected a table with name, query, and max or min.", table, number=number)
     for key in values:
         if key not in known:
-            raise ImproperlyConfigured(f"{where} {key}: unknown key; expected one of {', '.join(known)}.")
+            why = f"{where} {key}: unknown key; expected one of {', '.join(known)}."
+            raise Misfit(why, table, key, number)
     for key, longest in (("name", 50), ("query", QUERY)):
         value = values.get(key)
         if not isinstance(value, str) or not 0 < len(value.strip()) <= longest:
-            raise ImproperlyConfigured(f"{where} {key}: expected text of 1 to {longest} characters.")
+            raise Misfit(f"{where} {key}: expected text of 1 to {longest} characters.", table, key, number)
     if text.clean(values["name"], 50) != values["name"]:
-        raise ImproperlyConfigured(f"{where} name: expected one line without control characters or blanks at its ends.")
+        why = f"{where} name: expected one line without control characters or blanks at its ends."
+        raise Misfit(why, table, "name", number)
     limits = [key for key in ("max", "min") if key in values]
     if len(limits) != 1 or not is_number(values[limits[0]]):
-        raise ImproperlyConfigured(f"{where}: expected either max or min, a number.")
+        raise Misfit(f"{where}: expected either max or min, a number.", table, number=number)
     return Check(**values)
 
 
 def is_number(value: Any) -> bool:
     """Whether TOML has the value as a number that is finite."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+READERS = {"promotes_from": sources, "soak": duration, "production": truth, "watch": watch_section}

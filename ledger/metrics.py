@@ -6,7 +6,8 @@ from datetime import datetime
 from prometheus_client import Counter, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
 
-from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Lock
+from ledger.environments import names
+from ledger.models import FINISHED, IN_FLIGHT, Deployment, Lock
 from metrics.registry import REGISTRY
 
 DEPLOYMENTS = Counter(
@@ -31,7 +32,7 @@ LEAD_TIME = Histogram(
 )
 
 # A series that appears only with its first event hides that event from rate() and increase().
-for environment in Environment.Name.values:
+for environment in names():
     LEAD_TIME.labels(environment)
     for strategy in Deployment.Strategy.values:
         DURATION.labels(environment, strategy)

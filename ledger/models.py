@@ -24,31 +24,51 @@ NOTE = 2_000  # characters of a step's note
 SEARCHED = 1_000  # releases that a search considers
 
 
-class Environment(models.Model):
-    """An environment that releases are deployed to. The rows are ENVIRONMENTS."""
+class EnvironmentQuerySet(models.QuerySet["Environment"]):
+    """Environments: those of environments.toml, and those that it no longer has, which keep their history."""
 
-    class Name(models.TextChoices):
-        DEVELOPMENT = "development"
-        TESTING = "testing"
-        STAGING = "staging"
-        PRODUCTION = "production"
+    def on_board(self) -> "EnvironmentQuerySet":
+        """Returns those of the file, in its order."""
+        return self.filter(order__isnull=False).order_by("order")
+
+
+class Environment(models.Model):
+    """An environment that releases are deployed to. The rows follow environments.toml at each migration
+    (ledger.environment_rows).
+    """
+
+    class Colour(models.TextChoices):
+        GREY = "grey"
+        BLUE = "blue"
+        GREEN = "green"
+        AMBER = "amber"
+        RED = "red"
+        BLACK = "black"
 
     id = models.PositiveSmallIntegerField(primary_key=True)
-    name = models.CharField(max_length=20, unique=True, choices=Name.choices)
-    order = models.PositiveSmallIntegerField(unique=True, help_text="Position on the way to production, starting at 1.")
-    purpose = models.CharField(max_length=100)
-    data = models.CharField(max_length=100)
-    access = models.CharField(max_length=100)
-    deployment = models.CharField(
-        max_length=100, help_text="How releases get here: manually, automatically or with approval."
-    )
-    promotes_from = models.ForeignKey(
-        "self",
-        models.PROTECT,
+    name = models.CharField(max_length=40, unique=True)
+    order = models.PositiveSmallIntegerField(
+        unique=True,
         null=True,
-        blank=True,
+        help_text="Position on the board, starting at 1; empty once environments.toml no longer has it.",
+    )
+    colour = models.CharField(max_length=10, choices=Colour.choices, default=Colour.GREY)
+    purpose = models.CharField(max_length=100, blank=True)
+    data = models.CharField(max_length=100, blank=True)
+    access = models.CharField(max_length=100, blank=True)
+    deployment = models.CharField(
+        max_length=100, blank=True, help_text="How releases get here: manually, automatically or with approval."
+    )
+    promotes_from = models.ManyToManyField(
+        "self",
+        symmetrical=False,
+        through="Promotion",
+        through_fields=("environment", "source"),
         related_name="+",
-        help_text="Where a release must have succeeded before it can be deployed here, unless it is a hotfix.",
+        help_text="A release must have succeeded in one of these before it can be deployed here, unless it is a hotfix.",
+    )
+    soak = models.PositiveIntegerField(
+        default=0, help_text="Seconds for which it must have been live there without a break."
     )
 
     # Set by ledger.queries.board().
@@ -57,20 +77,26 @@ class Environment(models.Model):
     failed: "Deployment | None"
     recent: list["Deployment"]
 
+    objects = EnvironmentQuerySet.as_manager()
+
     class Meta:
-        ordering = ("order",)
+        ordering = (F("order").asc(nulls_last=True), "name")
 
     def __str__(self) -> str:
         return self.name
 
 
-# The environments of docs/guide.md. Migration 0002 writes them; ledger.apps restores them after a flush.
-ENVIRONMENTS = (
-    (1, Environment.Name.DEVELOPMENT, "Local development", "Mock data", "Developers only", "Manual", None),
-    (2, Environment.Name.TESTING, "Automated testing", "Test data", "CI/CD system", "Automated", None),
-    (3, Environment.Name.STAGING, "Pre-production testing", "Production-like data", "QA team", "Automated", None),
-    (4, Environment.Name.PRODUCTION, "Live application", "Real data", "End users", "Manual approval", 3),
-)
+class Promotion(models.Model):
+    """That `environment` takes what has succeeded in `source`."""
+
+    environment = models.ForeignKey(Environment, models.CASCADE, related_name="+")
+    source = models.ForeignKey(Environment, models.CASCADE, related_name="+", db_index=False)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["environment", "source"], name="ledger_promotion_once")]
+
+    def __str__(self) -> str:
+        return f"{self.source} to {self.environment}"
 
 
 class Release(models.Model):

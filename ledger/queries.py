@@ -1,9 +1,11 @@
 """What the ledger says: what runs where, what may be promoted, and what an environment can be rolled back to."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db.models import OuterRef, QuerySet, Subquery
+from django.utils import timezone
 
 from ledger.models import IN_FLIGHT, Deployment, Environment, Release
 
@@ -17,17 +19,18 @@ def environment_names() -> list[str]:
 
 
 def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5) -> list[Environment]:
-    """Returns the environments (all, unless given) in order, each with its `current` and `in_flight` deployment, with
+    """Returns the environments (those of the file, unless given) in order, each with its `current` and `in_flight` deployment, with
     `failed` (the last that failed or was rolled back) and `recent` (its newest, as many as asked for).
 
-    Two queries, however many deployments there are. Releases are joined; steps are not loaded, and cost one query more
+    Three queries, however many deployments there are. Releases are joined; steps are not loaded, and cost one query more
     with `prefetch_related_objects`.
     """
     here = Deployment.objects.filter(environment=OuterRef("pk")).newest_first().values("pk")
     slots = {f"_recent_{n}": Subquery(here[n : n + 1]) for n in range(recent)}
     rows: list[Environment] = list(
-        (Environment.objects.all() if environments is None else environments)
-        .select_related("promotes_from", "lock")
+        (Environment.objects.on_board() if environments is None else environments)
+        .select_related("lock")
+        .prefetch_related("promotes_from")
         .order_by("order")
         .annotate(
             _current=Subquery(here.filter(status=Deployment.Status.SUCCEEDED)[:1]),
@@ -71,8 +74,54 @@ def live(environment: Environment) -> Deployment | None:
 
 
 @dataclass(frozen=True)
+class Stay:
+    """A time for which a release was live in an environment without a break, up to now or until another was."""
+
+    release: Release
+    environment: Environment
+    since: datetime
+    duration: timedelta
+
+
+def stays(environment: Environment, now: datetime, rows: Iterable[Deployment]) -> Iterator[Stay]:
+    """Yields the stays in `environment`, latest first, by `rows`: what has succeeded there, newest first."""
+    latest: Deployment | None = None  # of the release that the rows have come to
+    end = now
+    for row in rows:
+        if latest and latest.release_id != row.release_id and latest.finished:
+            end = min(end, latest.finished)
+        latest = row
+        if row.finished:
+            yield Stay(row.release, environment, row.finished, max(end - row.finished, timedelta()))
+
+
+def sources(environment: Environment, now: datetime) -> list[Stay]:
+    """Returns the stays of releases where `environment` is promoted from, latest first: of each of those environments,
+    the last RECENT deployments that succeeded.
+    """
+    found: list[Stay] = []
+    for source in environment.promotes_from.all():
+        lived = Deployment.objects.filter(environment=source, status=Deployment.Status.SUCCEEDED).newest_first()
+        found += stays(source, now, lived.select_related("release")[:RECENT])
+    return sorted(found, key=lambda each: each.since, reverse=True)
+
+
+def stays_of(release: Release, environment: Environment, now: datetime) -> list[Stay]:
+    """Returns the last LATELY stays of `release` where `environment` is promoted from."""
+    found = []
+    for source in environment.promotes_from.all():
+        lived = Deployment.objects.filter(environment=source, status=Deployment.Status.SUCCEEDED)
+        for since in lived.filter(release=release).newest_first().values_list("finished", flat=True)[:LATELY]:
+            assert since
+            others = lived.exclude(release=release).filter(finished__gt=since).order_by("created", "pk")
+            end = min(now, others.values_list("finished", flat=True).first() or now)
+            found.append(Stay(release, source, since, max(end - since, timedelta())))
+    return found
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """A release that can be deployed to an environment, and when it succeeded in the one before, if required."""
+    """A release that can be deployed to an environment, and since when it is live in one before, if required."""
 
     release: Release
     proven: datetime | None
@@ -81,14 +130,14 @@ class Candidate:
 def promotable(environment: Environment, limit: int = 20) -> list[Candidate]:
     """Returns the releases that can be deployed there without a hotfix and have not been live there, newest first.
 
-    If the environment is promoted from another, they are among the last RECENT deployments that succeeded there;
-    otherwise among the last RECENT releases built.
+    If the environment is promoted from others, they are among the last RECENT deployments that succeeded in each, and
+    were live there for long enough; otherwise they are among the last RECENT releases built.
     """
-    if environment.promotes_from_id:
-        found = Deployment.objects.filter(environment=environment.promotes_from_id, status=Deployment.Status.SUCCEEDED)
-        candidates: dict[int, Candidate] = {}
-        for each in found.newest_first().select_related("release")[:RECENT]:
-            candidates.setdefault(each.release_id, Candidate(each.release, each.finished))
+    candidates: dict[int, Candidate] = {}
+    if environment.promotes_from.exists():
+        for each in sources(environment, timezone.now()):
+            if each.duration >= timedelta(seconds=environment.soak):
+                candidates.setdefault(each.release.pk, Candidate(each.release, each.since))
     else:
         newest = Release.objects.order_by("-built_at", "-pk")[:RECENT]
         candidates = {release.pk: Candidate(release, None) for release in newest}

@@ -10,6 +10,7 @@ request; empty for a command. `key` is a deployment's primary key.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.core.exceptions import ValidationError
@@ -17,9 +18,9 @@ from django.db import IntegrityError, transaction
 from django.db.models import Field, Model
 from django.utils import timezone
 
-from ledger import metrics, versions
+from ledger import humanize, metrics, versions
 from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Lock, Release, Step
-from ledger.queries import live, succeeded
+from ledger.queries import live, stays_of, succeeded
 
 MAX_STEPS = 200
 CLOCK_SKEW = timedelta(minutes=5)  # by which a build machine's clock may be ahead
@@ -139,8 +140,8 @@ def create(
     `revision` is what a rollback returns to, beside the version: with it, the release may be the live one, as its
     settings may have been others.
 
-    Raises Environment.DoesNotExist, Release.DoesNotExist, Invalid, and RuleViolation: environment-busy, not-promotable,
-    never-live, already-live.
+    Raises Environment.DoesNotExist, Release.DoesNotExist, Invalid, and RuleViolation: environment-gone,
+    environment-busy, not-promotable, never-live, already-live.
     """
     if hotfix and not reason.strip():
         raise Invalid("reason", "A hotfix requires a reason.")
@@ -153,6 +154,8 @@ def create(
         # Concurrent requests queue for this row, and each sees what the one before it wrote.
         target = Environment.objects.select_for_update(of=("self",)).get(name=environment)
         wanted = Release.objects.get(version=release)
+        if target.order is None:
+            raise RuleViolation("environment-gone", f"{environment} is no longer in environments.toml.")
         busy = Deployment.objects.filter(environment=target, status__in=IN_FLIGHT).select_related("release").first()
         if busy:
             raise RuleViolation(
@@ -161,7 +164,7 @@ def create(
                 "or report it as failed if its pipeline is gone.",
             )
         previous = live(target)
-        validate(target, wanted, kind, hotfix, previous, revision)
+        validate(target, wanted, kind, hotfix, previous, revision, at)
         Lock.objects.filter(environment=target).delete()  # whoever releases the lock may not reach the ledger
         return Deployment.objects.create(
             environment=target,
@@ -202,6 +205,7 @@ def validate(
     hotfix: bool,
     previous: Deployment | None,
     revision: str = "",
+    at: datetime | None = None,
 ) -> None:
     """Raises RuleViolation if `release` may not be deployed to `environment`, or rolled back to there."""
     if kind == Deployment.Kind.ROLLBACK:
@@ -216,12 +220,39 @@ def validate(
                 "never-live",
                 f"Release {release} was never live in {environment}. Choose one of its rollback targets.",
             )
-    elif environment.promotes_from_id and not hotfix and not succeeded(release, environment.promotes_from_id):
-        raise RuleViolation(
-            "not-promotable",
-            f"Release {release} has not succeeded in {environment.promotes_from}. Deploy it there first, or create a "
-            "hotfix with a reason.",
-        )
+    elif not hotfix and not (found := promotion(environment, release.version, at)).allowed:
+        raise RuleViolation("not-promotable", f"{found.text} Or create a hotfix with a reason.")
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Whether a release may be deployed to an environment without a hotfix, and a sentence or two that say why."""
+
+    allowed: bool
+    text: str
+
+
+def promotion(environment: Environment, version: str, at: datetime | None = None) -> Promotion:
+    """Returns whether the release has been live for long enough where `environment` is promoted from."""
+    before = [source.name for source in environment.promotes_from.all()]
+    if not before:
+        return Promotion(True, f"{environment} accepts every release")
+    places, now = " or ".join(before), at or timezone.now()
+    release = Release.objects.filter(version=version).first()
+    found = stays_of(release, environment, now) if release else []
+    if not found:
+        return Promotion(False, f"Release {version} has not succeeded in {places}. Deploy it there first.")
+    soak = timedelta(seconds=environment.soak)
+    best = max(found, key=lambda each: each.duration)
+    if best.duration >= soak:
+        return Promotion(True, f"{version} has succeeded in {best.environment}")
+    text = (
+        f"Release {version} has been live in {best.environment} for {humanize.took(best.duration)}; {environment} "
+        f"requires {humanize.took(soak)} without a break."
+    )
+    still = [each.since for each in found if each.since + each.duration >= now]
+    todo = f"Wait until {min(still) + soak:%Y-%m-%d %H:%M:%S}Z." if still else "Deploy it there again."
+    return Promotion(False, f"{text} {todo}")
 
 
 def start(key: int, *, at: datetime | None = None) -> Deployment:
@@ -340,7 +371,7 @@ BY_CONSTRAINT = {
     "UNIQUE constraint failed: ledger_deployment.environment_id": BUSY,
     "ledger_promotion": (
         "not-promotable",
-        "The release has not succeeded where this environment is promoted from, and this is not a hotfix.",
+        "The release has not been live for long enough where this environment is promoted from, and this is not a hotfix.",
     ),
     "ledger_rollback": ("never-live", "The release was never live in this environment."),
     "ledger_append_only": ("wrong-state", "A finished deployment cannot change."),

@@ -271,7 +271,7 @@ EOF
 
 main() {
   exec 4>&2 # for what has to be seen, also while the words of a failure are not
-  phase=checks locked='' shown='' hurried=''
+  phase=checks locked='' shown='' hurried='' environment=''
   choose_colours
   parse "$@"
   trap finish EXIT
@@ -284,6 +284,7 @@ main() {
   fi
   choose_target
   check
+  look_up
   confirm
   acquire_lock
   roll_back
@@ -773,9 +774,32 @@ check_references() {
   [[ ! $missing ]] || refuse "New pods could not start: namespace $namespace lacks ${missing#, }, which" \
     "$who names. Create it first."
 }
+look_up() { # Sets environment and production, by environments.toml if it has the namespace, else by its name.
+  local file=${ENVIRONMENTS_FILE:-${BASH_SOURCE[0]%/*}/../environments.toml}
+  local line name='' last='' its_namespace='' its_context='' places=' '
+  environment='' production=''
+  if [[ -r $file ]]; then
+    while IFS= read -r line; do
+      if [[ $line =~ ^\[([a-z0-9.-]+)\] ]]; then
+        if [[ $its_namespace == "$namespace" && (! $context || ! $its_context || $its_context == "$context") ]]; then
+          environment=${environment:-$name}
+        fi
+        if [[ ${BASH_REMATCH[1]} != *.* ]]; then last=$name name=${BASH_REMATCH[1]} its_context=''; fi
+        its_namespace=''
+      elif [[ $line =~ ^production\ *=\ *true ]]; then
+        places="$places$name "
+      elif [[ $line =~ ^(namespace|context)\ *=\ *[\"\']([A-Za-z0-9._/:@-]*)[\"\'] ]]; then
+        if [[ ${BASH_REMATCH[1]} == namespace ]]; then its_namespace=${BASH_REMATCH[2]}; else its_context=${BASH_REMATCH[2]}; fi
+      fi
+    done < <(cat "$file" && printf '\n[end]\n')
+    if [[ $places == ' ' ]]; then places=" $last "; fi # as ledger/environments.py has it
+  fi
+  if [[ $namespace == *prod* || $environment && $places == *" $environment "* ]]; then production=1; fi
+  environment=${LEDGER_ENVIRONMENT:-${environment:-${namespace##*-}}}
+}
 confirm() { # Asks before production is touched.
   local answer=''
-  if [[ $namespace != *prod* || $yes || $dry ]]; then return 0; fi
+  if [[ ! $production || $yes || $dry ]]; then return 0; fi
   [[ -t 0 ]] || refuse "$namespace is a production namespace, and there is no terminal to confirm on; pass --yes."
   read -r -p "Type the namespace to confirm: " answer || true
   [[ $answer == "$namespace" ]] || refuse 'Not confirmed.'
@@ -1307,7 +1331,7 @@ patch_lock() { # patch_lock FIELD VALUE: only while the lock is ours; the "test"
 # The ledger, if there is one. Whatever it answers, the rollback is done.
 
 record() { # record RESULT
-  local environment=${LEDGER_ENVIRONMENT:-${namespace##*-}} strategy=rolling revision=''
+  local strategy=rolling revision=''
   local id body http='' answer=''
   [[ ${LEDGER_URL:-} && ! $dry ]] || return 0
   if [[ $colour ]]; then strategy=blue-green; fi

@@ -314,6 +314,14 @@ def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
     return value
 
 
+def label(name: str, default: str) -> str:
+    """Returns the name of an environment, as environments.toml may have it. Raises ConfigError."""
+    value = text(name, default)
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", value):
+        raise invalid(name, "at most 40 lower-case letters, digits and dashes, such as eu-1")
+    return value
+
+
 def networks(name: str, default: str = "") -> list[str]:
     """Returns IP addresses or networks (CIDR), separated by commas; `unix` means a Unix socket. Raises ConfigError."""
     values = split(read(name, default, "networks"))

@@ -4,8 +4,8 @@ from settings import env, services
 from settings.base import *  # noqa: F401,F403
 from settings.base import redis_cache
 
-# A stack on a laptop runs these settings too, and calls itself development (docker-compose.yml).
-ENVIRONMENT = env.choice("ENVIRONMENT", "production", ("development", "testing", "staging", "production"))
+# Every environment of a name of your own runs these settings, and so does a stack on a laptop (docker-compose.yml).
+ENVIRONMENT = env.label("ENVIRONMENT", "production")
 env.no_debug()
 SECRET_KEY = env.secret_key()
 ALLOWED_HOSTS = env.hosts("backstagetest1.com,www.backstagetest1.com")

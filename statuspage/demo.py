@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 from django.db import transaction
 from django.utils import timezone
 
+from ledger.environments import names, production_names
 from ledger.models import Environment
 from statuspage.models import Day, Incident, IncidentUpdate, Sample
 from statuspage.uptime import minute_of
 
 DAYS = 90
-WATCHED = {"staging": 12, "production": 4}  # days with an outage
+OUTAGES = (12, 4)  # days with an outage, of the environment before production and of production
 STORY = (
     (0, "investigating", "Some of you cannot sign in. We are looking into it."),
     (9, "identified", "This morning's release is missing a setting. We are rolling back to the previous release."),
@@ -34,10 +35,12 @@ def write(now: datetime, chance: random.Random) -> None:
     midnight = datetime.combine(today, datetime.min.time(), UTC)
     keys = dict(Environment.objects.values_list("name", "pk"))
     bad_day = 12  # days ago
-    for name, outages in WATCHED.items():
+    production = production_names()[0]
+    watched = names()[: names().index(production) + 1][-2:]
+    for name, outages in zip(watched, OUTAGES[-len(watched) :], strict=True):
         down = {day: chance.randint(2, 40) for day in chance.sample(range(1, DAYS), outages)}
-        down[bad_day] = 14 if name == "production" else 0
-        first = DAYS - 1 if name == "production" else 71  # staging has been monitored for less long
+        down[bad_day] = 14 if name == production else 0
+        first = DAYS - 1 if name == production else 71  # the other has been monitored for less long
         Day.objects.bulk_create(
             Day(
                 environment_id=keys[name],
@@ -59,7 +62,7 @@ def write(now: datetime, chance: random.Random) -> None:
     incident = Incident.objects.create(
         title="Some users could not sign in",
         impact=Incident.Impact.MAJOR,
-        environment_id=keys["production"],
+        environment_id=keys[production],
         status=Incident.Status.RESOLVED,
         started=began,
         resolved=began + timedelta(minutes=STORY[-1][0]),

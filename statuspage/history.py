@@ -15,11 +15,11 @@ from django.db.models import Max, Q, QuerySet
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
+from ledger.environments import production_first
 from ledger.models import Environment
 from settings import text
 from statuspage import uptime
 from statuspage.models import Incident
-from statuspage.readings import PRODUCTION_FIRST
 
 FRESH = 30.0  # seconds during which a collected history is served without another look at the database
 DAYS = 90
@@ -68,7 +68,7 @@ def collect(today: date | None = None) -> dict[str, Any]:
     minutes = uptime.minutes_by_day(first)
     keys = dict(Environment.objects.values_list("name", "pk"))
     environments = []
-    for name in PRODUCTION_FIRST:
+    for name in production_first():
         if keys.get(name) not in minutes:
             continue
         days = [minutes[keys[name]].get(first + timedelta(days=number), (0, 0)) for number in range(DAYS)]

@@ -18,8 +18,7 @@ from django.core.cache import cache
 
 from health.client import TimedOut, Unreachable, ask, inconclusive
 from health.runner import Report, report
-from ledger.environments import environment_configs
-from ledger.models import Environment
+from ledger.environments import config_of, environment_configs, names
 from statuspage import simulation
 from statuspage.metrics import CERTIFICATE_EXPIRY
 
@@ -31,7 +30,6 @@ DEADLINE = 1.0  # seconds that readings() waits for an environment without a rea
 TIMEOUT = 3.0  # seconds that an environment has to answer
 CERTAIN = 4.0  # seconds of retries before a late answer, or one with late checks, is taken as such
 RETRY = 1.0  # seconds between such retries
-PRODUCTION_FIRST = tuple(reversed(Environment.Name.values))
 KEY = "watch:2:{}"  # increment it when Reading changes, because two releases can share one cache
 Condition = Literal["healthy", "unhealthy", "unreachable", "unknown"]
 
@@ -83,7 +81,7 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
             known[name] = latest.get(name, known[name])
         if sure and thread.is_alive():  # such as one that sends a byte now and then, which no socket timeout ends
             known[name] = Reading(name, "unreachable", at=datetime.now(UTC))
-    found = {name: known.get(name, Reading(name)) for name in Environment.Name.values}
+    found = {name: known.get(name, Reading(name)) for name in names()}
     found = {name: each if each.age <= KEPT else Reading(name) for name, each in found.items()}
     if not sure:
         found |= {name: each for name, each in simulated_readings().items() if name not in watched}
@@ -92,7 +90,7 @@ def readings(*, sure: bool = False) -> dict[str, Reading]:
 
 def is_monitored(name: str) -> bool:
     """Tells whether the environment's health is known to this one, or requested by it."""
-    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and environment_configs()[name].url)
+    return name == settings.ENVIRONMENT or bool(settings.WATCH_ENVIRONMENTS and config_of(name).url)
 
 
 def simulated_readings() -> dict[str, Reading]:
@@ -184,7 +182,7 @@ def look_at_own_certificate() -> None:
 
     Own health is known without a request, so no reading has seen it.
     """
-    url = environment_configs()[settings.ENVIRONMENT].url
+    url = config_of(settings.ENVIRONMENT).url
     if settings.WATCH_ENVIRONMENTS and url.startswith("https:"):
         with suppress(Unreachable, ValueError):
             ask(url, TIMEOUT, partial(note_certificate, settings.ENVIRONMENT))

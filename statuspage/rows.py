@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from ledger.environments import production_first, production_names
 from statuspage import verdict
-from statuspage.readings import PRODUCTION_FIRST, Reading, is_monitored
+from statuspage.readings import Reading, is_monitored
 
 FULL_HEIGHT = 40  # of a bar, in the drawing's units
 HEIGHTS = {"ok": FULL_HEIGHT, "warn": 28, "bad": 16, "idle": 3}  # by tone, so that height says the same as colour
@@ -116,8 +117,9 @@ class Row:
 def rows(history: dict[str, Any] | None, current: dict[str, Reading]) -> list[Row]:
     """Returns production, whatever is known of it, then the others that are monitored, simulated or have a past."""
     past = {each["environment"]: each for each in history["environments"]} if history else {}
-    all_rows = [Row(name, current[name], past.get(name)) for name in PRODUCTION_FIRST]
-    return [row for row in all_rows if row.name == "production" or row.monitored or row.reading.simulated or row.past]
+    all_rows = [Row(name, current[name], past.get(name)) for name in production_first()]
+    production = production_names()
+    return [row for row in all_rows if row.name in production or row.monitored or row.reading.simulated or row.past]
 
 
 def format_percent(value: float | None) -> str:

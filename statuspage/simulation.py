@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
     if not settings.SIMULATE_ENVIRONMENTS or settings.ENVIRONMENT != "development":
         return {}
     try:
-        live = {environment.name: queries.live(environment) for environment in Environment.objects.all()}
+        live = {environment.name: queries.live(environment) for environment in Environment.objects.on_board()}
     except Error:
         return {}
     mock = f"{demo.REGISTRY}/"

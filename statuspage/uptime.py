@@ -23,6 +23,7 @@ from prometheus_client import Metric
 
 from audit import retention
 from health.checks import SERVING
+from ledger.environments import names
 from ledger.metrics import timestamps
 from ledger.models import Environment
 from statuspage.models import Day, Sample
@@ -117,7 +118,7 @@ def uptime_samples() -> Iterable[Metric]:
     collector; one query.
     """
     last = Sample.objects.filter(environment=OuterRef("pk")).order_by("-minute").values("minute")[:1]
-    monitored = [name for name in Environment.Name.values if is_monitored(name)]
+    monitored = [name for name in names() if is_monitored(name)]
     return timestamps(
         "uptime_sample_timestamp_seconds",
         "Unix time of the minute of the environment's last uptime sample.",

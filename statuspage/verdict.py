@@ -1,14 +1,16 @@
 """The verdict: what the readings and the open incidents say of now, for the headline and each environment alike."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
-
+from ledger.environments import production_first, production_names
 from statuspage import uptime
 from statuspage.models import Incident
-from statuspage.readings import KEPT, PRODUCTION_FIRST, Reading, is_monitored, readings
+from statuspage.readings import KEPT, Reading, is_monitored, readings
 
 State = Literal["up", "degraded", "down", "unknown"]
+WORST_FIRST: tuple[State, ...] = ("down", "degraded", "unknown", "up")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Headline:
 def current_readings() -> dict[str, Reading]:
     """Returns a reading of every environment by name, production first. One older than KEPT is `unknown`."""
     taken = readings()
-    return {name: taken[name] if taken[name].age <= KEPT else Reading(name) for name in PRODUCTION_FIRST}
+    return {name: taken[name] if taken[name].age <= KEPT else Reading(name) for name in production_first()}
 
 
 def state_of(reading: Reading) -> State:
@@ -48,24 +50,44 @@ def headline(current: dict[str, Reading], incidents: list[dict[str, Any]] | None
     headline about a simulated production says so itself.
     """
     open_incidents = [each for each in incidents or [] if each["status"] != Incident.Status.RESOLVED]
-    notes = [note for name in PRODUCTION_FIRST[1:] for note in notes_on(name, state_of(current[name]), open_incidents)]
+    production = production_names()
+    others = [name for name in production_first() if name not in production]
+    notes = [note for name in others for note in notes_on(name, state_of(current[name]), open_incidents)]
     if simulated := [name for name in current if current[name].simulated]:
         notes.append(f"Simulated: {', '.join(simulated)}")
     if incidents is None:
         notes.append("Incidents are unavailable")
-    state, said = verdict_on_production(current["production"], open_incidents)
+    state, said = verdict_on_production({name: current[name] for name in production}, open_incidents)
     if state == "up" and not notes:
         said = "All systems operational"
-    return Headline(state, f"{said} (simulated)" if current["production"].simulated else said, tuple(notes))
+    made_up = any(current[name].simulated for name in production)
+    return Headline(state, f"{said} (simulated)" if made_up else said, tuple(notes))
 
 
-def verdict_on_production(reading: Reading, open_incidents: list[dict[str, Any]]) -> tuple[State, str]:
-    """Returns the state of production and a sentence that says it."""
-    impacts = {each["impact"] for each in open_incidents if each["environment"] == "production"}
+def verdict_on_production(found: dict[str, Reading], open_incidents: list[dict[str, Any]]) -> tuple[State, str]:
+    """Returns the state of production, the worst of its environments, and a sentence that says it."""
+    verdicts = [verdict_on(name, reading, open_incidents) for name, reading in found.items()]
+    worst = min((state for state, _ in verdicts), key=WORST_FIRST.index)
+    if worst == "up" and len(found) > 1:
+        *names, last = [name if number else name.capitalize() for number, name in enumerate(found)]
+        return worst, f"{', '.join(names)} and {last} are operational"
+    return worst, ". ".join(said for state, said in verdicts if state == worst)
+
+
+def verdict_on(name: str, reading: Reading, open_incidents: list[dict[str, Any]]) -> tuple[State, str]:
+    """Returns the state of a production environment and a sentence that says it."""
+    impacts = {each["impact"] for each in open_incidents if each["environment"] == name}
     measured = state_of(reading)
     if impacts and measured != "down":
-        return "down" if Incident.Impact.CRITICAL in impacts else "degraded", "Incident in production"
-    return measured, "Production is operational" if measured == "up" else sentence("production", measured)
+        return "down" if Incident.Impact.CRITICAL in impacts else "degraded", f"Incident in {name}"
+    return measured, f"{name.capitalize()} is operational" if measured == "up" else sentence(name, measured)
+
+
+def checked(current: dict[str, Reading]) -> datetime | None:
+    """Returns since when all of production has been looked at; None if something of it was not, or is simulated."""
+    found = [current[name] for name in production_names()]
+    times = [each.at for each in found if each.at and not each.simulated]
+    return min(times) if len(times) == len(found) else None
 
 
 def notes_on(name: str, state: State, open_incidents: list[dict[str, Any]]) -> list[str]:

@@ -11,12 +11,13 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
 from accounts.roles import Scope, scope
+from ledger.environments import production_first, production_names
 from ledger.models import Environment
 from pages import fragments
 from statuspage import history, incidents, verdict
 from statuspage.forms import NewIncident, NewUpdate
 from statuspage.models import Incident
-from statuspage.readings import PRODUCTION_FIRST, is_monitored
+from statuspage.readings import is_monitored
 from statuspage.rows import STATE_STYLES, rows
 
 
@@ -33,9 +34,9 @@ def page(request: fragments.HtmxRequest) -> HttpResponse:
     context = {
         "headline": headline,
         "tone": STATE_STYLES[headline.state][0],
-        "checked": None if current["production"].simulated else current["production"].at,
+        "checked": verdict.checked(current),
         "rows": shown,
-        "others": [name for name in PRODUCTION_FIRST if name not in {row.name for row in shown}],
+        "others": [name for name in production_first() if name not in {row.name for row in shown}],
         "open": [each for each in listed if not each["resolved"]],
         "past": [each for each in listed if each["resolved"]],
         "known": known is not None,
@@ -69,7 +70,7 @@ def as_json(request: HttpRequest) -> JsonResponse:
                     "at": each.at.isoformat() if each.at else None,
                 }
                 for each in current.values()
-                if each.environment == "production" or each.simulated or is_monitored(each.environment)
+                if each.environment in production_names() or each.simulated or is_monitored(each.environment)
             ],
             "environments": known["environments"] if known else None,
             "incidents": known["incidents"] if known else None,
@@ -84,7 +85,7 @@ def new_incident(request: HttpRequest) -> HttpResponse:
     allowed = managed(request)
     if not allowed:
         raise PermissionDenied
-    initial = {"environment": Environment.objects.filter(name="production").first()}
+    initial = {"environment": Environment.objects.filter(name=production_names()[0]).first()}
     form = NewIncident(request.POST if request.method == "POST" else None, initial=initial, allowed=allowed)
     if form.is_valid():
         reported = incidents.report(

@@ -28,8 +28,8 @@ from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from health.management.base import DocumentedCommand
-from ledger.environments import EnvironmentConfig, environment_configs
-from ledger.models import Deployment, Environment
+from ledger.environments import EnvironmentConfig, environment_configs, names
+from ledger.models import Deployment
 from metrics.prometheus import Prometheus
 from settings.text import clean
 
@@ -53,7 +53,7 @@ class EnvironmentCommand(DocumentedCommand):
             "-e",
             "--environment",
             required=True,
-            choices=Environment.Name.values,
+            choices=names(),
             help="the environment, as in environments.toml",
         )
         parser.add_argument("--target", choices=STRATEGIES, help="override the target of environments.toml")
@@ -148,11 +148,11 @@ exit codes:
         parser.add_argument("--yes", action="store_true", help="skip the confirmation for production on a terminal")
 
     def confirm(self, config: EnvironmentConfig, options: dict[str, Any], what: str) -> None:
-        """Asks on a terminal before production is changed; a pipeline has its own approval. Raises DeployRefused."""
-        if config.name != "production" or options["yes"] or options["dry_run"] or not sys.stdin.isatty():
+        """Asks on a terminal before production is changed; a pipeline is not asked. Raises DeployRefused."""
+        if not config.production or options["yes"] or options["dry_run"] or not sys.stdin.isatty():
             return
         self.stderr.write(f"{what} ({config.url or config.namespace}).", str)
-        if input("Type production to confirm: ").strip() != "production":
+        if input(f"Type {config.name} to confirm: ").strip() != config.name:
             raise DeployRefused("Not confirmed; nothing was changed.")
 
     def run(

@@ -34,6 +34,7 @@ from ledger.api.schemas import (
     NewLock,
     NewRelease,
     ProblemOut,
+    PromotionOut,
     ReleaseOut,
     Retry,
     RollbackTargetList,
@@ -135,9 +136,20 @@ def delete_lock(request: HttpRequest, name: Path[EnvironmentName]) -> HttpRespon
 )
 def list_promotable(request: HttpRequest, name: Path[EnvironmentName], limit: Limit = 20) -> HttpResponse:
     """Releases that can be deployed there without a hotfix and have not been live there, newest first."""
-    found = queries.promotable(models.Environment.objects.select_related("promotes_from").get(name=name), limit)
+    found = queries.promotable(models.Environment.objects.get(name=name), limit)
     items = [CandidateOut(release=ReleaseOut.from_orm(each.release), proven=each.proven) for each in found]
     return answer(CandidateList(items=items))
+
+
+@api.get(
+    "/environments/{name}/promotable/{version}",
+    response={200: PromotionOut, **errors(404)},
+    summary="Check a promotion",
+)
+def check_promotion(request: HttpRequest, name: Path[EnvironmentName], version: Path[Version]) -> HttpResponse:
+    """Whether the release has been live for long enough where the environment is promoted from."""
+    found = rules.promotion(models.Environment.objects.get(name=name), version)
+    return answer(PromotionOut(allowed=found.allowed, text=found.text))
 
 
 @api.get(

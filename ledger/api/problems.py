@@ -20,6 +20,7 @@ DOCS = f"{PREFIX}docs/"
 TYPES = {
     "invalid": "The request is invalid; `errors` lists the fields.",
     "unknown-release": "The release is not registered.",
+    "environment-gone": "environments.toml no longer has the environment.",
     "environment-busy": "Another deployment to the environment is pending or running.",
     "not-promotable": "The release has not succeeded where the environment is promoted from, and this is not a hotfix.",
     "never-live": "The release to roll back to was never live in the environment.",

@@ -7,7 +7,7 @@ from django.core.exceptions import ValidationError as DjangoError
 from ninja import Header, Schema
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringConstraints
 
-from ledger import models, versions
+from ledger import environments, models, versions
 from settings import text
 
 MAX_KEY = 2**63 - 1
@@ -26,6 +26,13 @@ def one_line(value: str) -> str:
         text.one_line(value)
     except DjangoError as error:
         raise ValueError(error.messages[0]) from None
+    return value
+
+
+def known(value: str) -> str:
+    """Returns `value`. Raises ValueError unless environments.toml has an environment of that name."""
+    if value not in environments.names():
+        raise ValueError(f"expected one of {', '.join(environments.names())}")
     return value
 
 
@@ -65,7 +72,15 @@ Retry = Annotated[
         "first response and changes nothing. Kept for 48 hours, per token.",
     ),
 ]
-EnvironmentName = models.Environment.Name
+EnvironmentName = Annotated[
+    str,
+    AfterValidator(known),
+    Field(
+        description="An environment of environments.toml.",
+        examples=[environments.names()[-1]],
+        json_schema_extra={"enum": list(environments.names())},
+    ),
+]
 Strategy = models.Deployment.Strategy
 Kind = models.Deployment.Kind
 Status = models.Deployment.Status
@@ -150,7 +165,11 @@ class Ending(Strict):
 
 
 class DeploymentQuery(Strict):
-    environment: EnvironmentName | None = None
+    environment: Annotated[
+        str | None,
+        StringConstraints(pattern=f"^{environments.NAME.pattern}$"),
+        Field(description="Also one that environments.toml no longer has."),
+    ] = None
     status: Status | None = None
     strategy: Strategy | None = None
     actor: Line100 | None = None
@@ -255,21 +274,24 @@ class EnvironmentOut(Schema):
     data: str
     access: str
     deployment: str
-    gate: Annotated[
-        str | None,
-        Field(description="Environment in which a release must have succeeded first; null if any release is accepted."),
+    colour: str
+    promotes_from: Annotated[
+        list[str],
+        Field(description="A release must have succeeded in one of these first; none if any release is accepted."),
     ]
+    soak_seconds: Annotated[int, Field(description="Seconds for which it must have been live there without a break.")]
     current: Annotated[DeploymentOut | None, Field(description="The deployment that is live.")]
     in_flight: Annotated[DeploymentOut | None, Field(description="The deployment that is pending or running.")]
     lock: Annotated[LockOut | None, Field(description="The deployment lock, while it is held by hand.")]
 
     @classmethod
     def of(cls, row: models.Environment) -> "EnvironmentOut":
-        fields = ("name", "order", "purpose", "data", "access", "deployment")
+        fields = ("name", "order", "purpose", "data", "access", "deployment", "colour")
         lock = getattr(row, "lock", None)
         return cls(
             **{name: getattr(row, name) for name in fields},
-            gate=row.promotes_from.name if row.promotes_from else None,
+            promotes_from=[source.name for source in row.promotes_from.all()],
+            soak_seconds=row.soak,
             current=DeploymentOut.of(row.current) if row.current else None,
             in_flight=DeploymentOut.of(row.in_flight) if row.in_flight else None,
             lock=LockOut.from_orm(lock) if lock else None,
@@ -283,12 +305,17 @@ class EnvironmentList(Schema):
 class CandidateOut(Schema):
     release: ReleaseOut
     proven: Annotated[
-        datetime | None, Field(description="When it succeeded in the environment before; null if that is not required.")
+        datetime | None, Field(description="When it succeeded in an environment before; null if that is not required.")
     ]
 
 
 class CandidateList(Schema):
     items: list[CandidateOut]
+
+
+class PromotionOut(Schema):
+    allowed: Annotated[bool, Field(description="Whether it can be deployed there without a hotfix.")]
+    text: Annotated[str, Field(description="Why, in a sentence.")]
 
 
 class RollbackTargetOut(Schema):

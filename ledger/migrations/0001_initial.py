@@ -16,49 +16,88 @@ class Migration(migrations.Migration):
             name="Environment",
             fields=[
                 ("id", models.PositiveSmallIntegerField(primary_key=True, serialize=False)),
+                ("name", models.CharField(max_length=40, unique=True)),
                 (
-                    "name",
-                    models.CharField(
-                        choices=[
-                            ("development", "Development"),
-                            ("testing", "Testing"),
-                            ("staging", "Staging"),
-                            ("production", "Production"),
-                        ],
-                        max_length=20,
+                    "order",
+                    models.PositiveSmallIntegerField(
+                        help_text="Position on the board, starting at 1; empty once environments.toml no longer has it.",
+                        null=True,
                         unique=True,
                     ),
                 ),
                 (
-                    "order",
-                    models.PositiveSmallIntegerField(
-                        help_text="Position on the way to production, starting at 1.", unique=True
+                    "colour",
+                    models.CharField(
+                        choices=[
+                            ("grey", "Grey"),
+                            ("blue", "Blue"),
+                            ("green", "Green"),
+                            ("amber", "Amber"),
+                            ("red", "Red"),
+                            ("black", "Black"),
+                        ],
+                        default="grey",
+                        max_length=10,
                     ),
                 ),
-                ("purpose", models.CharField(max_length=100)),
-                ("data", models.CharField(max_length=100)),
-                ("access", models.CharField(max_length=100)),
+                ("purpose", models.CharField(blank=True, max_length=100)),
+                ("data", models.CharField(blank=True, max_length=100)),
+                ("access", models.CharField(blank=True, max_length=100)),
                 (
                     "deployment",
                     models.CharField(
-                        help_text="How releases get here: manually, automatically or with approval.", max_length=100
+                        blank=True,
+                        help_text="How releases get here: manually, automatically or with approval.",
+                        max_length=100,
                     ),
                 ),
                 (
-                    "promotes_from",
+                    "soak",
+                    models.PositiveIntegerField(
+                        default=0, help_text="Seconds for which it must have been live there without a break."
+                    ),
+                ),
+            ],
+            options={
+                "ordering": (models.OrderBy(models.F("order"), nulls_last=True), "name"),
+            },
+        ),
+        migrations.CreateModel(
+            name="Promotion",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                (
+                    "environment",
                     models.ForeignKey(
-                        blank=True,
-                        help_text="Where a release must have succeeded before it can be deployed here, unless it is a hotfix.",
-                        null=True,
-                        on_delete=django.db.models.deletion.PROTECT,
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="ledger.environment"
+                    ),
+                ),
+                (
+                    "source",
+                    models.ForeignKey(
+                        db_index=False,
+                        on_delete=django.db.models.deletion.CASCADE,
                         related_name="+",
                         to="ledger.environment",
                     ),
                 ),
             ],
             options={
-                "ordering": ("order",),
+                "constraints": [
+                    models.UniqueConstraint(fields=("environment", "source"), name="ledger_promotion_once")
+                ],
             },
+        ),
+        migrations.AddField(
+            model_name="environment",
+            name="promotes_from",
+            field=models.ManyToManyField(
+                help_text="A release must have succeeded in one of these before it can be deployed here, unless it is a hotfix.",
+                related_name="+",
+                through="ledger.Promotion",
+                through_fields=("environment", "source"),
+                to="ledger.environment",
+            ),
         ),
         migrations.CreateModel(
             name="ApiToken",

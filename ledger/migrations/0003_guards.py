@@ -4,15 +4,15 @@ ledger_append_only     a finished deployment, its steps and a release never chan
 ledger_release_used    a release that no deployment refers to
 ledger_fixed           what was requested never changes while it is running: only status, times and steps do
 ledger_order           pending -> running -> succeeded, failed or rolled_back; pending -> failed
-ledger_promotion       an environment that is promoted to takes only what has succeeded in the one before, a hotfix, or
-                       a rollback
+ledger_promotion       an environment that is promoted to takes only what has succeeded in one of those before, and has
+                       been live there for as long as its soak says; a hotfix; or a rollback
 ledger_rollback        a rollback goes to what has succeeded in the same environment
 
 Triggers do not stop TRUNCATE, DROP or disabling triggers, which only the tables' owner may do. The app connects as
 another role (docs/production.md). Two more ways around the guards are closed here:
 
-- Environments (one without promotes_from accepts everything) and the list of applied migrations (a guard listed as
-  applied is never installed) are rows. Only the owner of their tables, or a member of that role, may write them.
+- Environments, what they are promoted from (one without accepts everything) and the list of applied migrations (a guard
+  listed as applied is never installed) are rows. Only the owner of their tables, or a member of that role, may write them.
 - The guards read tables by name. PostgreSQL searches pg_temp first unless it is named last, so a temporary table of the
   same name would be read instead: the functions pin their search_path.
 
@@ -45,7 +45,8 @@ APPEND_ONLY = "ledger_append_only: the ledger is append-only: finished deploymen
 FIXED_MESSAGE = "ledger_fixed: what was requested never changes, only its progress"
 ORDER = "ledger_order: a deployment goes from pending to running, then to succeeded, failed or rolled_back"
 PROMOTION = (
-    "ledger_promotion: the release has not succeeded where this environment is promoted from, and this is not a hotfix"
+    "ledger_promotion: the release has not been live for long enough where this environment is promoted from, and this is "
+    "not a hotfix"
 )
 USED = "ledger_release_used: the release was deployed, so it stays in the history"
 ROLLBACK = "ledger_rollback: the release was never live in this environment"
@@ -55,10 +56,24 @@ SUCCEEDED = (
     "EXISTS (SELECT 1 FROM ledger_deployment AS d"
     " WHERE d.release_id = new.release_id AND d.status = 'succeeded' AND d.environment_id = {where})"
 )
-MAY_COME = f"""
+# Whether `d` stayed live in the source for the soak of `e`. No time to come counts, whatever the row claims.
+UNBROKEN = """ NOT EXISTS (SELECT 1 FROM ledger_deployment AS o
+    WHERE o.environment_id = d.environment_id AND o.status = 'succeeded' AND o.release_id <> d.release_id
+    AND o.finished > d.finished AND {early})"""
+SOAKED = {
+    "postgresql": "d.finished + make_interval(secs => e.soak) <= LEAST(new.created, clock_timestamp()) AND"
+    + UNBROKEN.format(early="o.finished < d.finished + make_interval(secs => e.soak)"),
+    "sqlite": "(julianday(min(new.created, strftime('%Y-%m-%d %H:%M:%f', 'now'))) - julianday(d.finished)) * 86400"
+    " >= e.soak - 0.001 AND"
+    + UNBROKEN.format(early="(julianday(o.finished) - julianday(d.finished)) * 86400 < e.soak - 0.001"),
+}
+MAY_COME = """
   new.kind = 'rollback' OR new.hotfix
-  OR NOT EXISTS (SELECT 1 FROM ledger_environment AS e WHERE e.id = new.environment_id AND e.promotes_from_id IS NOT NULL)
-  OR {SUCCEEDED.format(where="(SELECT e.promotes_from_id FROM ledger_environment AS e WHERE e.id = new.environment_id)")}
+  OR NOT EXISTS (SELECT 1 FROM ledger_promotion AS p WHERE p.environment_id = new.environment_id)
+  OR EXISTS (SELECT 1 FROM ledger_promotion AS p JOIN ledger_environment AS e ON e.id = p.environment_id
+    JOIN ledger_deployment AS d ON d.environment_id = p.source_id
+    WHERE p.environment_id = new.environment_id AND d.release_id = new.release_id AND d.status = 'succeeded'
+    AND (e.soak = 0 OR {soaked}))
 """
 DEPLOYED = "EXISTS (SELECT 1 FROM ledger_deployment AS d WHERE d.release_id = old.id)"
 MAY_GO_BACK = f"new.kind <> 'rollback' OR {SUCCEEDED.format(where='new.environment_id')}"
@@ -100,7 +115,7 @@ END $$;
 CREATE FUNCTION ledger_guard_deployment() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   IF TG_OP = 'INSERT' THEN
-    IF NOT ({MAY_COME}) THEN {raise_(PROMOTION)}; END IF;
+    IF NOT ({MAY_COME.format(soaked=SOAKED['postgresql'])}) THEN {raise_(PROMOTION)}; END IF;
     IF NOT ({MAY_GO_BACK}) THEN {raise_(ROLLBACK)}; END IF;
     RETURN new;
   END IF;
@@ -146,6 +161,8 @@ END $$;
 
 CREATE TRIGGER ledger_owner_only BEFORE INSERT OR UPDATE OR DELETE ON ledger_environment
   FOR EACH STATEMENT EXECUTE FUNCTION ledger_owner_only();
+CREATE TRIGGER ledger_owner_only BEFORE INSERT OR UPDATE OR DELETE ON ledger_promotion
+  FOR EACH STATEMENT EXECUTE FUNCTION ledger_owner_only();
 CREATE TRIGGER ledger_owner_only BEFORE INSERT OR UPDATE OR DELETE ON django_migrations
   FOR EACH STATEMENT EXECUTE FUNCTION ledger_owner_only();
 """ + "".join(PIN.format(name=name) for name in FUNCTIONS)
@@ -153,6 +170,7 @@ CREATE TRIGGER ledger_owner_only BEFORE INSERT OR UPDATE OR DELETE ON django_mig
 
 POSTGRESQL_REVERSE = """
 DROP TRIGGER ledger_owner_only ON ledger_environment;
+DROP TRIGGER ledger_owner_only ON ledger_promotion;
 DROP TRIGGER ledger_owner_only ON django_migrations;
 DROP TRIGGER ledger_guard ON ledger_step;
 DROP TRIGGER ledger_guard ON ledger_deployment;
@@ -172,7 +190,12 @@ def sqlite() -> dict[str, tuple[str, str, str, str]]:
     """Returns by trigger: (table, event, condition under which it is refused, message)."""
     return {
         "ledger_deployment_delete": ("ledger_deployment", "DELETE", "1", APPEND_ONLY),
-        "ledger_deployment_promotion": ("ledger_deployment", "INSERT", f"NOT ({MAY_COME})", PROMOTION),
+        "ledger_deployment_promotion": (
+            "ledger_deployment",
+            "INSERT",
+            f"NOT ({MAY_COME.format(soaked=SOAKED['sqlite'])})",
+            PROMOTION,
+        ),
         "ledger_deployment_rollback": ("ledger_deployment", "INSERT", f"NOT ({MAY_GO_BACK})", ROLLBACK),
         "ledger_deployment_finished": ("ledger_deployment", "UPDATE", f"old.status IN {FINISHED}", APPEND_ONLY),
         "ledger_deployment_fixed": (
@@ -210,7 +233,8 @@ def install(_apps: Any, editor: Any) -> None:
     for name, (table, event, condition, message) in sqlite().items():
         editor.execute(
             f"CREATE TRIGGER {name} BEFORE {event} ON {table} FOR EACH ROW WHEN {condition} "
-            f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+            f"BEGIN SELECT RAISE(ABORT, '{message}'); END",
+            None,
         )
 
 
@@ -223,5 +247,5 @@ def remove(_apps: Any, editor: Any) -> None:
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0002_environments")]
+    dependencies = [("ledger", "0001_initial")]
     operations = [migrations.RunPython(install, remove)]

@@ -21,6 +21,7 @@ from board.charts import bar_chart
 from health.reasons import Reason
 from health.runner import Report, Result
 from ledger import dora, queries, rules
+from ledger.environments import names
 from ledger.models import Deployment, Environment, Release
 from statuspage.readings import Reading
 from tests.support.ledgers import START, begun, deployed, release
@@ -37,7 +38,7 @@ def well(monkeypatch: pytest.MonkeyPatch) -> dict[str, Reading]:
     """A healthy instance, and environments that nobody watches; what they say can be changed."""
     healthy = Report(datetime(2026, 1, 2, tzinfo=UTC), {"database": Result(None, 0.001)})
     monkeypatch.setattr("board.views.report", lambda: healthy)
-    heard = {name: reading(name) for name in Environment.Name.values}
+    heard = {name: reading(name) for name in names()}
     monkeypatch.setattr("board.cards.readings", lambda: heard)
     return heard
 
@@ -301,7 +302,7 @@ def test_an_open_board_is_sent_what_has_changed_and_nothing_else(client: Client)
     deployed("testing", "1.0")
     has = fragments(text_of(client, "/"))
     parts = ("health", "now", "in-flight", "past", "rollback")
-    per_environment = [f"{part}-{name}" for name in Environment.Name.values for part in parts]
+    per_environment = [f"{part}-{name}" for name in names() for part in parts]
     assert list(has) == ["summary", *per_environment, "checks", "checked"]
     assert changed(client, "/", has) == []
     release("1.1")

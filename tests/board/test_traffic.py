@@ -19,7 +19,8 @@ from django.utils import timezone
 from board import answers, cards, plots
 from health.runner import Report, Result
 from ledger import rules, steps
-from ledger.models import Deployment, Environment
+from ledger.environments import names
+from ledger.models import Deployment
 from metrics.budgets import REMAINING, Budget
 from metrics.prometheus import Prometheus, PrometheusError, Series
 from statuspage.readings import Reading
@@ -43,7 +44,7 @@ def well(monkeypatch: pytest.MonkeyPatch, settings: LazySettings) -> Iterator[No
     """A healthy instance in testing. Nothing that Prometheus has answered is left over."""
     healthy = Report(datetime(2026, 1, 2, tzinfo=UTC), {"database": Result(None, 0.001)})
     monkeypatch.setattr("board.views.report", lambda: healthy)
-    monkeypatch.setattr("board.cards.readings", lambda: {name: Reading(name) for name in Environment.Name.values})
+    monkeypatch.setattr("board.cards.readings", lambda: {name: Reading(name) for name in names()})
     settings.ENVIRONMENT = "testing"
     answers.kept.clear()
     yield

@@ -184,7 +184,7 @@ def apps(
         monkeypatch.setenv("KUBECONFIG", cluster.kubeconfig)
         file = tmp_path / "environments.toml"
         section = f'url = "http://127.0.0.1:{port}"\ntarget = "kubernetes"\nnamespace = "{NAMESPACE}"\n'
-        file.write_text(f"[staging]\n{section}[production]\n{section}")
+        file.write_text(f'[staging]\n{section}[production]\npromotes_from = "staging"\n{section}')
         settings.ENVIRONMENTS_FILE = str(file)
         settings.LEDGER_URL = ""
         monkeypatch.setattr(base, "UNRECORDED", tmp_path / "unrecorded")

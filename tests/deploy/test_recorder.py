@@ -300,8 +300,8 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
 def test_a_redirect_does_not_get_the_token(elsewhere: tuple[str, list[str]]) -> None:
     url, seen = elsewhere
     with pytest.raises(LedgerUnavailable, match="answers 301, a redirect; LEDGER_URL must be the final address"):
-        RemoteLedger(url, "secret").promotes_from("production")
-    assert seen == ["/api/environments/production Bearer secret"]
+        RemoteLedger(url, "secret").promotion("1.0", "production")
+    assert seen == ["/api/environments/production/promotable/1.0 Bearer secret"]
 
 
 # One rule for versions

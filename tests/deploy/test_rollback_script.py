@@ -478,6 +478,33 @@ def test_production_is_not_touched_without_a_yes() -> None:
         assert rollback(cluster, "1", cluster.namespace, "--yes").returncode == 0
 
 
+OWN = """
+[uat]
+namespace = "app-uat"
+
+[eu] # visitors
+namespace = "app-europe"
+context = "there"
+production = true
+[eu.watch]
+max_error_rate = 0.01
+"""
+
+
+@pytest.mark.parametrize("file", [OWN, OWN.replace("production = true", "")])
+def test_what_is_production_is_what_environments_toml_says(tmp_path: Path, file: str) -> None:
+    (tmp_path / "environments.toml").write_text(file)
+    env = {"ENVIRONMENTS_FILE": str(tmp_path / "environments.toml")}
+    for namespace, code in (("app-europe", 4), ("app-uat", 0)):
+        with Cluster(namespace) as cluster:
+            cluster.service()
+            cluster.deploy(APP, f"{REPO}:1", replicas=1, good="1")
+            cluster.deploy(APP, f"{REPO}:2", replicas=1)
+            done = rollback(cluster, "1", cluster.namespace, **env)
+            assert done.returncode == code, done.stdout
+            assert ("pass --yes" in done.stdout) == bool(code)
+
+
 @pytest.mark.parametrize("notes", [{"purpose": "deploy of 4"}, {"purpose": "moving", "by_hand": "true"}])
 def test_a_lock_that_somebody_holds_is_respected(cluster: Cluster, notes: dict[str, str]) -> None:
     lease(cluster, "bob@laptop", age=3600 if "by_hand" in notes else 5, **notes)

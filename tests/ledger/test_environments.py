@@ -9,22 +9,22 @@ from pytest_django import Settings
 from deploy.errors import InvalidUsage
 from deploy.management.commands.deploy import with_image
 from ledger.environments import Check, EnvironmentConfig, WatchConfig, environment_configs
-from ledger.models import ENVIRONMENTS, Environment
 from metrics.prometheus import Prometheus
 
 
 def test_the_file_of_the_repository_has_every_environment_of_the_ledger() -> None:
     found = environment_configs()
-    assert list(found) == Environment.Name.values == [name for _, name, *_ in ENVIRONMENTS]
+    assert list(found) == ["development", "testing", "staging", "production"]
+    assert [name for name, place in found.items() if place.production] == ["production"]
     assert found["production"].url == "https://backstagetest1.com"
     assert all(place.namespace == f"backstagetest1-{name}" for name, place in found.items() if name != "development")
 
 
 def test_what_a_section_leaves_out_has_its_default(tmp_path: Path, settings: Settings) -> None:
     settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
-    settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "https://staging.example.com/"\n')
+    settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "https://staging.example.com/"\n[production]\n')
     assert environment_configs()["staging"] == EnvironmentConfig("staging", url="https://staging.example.com")
-    assert environment_configs()["production"] == EnvironmentConfig("production")
+    assert environment_configs()["production"] == EnvironmentConfig("production", production=True)
 
 
 CHECK, GOOD = "[[staging.watch.checks]]", "name = 'a'\nquery = 'up'\n"
@@ -42,6 +42,7 @@ def test_what_releases_are_judged_by_is_declared(tmp_path: Path, settings: Setti
         name = "jobs that wait"
         query = 'sum(jobs{environment="$environment", version="$version"})'
         max = 100
+        [production]
         """)
     found = environment_configs()["staging"]
     check = Check("jobs that wait", 'sum(jobs{environment="$environment", version="$version"})', max=100)
@@ -59,9 +60,21 @@ def test_what_releases_are_judged_by_is_declared(tmp_path: Path, settings: Setti
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[stagin]", "unknown environment stagin; expected one of development, testing, staging, production."),
+        ("[Staging]", r":1: \[Staging\]: not a valid name; expected at most 40 lower-case letters"),
+        ("# none", ":1: no environment; expected a section"),
+        ("[a]\n[b]\npromotes_from = 'c'", r':3: \[b\] promotes_from = "c": expected environments above it: a.'),
+        ("[a]\npromotes_from = ['b']\n[b]", r':2: \[a\] promotes_from = "b": expected environments above it: none.'),
+        ("[a]\n[b]\npromotes_from = 1", ":3: .*expected names of environments"),
+        ("[a]\n[b]\npromotes_from = ['a', 'a']", ":3: .*names an environment twice"),
+        ("[a]\n[b]\npromotes_from = 'a'\nsoak = '5 min'", r":4: \[b\] soak: '5 min' is not a valid duration; expected"),
+        ("[a]\nsoak = '5m'", r":2: \[a\] soak: requires promotes_from"),
+        ("[a]\nproduction = 'yes'", ":2: .*expected true or false"),
+        ("[a]\ncolour = 'pink'", ':2: .*"pink": expected grey or blue or green'),
+        ("a = { url = 'x' }", r":1: \[a\] url: expected a URL"),
+        ("a.url = 'x'", r":1: \[a\] url: expected a URL"),
+        ("[ 'a' ]\n'url' = 'x'", r":2: \[a\] url: expected a URL"),
         ("staging = 1", "staging is not a section"),
-        ("[staging]\nurls = ''", r"\[staging\] urls: unknown key; expected one of url, target"),
+        ("[a]\n\n[staging]\nimage = 'a'\nurls = ''", r":5: \[staging\] urls: unknown key; expected one of url, target"),
         ("[staging]\nurl = 1", r"\[staging\] url = 1: expected a string"),
         ("[staging]\nurl = 'staging.example.com'", "expected a URL without credentials, such as https://"),
         ("[staging]\nurl = 'file:///etc/passwd'", "expected a URL without credentials, such as https://"),
@@ -73,7 +86,8 @@ def test_what_releases_are_judged_by_is_declared(tmp_path: Path, settings: Setti
         ("[staging]\nstrategy = 'canary'", '"canary": expected rolling or blue-green'),
         ("[staging]\nnamespace = 'A;b'", '"A;b": expected lower-case letters'),
         ("[staging]\nimage = 'app:1'", '"app:1": expected a repository without tag'),
-        ("[staging", "is not valid TOML"),
+        ("[staging", ":1: is not valid TOML"),
+        ("[staging]\nurl = 'a", ":2: is not valid TOML"),
         ("[staging]\nerror_budget = 'spend'", r'\[staging\] error_budget = "spend": expected hold or report'),
         ("[staging]\nprometheus_url = 'http://me:secret@host'", r"\[staging\] prometheus_url: expected a URL without"),
         (
@@ -91,8 +105,11 @@ def test_what_releases_are_judged_by_is_declared(tmp_path: Path, settings: Setti
         ("[staging.watch]\nmax_p95_seconds = '1'", "max_p95_seconds = '1': expected seconds above 0, such as 1.0."),
         ("[staging.watch]\nchecks = 'a'", r"\[\[staging.watch.checks\]\]: expected tables"),
         (f"{CHECK}\n{GOOD}max = 1\nmaxi = 1", r"\[\[staging.watch.checks\]\] number 1 maxi: unknown key"),
-        (f"{CHECK}\n{GOOD}max = 1\n{CHECK}\nname = 'b'", r"\[\[staging.watch.checks\]\] number 2 query: expected text"),
-        (f"{CHECK}\n{GOOD}max = 1\n{CHECK}\n{GOOD}min = 1", r'\[\[staging.watch.checks\]\] name = "a": used twice'),
+        (
+            f"{CHECK}\n{GOOD}max = 1\n{CHECK}\nname = 'b'",
+            r":5: \[\[staging.watch.checks\]\] number 2 query: expected text",
+        ),
+        (f"{CHECK}\n{GOOD}max = 1\n{CHECK}\n{GOOD}min = 1", r':6: \[\[staging.watch.checks\]\] name = "a": used twice'),
         (f"{CHECK}\n{GOOD}", r"\[\[staging.watch.checks\]\] number 1: expected either max or min, a number."),
         (f"{CHECK}\n{GOOD}max = 1\nmin = 0", "number 1: expected either max or min"),
         (f"{CHECK}\n{GOOD}max = inf", "number 1: expected either max or min"),

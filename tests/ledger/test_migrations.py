@@ -4,27 +4,15 @@ Those files record what the migrations made before they were folded. Hashes in n
 words of messages are left out. A migration that is meant to change the schema changes them as well.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from pytest_django import DjangoDbBlocker
-
-from ledger.models import ENVIRONMENTS, Environment
+from ledger.environments import names as environment_names
+from ledger.models import Environment
 from tests.support.schema import facts
-from tests.support.scratch import SCRATCH, migrate, scratch_database
+from tests.support.scratch import SCRATCH, migrate
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module", params=["postgresql", "sqlite"])
-def scratch(
-    request: pytest.FixtureRequest, django_db_blocker: DjangoDbBlocker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
-    """The connection to a database of its own in which every migration has been applied."""
-    with scratch_database(request.param, django_db_blocker, tmp_path_factory.mktemp("scratch")) as connection:
-        yield connection
 
 
 def differences(scratch: Any) -> list[str]:
@@ -43,4 +31,4 @@ def test_the_ledgers_migrations_go_down_to_nothing_and_up_again(scratch: Any) ->
     migrate()
     assert differences(scratch) == []
     names = Environment.objects.using(SCRATCH).values_list("name", flat=True)
-    assert list(names) == [name for _, name, *_ in ENVIRONMENTS]
+    assert list(names) == list(environment_names())

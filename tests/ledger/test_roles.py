@@ -107,13 +107,15 @@ def app(roles: Roles) -> Iterator[Any]:
         "ALTER DEFAULT PRIVILEGES FOR ROLE backstagetest1_owner GRANT ALL ON TABLES TO backstagetest1",
         "ALTER DATABASE backstagetest1 OWNER TO backstagetest1",
         "CREATE TABLE mine (id int)",
-        "CREATE TEMPORARY TABLE ledger_environment (id int, promotes_from_id int)",
+        "CREATE TEMPORARY TABLE ledger_promotion (environment_id int, source_id int)",
         "CREATE SCHEMA mine",
         "CREATE EXTENSION hstore",
-        "UPDATE ledger_environment SET promotes_from_id = NULL",
+        "UPDATE ledger_environment SET soak = 0",
+        "DELETE FROM ledger_promotion",
+        "INSERT INTO ledger_promotion (environment_id, source_id) VALUES (4, 1)",
         "UPDATE ledger_environment SET name = 'x' WHERE false",
         "DELETE FROM ledger_environment WHERE name = 'development'",
-        "INSERT INTO ledger_environment SELECT 9, 'x', 9, '', '', '', '', NULL",
+        "INSERT INTO ledger_environment SELECT 9, 'x', 9, '', '', '', '', '', 0",
         "DELETE FROM django_migrations WHERE app = 'ledger'",
         "INSERT INTO django_migrations (app, name, applied) VALUES ('ledger', '9999_guards', now())",
     ],
@@ -141,7 +143,7 @@ def test_the_guards_hold_against_the_apps_role(app: Any, statement: str, guard: 
 def test_no_guard_reads_a_table_of_the_session(roles: Roles) -> None:
     """Also of a role that may make temporary tables, as every role may unless the database says otherwise."""
     with closing(roles.connect(OWNER)) as connection, connection.cursor() as cursor:
-        cursor.execute("CREATE TEMPORARY TABLE ledger_environment (id int, promotes_from_id int)")
+        cursor.execute("CREATE TEMPORARY TABLE ledger_promotion (environment_id int, source_id int)")
         with pytest.raises(psycopg2.errors.CheckViolation, match="ledger_promotion"):
             cursor.execute(
                 "INSERT INTO public.ledger_release (version, commit, message, built_at, image, token) "
@@ -172,7 +174,7 @@ def test_the_app_does_with_its_role_what_it_has_to(roles: Roles) -> None:
 
 
 def test_a_migration_by_the_app_changes_nothing_and_says_why(roles: Roles) -> None:
-    said = roles.manage(APP, "migrate", "ledger", "0002", ends=1)
+    said = roles.manage(APP, "migrate", "ledger", "0001", ends=1)
     assert "must be owner" in said or "permission denied" in said
     assert "Nothing to migrate" in roles.manage(OWNER, "migrate_release")
 

@@ -10,7 +10,7 @@ from django.db import IntegrityError, connection, connections, transaction
 
 from ledger import metrics as ledger_metrics
 from ledger import rules
-from ledger.models import ENVIRONMENTS, Deployment, Environment, Release, Step
+from ledger.models import Deployment, Environment, Release, Step
 from ledger.rules import Invalid, RuleViolation
 from metrics.registry import REGISTRY
 from tests.support.ledgers import START, begun, deployed, release
@@ -34,8 +34,13 @@ def denied(name: str) -> Any:
 
 
 def test_the_guides_environments_are_there() -> None:
-    fields = ("pk", "name", "purpose", "data", "access", "deployment", "promotes_from_id")
-    assert tuple(Environment.objects.values_list(*fields)) == ENVIRONMENTS
+    fields = ("pk", "name", "purpose", "data", "access", "deployment", "promotes_from__name")
+    assert list(Environment.objects.values_list(*fields)) == [
+        (1, "development", "Local development", "Mock data", "Developers only", "Manual", None),
+        (2, "testing", "Automated testing", "Test data", "CI/CD system", "Automated", None),
+        (3, "staging", "Pre-production testing", "Production-like data", "QA team", "Automated", None),
+        (4, "production", "Live application", "Real data", "End users", "Manual approval", "staging"),
+    ]
     assert [each.name for each in Environment.objects.all()] == ["development", "testing", "staging", "production"]
 
 

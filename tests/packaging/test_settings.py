@@ -289,7 +289,7 @@ def test_with_what_is_needed_they_start(module: str) -> None:
 def test_a_stack_that_runs_the_production_settings_may_have_another_name() -> None:
     assert load("production", **GOOD, ENVIRONMENT="development").ENVIRONMENT == "development"
     with pytest.raises(ImproperlyConfigured, match="ENVIRONMENT"):
-        load("production", **GOOD, ENVIRONMENT="prod")
+        load("production", **GOOD, ENVIRONMENT="Prod!")
 
 
 def test_the_guides_names_are_the_defaults() -> None:

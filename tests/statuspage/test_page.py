@@ -16,6 +16,7 @@ from pytest_django import Settings
 
 from accounts.models import User
 from audit.models import Entry
+from ledger.environments import names
 from ledger.models import Environment
 from statuspage import history, incidents, uptime, verdict
 from statuspage.models import Day, Incident, IncidentUpdate
@@ -36,7 +37,9 @@ def alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings.CACHES = {"default": {"BACKEND": "metrics.cache.LocMemCache", "LOCATION": uuid.uuid4().hex}}
     settings.WATCH_ENVIRONMENTS = True
     settings.ENVIRONMENTS_FILE = tmp_path / "environments.toml"
-    settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "http://s"\n[production]\nurl = "http://p"\n')
+    settings.ENVIRONMENTS_FILE.write_text(
+        '[development]\n[testing]\n[staging]\nurl = "http://s"\n[production]\nurl = "http://p"\n'
+    )
     monkeypatch.setattr(history, "memory", [])
 
 
@@ -46,7 +49,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def see(age: float = 0, **states: tuple[Any, dict[str, str]]) -> None:
         at = datetime.now(UTC) - timedelta(seconds=age)
-        found = {name: Reading(name) for name in Environment.Name.values}
+        found = {name: Reading(name) for name in names()}
         found |= {name: Reading(name, said, "1.2", checks, 5.0, at) for name, (said, checks) in states.items()}
         monkeypatch.setattr(verdict, "readings", lambda: found)
 

@@ -15,6 +15,7 @@ from pytest_django import Settings
 from health.reasons import Reason
 from health.client import Unreachable, ask
 from health.runner import Report, Result
+from ledger.environments import read
 from statuspage import readings, uptime
 from statuspage.metrics import CERTIFICATE_EXPIRY
 from tests.support.certificates import secure, self_signed
@@ -69,7 +70,7 @@ def alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     settings.CACHES = {"default": {"BACKEND": "metrics.cache.LocMemCache", "LOCATION": uuid.uuid4().hex}}
     settings.WATCH_ENVIRONMENTS = True
     settings.ENVIRONMENTS_FILE = tmp_path / f"{uuid.uuid4().hex}.toml"
-    settings.ENVIRONMENTS_FILE.touch()
+    at(settings)
     monkeypatch.setattr("statuspage.readings.report", lambda: Report(datetime.now(UTC), {"cache": Result(None, 0)}))
     readings.latest.clear()
     CERTIFICATE_EXPIRY.clear()
@@ -81,7 +82,9 @@ def alone(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def at(settings: Settings, **urls: str) -> None:
-    settings.ENVIRONMENTS_FILE.write_text("".join(f'[{name}]\nurl = "{url}"\n' for name, url in urls.items()))
+    names = ("development", "testing", "staging", "production")
+    settings.ENVIRONMENTS_FILE.write_text("".join(f'[{name}]\nurl = "{urls.get(name, "")}"\n' for name in names))
+    read.cache_clear()
 
 
 def test_an_environment_is_what_it_says(settings: Settings, staging: Environment) -> None:

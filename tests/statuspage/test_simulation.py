@@ -25,7 +25,9 @@ def development(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     settings.CACHES = {"default": {"BACKEND": "metrics.cache.LocMemCache", "LOCATION": uuid.uuid4().hex}}
     settings.ENVIRONMENT, settings.SIMULATE_ENVIRONMENTS, settings.WATCH_ENVIRONMENTS = "development", True, False
     settings.ENVIRONMENTS_FILE = tmp_path / f"{uuid.uuid4().hex}.toml"
-    settings.ENVIRONMENTS_FILE.write_text('[staging]\nurl = "http://127.0.0.1:1"\n')
+    settings.ENVIRONMENTS_FILE.write_text(
+        '[development]\n[testing]\n[staging]\nurl = "http://127.0.0.1:1"\n[production]\n'
+    )
     monkeypatch.setattr(readings, "report", lambda: Report(datetime.now(UTC), {"cache": Result(None, 0)}))
     monkeypatch.setattr(history, "memory", [])
     readings.latest.clear()

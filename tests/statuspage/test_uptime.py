@@ -110,7 +110,9 @@ def test_the_last_sample_of_each_monitored_environment_is_a_metric(
     settings: Settings, tmp_path: Path, django_assert_num_queries: Any
 ) -> None:
     settings.WATCH_ENVIRONMENTS, settings.ENVIRONMENTS_FILE = True, tmp_path / "environments.toml"
-    settings.ENVIRONMENTS_FILE.write_text('[production]\nurl = "https://a.example"\n[development]\nurl = ""\n')
+    settings.ENVIRONMENTS_FILE.write_text(
+        '[development]\n[testing]\n[staging]\n[production]\nurl = "https://a.example"\n'
+    )
     assert last_samples() == {}
     sampled("production", BORDER, 0, 3)
     sampled("testing", BORDER, 1, 0)

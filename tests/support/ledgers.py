@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ledger import rules, tokens
+from ledger.environments import names
 from ledger.models import Deployment, Environment, Release
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -34,5 +35,5 @@ def begun(environment: str, version: str, **options: Any) -> Deployment:
 
 def token(*environments: str, name: str = "pipeline", may_register: bool = True, may_take_over: bool = False) -> str:
     """A token for those environments, or all."""
-    places = Environment.objects.filter(name__in=environments or Environment.Name.values)
+    places = Environment.objects.filter(name__in=environments or names())
     return tokens.make(name, places, may_register=may_register, may_take_over=may_take_over)[1]

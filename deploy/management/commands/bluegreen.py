@@ -32,6 +32,7 @@ from deploy.management import colours
 from deploy.management.base import seconds
 from deploy.shell import begin, last_line
 from health.management.base import DocumentedCommand
+from ledger.environments import config_of
 
 # The options that each action takes, besides --json.
 TAKES = {
@@ -504,12 +505,12 @@ exit codes:
 
     def confirm(self, active: Side, idle: Side) -> None:
         """Asks before production can no longer roll back. Raises DeployRefused."""
-        if settings.ENVIRONMENT != "production" or self.options["yes"] or self.options["dry_run"]:
+        if not config_of(settings.ENVIRONMENT).production or self.options["yes"] or self.options["dry_run"]:
             return
         if not sys.stdin.isatty():
             raise InvalidUsage("finalize makes a rollback lose rows, so in production it requires --yes or a terminal.")
         self.stderr.write(f"About to end replication from {active.colour} to {idle.colour}: no rollback after it.", str)
-        if input("Type production to confirm: ").strip() != "production":
+        if input(f"Type {settings.ENVIRONMENT} to confirm: ").strip() != settings.ENVIRONMENT:
             raise DeployRefused("Not confirmed; nothing was changed.")
 
     def recover(self) -> int:

@@ -15,7 +15,7 @@ from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.cluster import Kubernetes
 from ledger.environments import CHOICES, REPOSITORY, EnvironmentConfig
 
-WATCH = {"production": 720.0}  # seconds: long enough for what fails after ten minutes
+WATCH_PRODUCTION = 720.0  # seconds: long enough for what fails after ten minutes
 WATCH_ELSEWHERE = 60.0
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -124,7 +124,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         if options["config"] and isinstance(target, Kubernetes):
             target.use_settings()
             options["reason"] = options["reason"] or "New settings"
-        self.confirm(config, options, f"About to deploy {version} to production")
+        self.confirm(config, options, f"About to deploy {version} to {config.name}")
         watch = options["watch"]
         return self.run(
             rollout.Deploy,
@@ -132,7 +132,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             config,
             version,
             options,
-            watch=WATCH.get(config.name, WATCH_ELSEWHERE) if watch is None else watch,
+            watch=(WATCH_PRODUCTION if config.production else WATCH_ELSEWHERE) if watch is None else watch,
             unsafe_migrations=options["unsafe_migrations"],
             settings=options["config"],
         )

@@ -15,6 +15,7 @@ from health.management import tables
 from health.management.base import DocumentedCommand
 from ledger import tokens
 from ledger.management.base import readable
+from ledger.environments import names
 from ledger.models import ApiToken, Environment
 
 EXAMPLES = """\
@@ -45,7 +46,7 @@ class Command(DocumentedCommand):
             "--environment",
             action="append",
             default=[],
-            choices=Environment.Name.values,
+            choices=names(),
             help="where it may create and continue deployments; repeatable",
         )
         create.add_argument("--register", action="store_true", help="allow it to register releases")

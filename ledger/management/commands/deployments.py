@@ -30,7 +30,7 @@ class Command(DocumentedCommand):
     help = "List deployments, newest first."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("-e", "--environment", choices=Environment.Name.values, help="only this environment")
+        parser.add_argument("-e", "--environment", metavar="NAME", help="only this environment, also a former one")
         parser.add_argument("--status", choices=Deployment.Status.values, help="only this status")
         parser.add_argument("--limit", type=int, default=20, help="maximum number (default 20)")
         parser.add_argument("--json", action="store_true", help="print one JSON object per line")
@@ -40,6 +40,10 @@ class Command(DocumentedCommand):
             raise CommandError(f"--limit {options['limit']} is not valid; expected 1 or more.", returncode=2)
         found = Deployment.objects.select_related("environment", "release", "previous__release").newest_first()
         with readable():
+            known = list(Environment.objects.values_list("name", flat=True))
+            if options["environment"] and options["environment"] not in known:
+                detail = f"--environment {options['environment']} is not valid; expected one of {', '.join(known)}."
+                raise CommandError(detail, returncode=2)
             rows = list(
                 found.matching(environment=options["environment"], status=options["status"])[: options["limit"]]
             )

@@ -60,7 +60,7 @@ def record(actor: str, built_at: datetime | None, image: str = "") -> str:
         release.version,
         Deployment.Strategy.ROLLING,
         actor,
-        hotfix=environment.promotes_from_id is not None,
+        hotfix=environment.promotes_from.exists(),
         reason=LATER if live else FIRST,
     )
     rules.start(deployment.pk)
