@@ -12,17 +12,6 @@ from settings import text
 ANY = [("", "any")]
 
 
-def environments() -> list[tuple[str, str]]:
-    """Returns every environment to choose from; last those that are no longer on the board."""
-    return [
-        *ANY,
-        *(
-            (each.name, f"{each.name.capitalize()}{'' if each.order else ' (former)'}")
-            for each in Environment.objects.all()
-        ),
-    ]
-
-
 class DateInput(forms.DateInput):
     """A date picker."""
 
@@ -36,12 +25,20 @@ class DeploymentFilters(forms.Form):
     """The filters, sent by GET. Days are in the reader's time zone, as are the times in the list."""
 
     search = forms.CharField(label="Version or commit", max_length=64, required=False, validators=[text.one_line])
-    environment = forms.ChoiceField(choices=environments, required=False)
+    environment = forms.ChoiceField(required=False)
     status = forms.ChoiceField(choices=[*ANY, *Deployment.Status.choices], required=False)
     strategy = forms.ChoiceField(choices=[*ANY, *Deployment.Strategy.choices], required=False)
     actor = forms.CharField(label="Actor", max_length=100, required=False, validators=[text.one_line])
     since = forms.DateField(label="From", required=False, widget=DateInput())
     until = forms.DateField(label="To", required=False, widget=DateInput())
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        rows = Environment.objects.values_list("name", "order")  # in the order of the board; then the former ones
+        shown = [(name, f"{name.capitalize()}{'' if order else ' (former)'}") for name, order in rows]
+        field = self.fields["environment"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices = [*ANY, *shown]
 
     def clean(self) -> dict[str, Any]:
         given = super().clean() or {}

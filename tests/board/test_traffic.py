@@ -20,7 +20,7 @@ from board import answers, cards, plots
 from health.runner import Report, Result
 from ledger import rules, steps
 from ledger.environments import names
-from ledger.models import Deployment
+from ledger.models import Deployment, Environment
 from metrics.budgets import REMAINING, Budget
 from metrics.prometheus import Prometheus, PrometheusError, Series
 from statuspage.readings import Reading
