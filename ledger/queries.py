@@ -14,13 +14,13 @@ LATELY = 50  # deployments that previous_good() looks back at
 
 
 def environment_names() -> list[str]:
-    """Returns the names of all environments, in order."""
-    return list(Environment.objects.order_by("order").values_list("name", flat=True))
+    """Returns the names of the environments on the board, in order."""
+    return list(Environment.objects.on_board().values_list("name", flat=True))
 
 
 def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5) -> list[Environment]:
-    """Returns the environments (those of the file, unless given) in order, each with its `current` and `in_flight` deployment, with
-    `failed` (the last that failed or was rolled back) and `recent` (its newest, as many as asked for).
+    """Returns the environments (those of the file, unless given) in order, each with its `current` and `in_flight`
+    deployment, with `failed` (the last that failed or was rolled back) and `recent` (its newest, as many as asked for).
 
     Three queries, however many deployments there are. Releases are joined; steps are not loaded, and cost one query more
     with `prefetch_related_objects`.

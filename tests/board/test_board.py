@@ -614,5 +614,5 @@ def test_no_page_takes_more_queries_or_more_room_when_there_are_more_rows(client
     stranger = {name: cost for (name, who), cost in costs[1].items() if who == "stranger"}
     assert stranger == {"board": 5, "poll": 5, "list": 2, "detail": 3, "insights": 3}
     assert (
-        costs[1]["board", "member"] == 11
+        costs[1]["board", "member"] == 12
     ), "the account, its permissions, and the rollback target of each where nothing is in flight"
