@@ -120,8 +120,8 @@ def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Car
             advice = rollback_advice(row, queries.previous_good(row))
         config = config_of(row.name)
         budget = error_budget(config, until)
-        shown = progress(row.in_flight, now)
-        result.append(Card(row, reading, shown, advice, shown_people, budget, config.production))
+        underway = progress(row.in_flight, now)
+        result.append(Card(row, reading, underway, advice, shown_people, budget, config.production))
     return result
 
 
