@@ -7,7 +7,9 @@ from ledger.environments import config_of
 
 
 def instance(_request: HttpRequest) -> dict[str, dict[str, str]]:
-    """`instance`: its environment, version and commit. From settings and environments.toml alone, so it works when nothing else does."""
+    """`instance`: its environment, version and commit. From settings and environments.toml alone, so it works when
+    nothing else does.
+    """
     return {
         "instance": {
             "environment": settings.ENVIRONMENT,

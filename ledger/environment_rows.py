@@ -1,6 +1,6 @@
 """The rows of the environments: they follow environments.toml at each migration.
 
-An environment that the file no longer has, or has under another name, keeps its row and its history and leaves the board.
+An environment that the file no longer has, or has under another name, leaves the board and keeps its history.
 """
 
 from typing import Any

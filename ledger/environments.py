@@ -82,7 +82,8 @@ class EnvironmentConfig:
     """One environment's section of the file.
 
     A release must have succeeded in one of `promotes_from`, and been live there for `soak` without a break.
-    `production`: visitors are here, so people confirm on a terminal, and the status page's headline is about it. `url` and `prometheus_url` have no trailing slash. `context` is kubectl's; empty means the current one. `digest`
+    `production`: visitors are here, so people confirm on a terminal, and the status page's headline is about it.
+    `url` and `prometheus_url` have no trailing slash. `context` is kubectl's; empty means the current one. `digest`
     (sha256:...) is not in the file: the pipeline passes it to pin the build of a version.
     """
 

@@ -65,7 +65,7 @@ class Environment(models.Model):
         through="Promotion",
         through_fields=("environment", "source"),
         related_name="+",
-        help_text="A release must have succeeded in one of these before it can be deployed here, unless it is a hotfix.",
+        help_text="In one of these a release must have succeeded before it is deployed here, unless it is a hotfix.",
     )
     soak = models.PositiveIntegerField(
         default=0, help_text="Seconds for which it must have been live there without a break."

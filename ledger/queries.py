@@ -22,8 +22,8 @@ def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5)
     """Returns the environments (those of the file, unless given) in order, each with its `current` and `in_flight`
     deployment, with `failed` (the last that failed or was rolled back) and `recent` (its newest, as many as asked for).
 
-    Three queries, however many deployments there are. Releases are joined; steps are not loaded, and cost one query more
-    with `prefetch_related_objects`.
+    Three queries, however many deployments there are. Releases are joined; steps are not loaded, and cost one query
+    more with `prefetch_related_objects`.
     """
     here = Deployment.objects.filter(environment=OuterRef("pk")).newest_first().values("pk")
     slots = {f"_recent_{n}": Subquery(here[n : n + 1]) for n in range(recent)}

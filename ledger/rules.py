@@ -371,7 +371,7 @@ BY_CONSTRAINT = {
     "UNIQUE constraint failed: ledger_deployment.environment_id": BUSY,
     "ledger_promotion": (
         "not-promotable",
-        "The release has not been live for long enough where this environment is promoted from, and this is not a hotfix.",
+        "The release has not been live for long enough where this environment is promoted from; this is not a hotfix.",
     ),
     "ledger_rollback": ("never-live", "The release was never live in this environment."),
     "ledger_append_only": ("wrong-state", "A finished deployment cannot change."),

@@ -92,7 +92,7 @@ class Migration(migrations.Migration):
             model_name="environment",
             name="promotes_from",
             field=models.ManyToManyField(
-                help_text="A release must have succeeded in one of these before it can be deployed here, unless it is a hotfix.",
+                help_text="In one of these a release must have succeeded before it is deployed here, unless it is a hotfix.",
                 related_name="+",
                 through="ledger.Promotion",
                 through_fields=("environment", "source"),
