@@ -24,6 +24,9 @@ readonly PACE=backstagetest1/pace # minReadySeconds, maxSurge and maxUnavailable
 readonly CLOSE=backstagetest1/close-connections # of pods; the others are of Deployments
 readonly BY_HAND=backstagetest1/by-hand PURPOSE=backstagetest1/purpose
 readonly CAUSE=kubernetes.io/change-cause REVISION=deployment.kubernetes.io/revision HASH=pod-template-hash
+readonly COMMANDS=backstagetest1-bluegreen # the Job of manage.py bluegreen; its CronJobs' names begin with it
+readonly OWN_DATABASE=DATABASE_COLOUR # the variable that names the database that was prepared for a release
+readonly DRAIN_SECONDS=8 # until the pods that have lost the traffic have answered what they were asked
 readonly LOST_LOG='unable to retrieve container logs' # printed like a log once the kubelet has removed the container
 
 # The reasons for which a waiting container will not start by itself. A test compares them with the Python target's.
@@ -64,7 +67,7 @@ readonly US=$'\037'
 readonly VARIABLES='{{$us := "\x1f"}}{{$app := "'$APP'"}}
 {{- $good := "'$GOOD'"}}{{$bad := "'$BAD'"}}{{$schema_break := "'$SCHEMA_BREAK'"}}{{$live_since := "'$LIVE_SINCE'"}}
 {{- $by_hand := "'$BY_HAND'"}}{{$purpose := "'$PURPOSE'"}}{{$pace := "'$PACE'"}}
-{{- $cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}{{$hash := "'$HASH'"}}'
+{{- $cause := "'$CAUSE'"}}{{$revision := "'$REVISION'"}}{{$hash := "'$HASH'"}}{{$own := "'$OWN_DATABASE'"}}'
 
 readonly SERVICE='
 {{- with .spec.selector.colour}}{{.}}{{end}}{{$us}}
@@ -163,6 +166,17 @@ readonly ROLLOUT='
 {{- with .status.replicas}}{{.}}{{else}}0{{end}}{{$us}}
 {{- with .status.updatedReplicas}}{{.}}{{else}}0{{end}}{{$us}}
 {{- with .status.availableReplicas}}{{.}}{{else}}0{{end}}'
+readonly OWN='{{range .spec.template.spec.containers}}{{if eq .name $app}}{{range .env}}{{if eq .name $own}}
+  {{- with .value}}{{.}}{{end}}
+{{- end}}{{end}}{{end}}{{end}}'
+# Of the pods of a Job: the exit code, why the container waits, and whether it has begun.
+readonly COMMAND='{{range .items}}{{with .status}}
+  {{- range .containerStatuses}}{{if eq .name $app}}
+    {{- with .state.terminated}}{{printf "%v" .exitCode}}{{end}}{{$us}}
+    {{- with .state.waiting}}{{.reason}}{{end}}{{$us}}
+    {{- with .state.running}}is running{{end}}
+  {{- end}}{{end}}
+{{- end}}{{end}}'
 readonly CONFIG_MAPS='{{range .spec.template.spec.containers}}{{if eq .name $app}}
   {{- range .envFrom}}{{with .configMapRef}}{{.name}} {{end}}{{end}}
 {{- end}}{{end}}'
@@ -567,6 +581,7 @@ check() { # Refuses what cannot work. Sets moving (the Deployment that gets the 
   check_not_live "$complete"
   check_image
   check_schema
+  check_database
   moving=$deployment
   if [[ $colour ]]; then
     moving=$APP-$idle_colour
@@ -578,7 +593,11 @@ check() { # Refuses what cannot work. Sets moving (the Deployment that gets the 
   # manage.py deploy ran all checks before it began, and its rollback must be fast.
   if [[ ${DEPLOY_CHECKED:-} ]]; then run_checks 'paused replicas'; else run_checks "$CHECKS"; fi
   [[ $verified ]] || warn "$target has not been verified good in $namespace"
-  say '  The database is left as it is; a rollback does not undo migrations.'
+  if [[ $writes_move ]]; then
+    say "  The writes return from the database of $running once the traffic has; no row is lost."
+  else
+    say '  The database is left as it is; a rollback does not undo migrations.'
+  fi
 }
 find_target() { # Sets target_image and other target_..., verified, last_live, remembered and known.
   last_live='' known='' remembered=''
@@ -639,6 +658,21 @@ schema_floor() { # Prints a version whose migrations the target cannot run on, i
     done <<<"$history"
   done
   printf '%s' "$floor"
+}
+check_database() { # With a database per colour: sets own_database, the target's own, and writes_move, if they shall.
+  # A release that was left and has a database of its own is not rolled back to: it needs the writes there.
+  local running_database
+  own_database='' writes_move=''
+  [[ $colour && $(kube get cronjob $COMMANDS-rollback --ignore-not-found -o name 2>/dev/null || true) ]] || return 0
+  if [[ $target_set ]]; then own_database=$(fields "$OWN" replicaset "$target_set" || true); fi
+  running_database=$(fields "$OWN" replicaset "$running_set" 2>/dev/null || true)
+  if [[ $own_database == "$running_database" ]]; then return 0; fi # other settings of one release, say
+  if [[ $own_database && $target_left && ! $force ]]; then
+    refuse "$target was left by a rollback, and needs the writes in the $own_database database, its own." \
+      "Deploy it again: manage.py deploy $target --database per-colour; or override with --force."
+  fi
+  # manage.py deploy moves the writes by itself.
+  if [[ $running_database && ! ${DEPLOY_CHECKED:-} ]]; then writes_move=1; fi
 }
 run_checks() { # run_checks NAMES: each refuses, and says what was expected and what to do
   local name facts=''
@@ -814,6 +848,7 @@ roll_back() {
     phase=switching
     say "Switching service/$APP from $colour to $idle_colour"
     switch_traffic "$idle_colour" || fail $NEEDS_HELP "Could not switch the traffic; see above. $running is serving."
+    switched_at=$SECONDS
   else
     replace_pods
   fi
@@ -838,6 +873,7 @@ start_idle_colour() { # Blue-green: the target becomes ready without traffic.
   fi
   if [[ ! $same ]] || ((idle_replicas < replicas)); then
     say "Starting $target as deployment/$moving alongside $running"
+    if [[ $own_database ]]; then target_hash=''; fi # template_of() changes it
     set_template "$moving" "$target_set" "$target_image" "rollback to $target${reason:+: $reason}" "$replicas" ||
       rejected
     hurry "$moving"
@@ -872,6 +908,8 @@ template_of() { # template_of REPLICASET DEPLOYMENT: prints its pod template as 
   template=$(printf '%s' "$template" | sed "s/\"$HASH\":\"[^\"]*\",//; s/,\"$HASH\":\"[^\"]*\"//")
   if [[ $colour ]]; then
     template=$(printf '%s' "$template" | sed "s/\"colour\":\"[a-z]*\"/\"colour\":\"${2##*-}\"/g")
+    # Its database may have been prepared for another release since: it reads the one that takes the writes.
+    template=$(printf '%s' "$template" | sed "s/\(\"name\":\"$OWN_DATABASE\"\),\"value\":\"[a-z]*\"/\1/")
   fi
   printf '{"$patch":"replace",%s' "${template#\{}"
 }
@@ -1166,6 +1204,7 @@ settle() { # Marks what was left, shows the pods, records the rollback. The lock
   mark_left
   mark_live
   set_cronjobs
+  return_writes
   trap '' INT TERM HUP
   kube get pods -l "app=$APP${colour:+,colour=$idle_colour}" || true
   record succeeded
@@ -1201,6 +1240,77 @@ set_cronjobs() { # The scheduled tasks run the version that is live, with its Co
   [[ ! $failed ]] || warn "These CronJobs keep their version and settings:$failed. To set the version:" \
     "$(kubectl_here) set image cronjobs -l app=$APP-tasks $APP=$target_image"
 }
+return_writes() { # With a database per colour: moves the writes back from the one of the release that was left.
+  # Last, as the target can run on either, and the release that was left on its own alone. Whatever fails here, the
+  # target serves and no write is lost.
+  local code='' log left
+  [[ $writes_move ]] || return 0
+  say 'Moving the writes back to the database that they came from'
+  if [[ $dry ]]; then
+    say "  would run: $(command_here rollback)"
+    return 0
+  fi
+  phase=writes
+  left=$((switched_at + DRAIN_SECONDS - SECONDS))
+  if ((left > 0)); then sleep "$left"; fi # requests in flight
+  if ! end_command || ! create_command rollback; then
+    writes_stay 'The Job could not be created; see above'
+  elif ! wait_for_command; then
+    end_command || true
+    writes_stay "job/$COMMANDS: $why"
+  else
+    log=$(kube logs "job/$COMMANDS" -c $APP --tail=5 2>&1 || true)
+    printf '%s\n' "$log" | sed 's/^/  | /'
+    case $code$log in
+      0* | 6*' takes the writes. '*) ;; # the latter: what was written since has not arrived at the other one yet
+      [345]*) writes_stay 'They were not moved; see above' ;; # another command is at work; refused; undone
+      *)
+        fail $NEEDS_HELP "$target has the traffic, but the database may not take writes: manage.py bluegreen rollback" \
+          "exited with code $code; see above. Next: $(command_here recover)"
+        ;;
+    esac
+  fi
+}
+create_command() { # create_command COMMAND: creates the Job from the CronJob of this command of manage.py bluegreen
+  local template
+  template=$(patiently kube get cronjob "$COMMANDS-$1" -o 'jsonpath={.spec.jobTemplate}') || return 1
+  template=$(printf '%s' "${template#\{}" | sed "s/\"metadata\":{/&\"name\":\"$COMMANDS\",/") # the first, the Job's
+  printf '{"apiVersion":"batch/v1","kind":"Job",%s\n' "$template" | kube create --validate=false -f - >/dev/null
+}
+wait_for_command() { # Sets code, the Job's exit code. Fails and sets why if it does not come to its end.
+  local start=$SECONDS waiting state
+  why=''
+  while true; do
+    renew_lock
+    IFS=$US read -r code waiting state <<<"$(fields "$COMMAND" pods -l "job-name=$COMMANDS" 2>/dev/null || true)"
+    if [[ $code ]]; then
+      end_progress
+      return 0
+    fi
+    if [[ $waiting && $FATAL_WAITING_REASONS == *" $waiting"$'\n'* ]]; then why=$waiting; fi
+    if ((SECONDS - start >= timeout)); then why="not done after $timeout s"; fi
+    if [[ $why ]]; then
+      end_progress
+      return 1
+    fi
+    progress "job/$COMMANDS ${state:-is starting} ($((SECONDS - start)) of $timeout s)"
+    sleep $POLL_SECONDS
+  done
+}
+end_command() { # Ends the Job that another run has left: its command returns the writes to where they were.
+  local start=$SECONDS
+  change delete job $COMMANDS --ignore-not-found --cascade=foreground --wait=false || return 1
+  while [[ $(patiently kube get job $COMMANDS --ignore-not-found -o name) ]]; do
+    ((SECONDS - start < 90)) || return 1 # its grace period is over then
+    renew_lock
+    sleep $POLL_SECONDS
+  done
+}
+writes_stay() { # writes_stay WHY
+  warn "The writes stay in the database of $running, where $target works as well. $1. To move them:" \
+    "$(command_here rollback)"
+}
+command_here() { printf '%s create job bluegreen-%s --from=cronjob/%s-%s' "$(kubectl_here)" "$1" $COMMANDS "$1"; }
 mark_left() { # Records when and why the revision was left; with a reason, it stops being a rollback target.
   [[ $running_set && $running_set != "$target_set" ]] || return 0
   if [[ $reason && ! $keep ]]; then
@@ -1214,7 +1324,10 @@ mark_live() { # What is live is not left any more. Another colour's copy of a go
   for set in "$target_set" "${new_set:-}"; do
     if [[ $set && $target_left ]]; then note "$set" "$BAD-"; fi
   done
-  if [[ $verified && ${new_set:-} && $new_set != "$target_set" ]]; then note "$new_set" "$GOOD=$target $new_hash"; fi
+  if [[ $verified && ${new_set:-} && $new_set != "$target_set" ]]; then
+    note "$new_set" "$GOOD=$target $new_hash"
+    if [[ $own_database ]]; then note "$target_set" "$GOOD-"; fi # as a rollback to it would lead to the same again
+  fi
 }
 mark_target_bad() { # mark_target_bad WHY
   if [[ $target_set ]] && find_set "$target_set"; then mark_bad "$target_set" "$its_hash" "$1"; fi
@@ -1260,6 +1373,10 @@ interrupted() {
     switching) die $INTERRUPTED "Interrupted while switching the traffic from $running to $target. $LOOK $namespace" ;;
     verifying) die $INTERRUPTED "Interrupted. $target has the traffic but was not verified. $LOOK $namespace" ;;
     restoring) die $INTERRUPTED "Interrupted while restoring $running. $LOOK $namespace" ;;
+    writes)
+      die $INTERRUPTED "Interrupted. $target has the traffic and was verified. The writes may still be in the" \
+        "database of $running, where it works as well. To move them: $(command_here rollback)"
+      ;;
   esac
 }
 

@@ -58,6 +58,8 @@ GRANTED = (
     '{{range .status.resourceRules}}{{range .verbs}}{{.}}{{end}} {{range .apiGroups}}{{or . "core"}}{{end}}{{end}}'
 )
 TASK_IMAGE = "{{range .spec.jobTemplate.spec.template.spec.containers}}{{.image}}{{end}}"
+KEYS = "go-template={{range $key, $value := .data}}{{$key}} {{end}}"
+STATES = "{{range .items}}{{range .status.containerStatuses}}{{with .state.running}}runs{{end}}{{end}}{{end}}"
 KIND_AND_NAME = "{{range .items}}{{.kind}} {{.metadata.name}} {{end}}"
 READ = "--output json --ignore-not-found --request-timeout=10s"
 CREATE, REPLACE = "create --validate=false --filename -", "replace --validate=false --filename -"
@@ -78,6 +80,14 @@ SAID: list[tuple[str, str, dict[str, Any] | None]] = [
     (f"get {MIGRATE} {READ}", "", None),
     (f"logs {MIGRATE.replace(' ', '/')} --tail 1", "", None),
     (f"logs job/{APP}-none --tail 1", "", None),
+    (f"logs {MIGRATE.replace(' ', '/')} --container {APP} --tail -1", "", None),
+    (f"get secret {APP}-migrate --output", KEYS, None),
+    (f"get secret {APP}-none --output", KEYS, None),
+    (f"get cronjob {APP}-tidy {READ}", "", None),
+    (f"get cronjob {APP}-tidy -o", "jsonpath={.spec.jobTemplate}", None),
+    ("delete job tidy --ignore-not-found --cascade=foreground --wait=false", "", None),
+    (f"get pods -l job-name={APP}-migrate-3 -o", f"go-template={STATES}", None),
+    (f"get job {APP}-none --ignore-not-found -o name", "", None),
     (CREATE, "", lease("me")),
     (f"get {LEASE} {READ}", "", None),
     (REPLACE, "", lease("me")),

@@ -27,7 +27,7 @@ from pytest_django import Settings
 from audit.operators import holder
 from deploy import locks, probe_traffic, rollout, shell, watch
 from deploy.management import base
-from deploy.targets.kubernetes import objects, overlays
+from deploy.targets.kubernetes import blue_green, objects, overlays
 from deploy.targets.kubernetes.blue_green import BlueGreen
 from deploy.targets.kubernetes.cluster import Kubernetes
 from deploy.targets.kubernetes.objects import CLOSE, annotations
@@ -40,6 +40,7 @@ from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
+from tests.support.pairs import Pair
 from tests.support.servers import ROOT, free_port
 from tests.support.tools import needs
 from tests.support.web import Page, serving
@@ -981,6 +982,15 @@ spec:
 """
 
 
+def with_overlay(cluster: Cluster, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The overlay above for the Deployment of that name."""
+    labels = cluster.objects["deployments", name]["metadata"]["labels"]
+    overlay = OVERLAY.replace("NAME", name).replace("LABELS", json.dumps(labels))
+    program = folder / "manifests.py"
+    program.write_text(f"print({overlay!r})")
+    monkeypatch.setattr(overlays, "MANIFESTS", program)
+
+
 @pytest.mark.usefixtures("real_kubectl")
 @pytest.mark.parametrize(
     ("strategy", "does"), [("rolling", "good"), ("blue-green", "broken"), ("blue-green", "sticky")]
@@ -990,11 +1000,7 @@ def test_new_settings_are_shipped_like_a_release(
 ) -> None:
     apps: Apps = request.getfixturevalue("rolling" if strategy == "rolling" else "colours")
     cluster, name = apps.cluster, APP if strategy == "rolling" else f"{APP}-green"
-    labels = cluster.objects["deployments", name]["metadata"]["labels"]
-    overlay = OVERLAY.replace("NAME", name).replace("LABELS", json.dumps(labels))
-    program = tmp_path / "manifests.py"
-    program.write_text(f"print({overlay!r})")
-    monkeypatch.setattr(overlays, "MANIFESTS", program)
+    with_overlay(cluster, name, tmp_path, monkeypatch)
     deployed("staging", "2", at=timezone.now() - timedelta(days=1))
     apps.does["2 new"], apps.sticky = does, does == "sticky"
     monkeypatch.setattr(rollout, "MOVING", 0.5)
@@ -1050,3 +1056,195 @@ def test_pages_are_requested_with_the_public_host(public: str, asked: str) -> No
         words = (sys.executable, "-", str(port), public, "/")
         subprocess.run(words, input=PROGRAM, env=env, text=True, check=True, timeout=60)
     assert hosts == [asked]
+
+
+# A database per colour
+
+PER_COLOUR = ("--database", "per-colour")
+OWN_STEPS = [*ALL[:2], "prepare database", *ALL[3:5], "switch database", *ALL[5:]]
+
+
+@pytest.fixture
+def pair(apps: Callable[[Cluster], Apps], monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Apps, Pair]]:
+    """Blue serves 2, with two databases; green has 1, which served before."""
+    monkeypatch.setattr(blue_green, "DRAIN", 0.1)
+    with Cluster(NAMESPACE) as cluster:
+        found = Pair(cluster)
+        cluster.service("blue")
+        cluster.deploy(f"{APP}-green", f"{REPO}:1", replicas=2, cause="deploy 1", good="1")
+        cluster.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, cause="deploy 2", good="2")
+        yield apps(cluster), found
+
+
+def per_colour(version: str, *words: str) -> tuple[int, Events, str]:
+    return deploy(version, *PER_COLOUR, *words, strategy="blue-green")
+
+
+def own(cluster: Cluster, colour: str) -> str:
+    """The database that the pods of a Deployment are told is their own."""
+    return objects.own_database(cluster.objects["deployments", f"{APP}-{colour}"]["spec"]["template"]["spec"])
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_a_release_gets_a_database_of_its_own_and_the_writes_before_the_traffic(pair: tuple[Apps, Pair]) -> None:
+    apps, databases = pair
+    cluster = apps.cluster
+    seen: list[tuple[str, set[str], int]] = []
+    when = cluster.commands
+
+    def noted(image: str, words: list[str]) -> tuple[int, str] | None:
+        idle = cluster.objects["deployments", f"{APP}-green"]["spec"]["replicas"]
+        seen.append((words[1].strip("-"), cluster.serving(), idle))
+        return when(image, words)
+
+    cluster.commands = noted
+    code, events, said = per_colour("3")
+    assert code == 0, said
+    assert list(steps(events)) == OWN_STEPS and set(steps(events).values()) == {"succeeded"}
+    assert databases.done == ["check", "prepare", "switch"] and databases.writable == "green"
+    own_code = dict.fromkeys(("check", "prepare", "switch"), f"{REPO}:3")
+    assert databases.images == own_code | {"status": f"{REPO}:2"}, "what has the traffic is known to run"
+    during = {name: (serving, idle) for name, serving, idle in seen}
+    assert during["prepare"] == ({f"{REPO}:2"}, 0), "nobody uses the database that is made anew"
+    assert during["switch"] == ({f"{REPO}:2"}, 2), "the writes first"
+    assert cluster.serving() == {f"{REPO}:3"} and apps.lost == 0
+    assert (own(cluster, "green"), own(cluster, "blue")) == ("green", "")
+    assert (row().status, row().strategy, row().failed_requests) == ("succeeded", "blue-green", 0)
+    images = [image_of(each["spec"]["jobTemplate"]) for each in cluster.all("cronjobs")]
+    assert set(images) == {f"{REPO}:3"}, "what a person makes a Job from has the live image"
+    code, events, said = per_colour("3")
+    assert code == 0 and events[-1]["result"] == "unchanged", said
+
+
+def test_a_release_that_proves_bad_loses_the_traffic_and_then_the_writes(pair: tuple[Apps, Pair]) -> None:
+    apps, databases = pair
+    cluster, act = apps.cluster, apps.cluster.commands
+    served: list[set[str]] = []
+
+    def noted(image: str, words: list[str]) -> tuple[int, str] | None:
+        served.extend([cluster.serving()] if "rollback" in words else [])
+        return act(image, words)
+
+    cluster.commands = noted
+    apps.does["3"] = "failing"
+    code, events, said = per_colour("3", "--watch", "10")
+    assert code == 5 and "blue takes the writes" in said, said
+    assert databases.writable == "blue" and databases.done[-2:] == ["switch", "rollback"]
+    assert served == [{f"{REPO}:2"}] and cluster.serving() == {f"{REPO}:2"} and apps.lost == 0
+
+
+def test_what_prepare_refuses_ends_the_run_before_the_release_has_started(pair: tuple[Apps, Pair]) -> None:
+    apps, databases = pair
+    databases.codes["prepare"] = 4
+    code, events, said = per_colour("3")
+    assert code == 5 and steps(events)["prepare database"] == "failed", said
+    assert "A rollback would lose rows" in said and databases.writable == "blue"
+    assert apps.cluster.serving() == {f"{REPO}:2"} and apps.lost == 0
+    assert apps.cluster.image(f"{APP}-green") == f"{REPO}:1", "never started"
+
+
+def test_an_interrupted_run_is_resumed_and_its_command_ended_first(
+    pair: tuple[Apps, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps, databases = pair
+    cluster = apps.cluster
+    databases.hangs = "prepare"
+    job, deleted = f"{APP}-bluegreen", []
+    cluster.hooks.append(lambda method, path: deleted.append(path) if method == "DELETE" else None)
+    looked = Kubernetes.pods_of
+
+    def interrupt(self: Kubernetes, name: str) -> list[Any]:
+        pods = looked(self, name)
+        if any("prepare" in str(each["spec"]) and objects.running(each) for each in pods):
+            raise KeyboardInterrupt
+        return pods
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Kubernetes, "pods_of", interrupt)
+        code, _, said = per_colour("3")
+    assert code == 6 and "Run the same command to resume" in said, said
+    assert ("jobs", job) not in cluster.objects and deleted, "it is ended, and undoes what it has begun"
+    # As after a kill, the Job of another run is still there.
+    databases.leave("prepare")
+    databases.hangs = ""
+    deleted.clear()
+    code, _, said = per_colour("3")
+    assert code == 0 and "Resuming deployment" in said, said
+    assert deleted and databases.done == ["check", "check", "prepare", "switch"]
+
+
+@pytest.mark.parametrize("why", ["ImagePullBackOff", "Apply components/two-databases"])
+def test_a_command_that_cannot_run_fails_the_step(pair: tuple[Apps, Pair], why: str) -> None:
+    apps, databases = pair
+    if why == "ImagePullBackOff":
+        apps.cluster.becomes[f"migrate {REPO}:3"] = "pull"
+    else:
+        del apps.cluster.objects["cronjobs", f"{APP}-bluegreen-prepare"]
+    code, events, said = per_colour("3")
+    assert code == 5 and steps(events)["prepare database"] == "failed", said
+    assert why in said and "prepare" not in databases.done and apps.lost == 0
+    assert jobs(apps.cluster) == {f"{APP}-bluegreen": f"{REPO}:2"}, "the other would go on once it can be pulled"
+
+
+def test_a_release_without_a_database_of_its_own_is_refused_while_the_two_are_linked(pair: tuple[Apps, Pair]) -> None:
+    apps, databases = pair
+    code, _, said = deploy("3", strategy="blue-green")
+    assert code == 0 and databases.done == [], said
+    assert own(apps.cluster, "green") == ""
+    databases.target, databases.release = "green", "3"
+    code, events, said = deploy("4", strategy="blue-green")
+    assert code == 4 and "Deploy with --database per-colour" in events[-1]["why"], said
+    assert f"create job finalize --from=cronjob/{APP}-bluegreen-finalize" in events[-1]["why"]
+    assert apps.cluster.serving() == {f"{REPO}:3"}
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ("key", f"The Secrets lack database-url-green in {APP}-migrate"),
+        ("right", "Missing rights in namespace backstagetest1-staging: get pods/log"),
+        ("component", "has one database: it lacks cronjob/backstagetest1-bluegreen-status"),
+    ],
+)
+def test_what_two_databases_need_is_checked_before_anything(pair: tuple[Apps, Pair], lacks: str, said: str) -> None:
+    cluster = pair[0].cluster
+    if lacks == "key":
+        del cluster.objects["secrets", f"{APP}-migrate"]["data"]["database-url-green"]
+    elif lacks == "right":
+        cluster.rules = [
+            {"verbs": ["*"], "apiGroups": ["apps", "batch"], "resources": ["*"]},
+            {"verbs": ["*"], "apiGroups": [""], "resources": ["services", "pods", "pods/exec"]},
+        ]
+    else:
+        del cluster.objects["cronjobs", f"{APP}-bluegreen-status"]
+    code, events, _ = per_colour("3")
+    assert code == 4 and said in events[-1]["why"]
+    assert not [path for _, path, _ in cluster.writes if "leases" not in path]
+
+
+def test_a_database_per_colour_requires_two_colours(rolling: Apps) -> None:
+    code, events, _ = deploy("3", *PER_COLOUR)
+    assert code == 2 and "requires the strategy blue-green, not rolling" in events[-1]["why"]
+    assert not rolling.cluster.writes
+
+
+def test_a_dry_run_with_two_databases_names_their_steps(pair: tuple[Apps, Pair]) -> None:
+    code, events, said = per_colour("3", "--dry-run")
+    assert code == 0 and "manage.py bluegreen switch in job/backstagetest1-bluegreen" in said, said
+    assert pair[1].done == [] and not jobs(pair[0].cluster)
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_new_settings_leave_the_databases_as_they_are(
+    pair: tuple[Apps, Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apps, databases = pair
+    cluster = apps.cluster
+    assert per_colour("3")[0] == 0
+    databases.done.clear()
+    with_overlay(cluster, f"{APP}-blue", tmp_path, monkeypatch)
+    words = ("deploy", "--config", "-e", "staging", "--strategy", "blue-green", "--watch", "0.3", *PER_COLOUR)
+    code, events, said = command(*words)
+    assert code == 0 and steps(events)["migrate"] == "skipped", said
+    assert databases.done == [] and databases.writable == "green"
+    assert (settings_of(cluster, f"{APP}-blue"), own(cluster, "blue")) == ("new", "green")

@@ -27,6 +27,7 @@ from settings.text import clean
 from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster, Refusal
 from tests.support.ledgers import deployed, release, token
+from tests.support.pairs import Pair
 from tests.support.servers import PATIENCE, ROOT, eventually
 from tests.support.tools import needs
 
@@ -715,6 +716,102 @@ def test_colours_change_by_the_selector_alone(colours: Cluster) -> None:
     assert [path for path, body in changed if "spec" in body] == [APP, f"{APP}-preview"], "no Deployment's pods change"
     assert changed[0][0] == f"{APP}-green" and list(changed[0][1]["metadata"]["annotations"]) == [LIVE]
     assert "Rollback target: 2, " in rollback(colours, "--list").stdout
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Cluster, Pair]]:
+    """Blue serves 2, whose own database takes the writes; green has 1, which was live before, with the other one."""
+    with Cluster() as found:
+        databases = Pair(found)
+        databases.writable = databases.target = "blue"
+        databases.release = "2"
+        both = found.env
+        found.service("blue")
+        for colour, version in (("green", "1"), ("blue", "2")):
+            found.env = [*both, {"name": "DATABASE_COLOUR", "value": colour}]
+            found.deploy(f"{APP}-{colour}", f"{REPO}:{version}", replicas=2, cause=f"deploy {version}", good=version)
+        yield found, databases
+
+
+def own_database(cluster: Cluster, colour: str) -> str | None:
+    container = cluster.objects["deployments", f"{APP}-{colour}"]["spec"]["template"]["spec"]["containers"][0]
+    return next((each.get("value") for each in container["env"] if each["name"] == "DATABASE_COLOUR"), None)
+
+
+@pytest.mark.usefixtures("real_kubectl")
+def test_with_two_databases_the_writes_follow_the_traffic_back(pair: tuple[Cluster, Pair]) -> None:
+    cluster, databases = pair
+    served: list[set[str]] = []
+    cluster.hooks.append(lambda method, path: served.append(cluster.serving()) if path.endswith("/jobs") else None)
+    databases.hangs = "status"
+    databases.leave("status")  # by a run that was killed
+    done = rollback(cluster, "--previous", "--reason", "broken")
+    assert done.returncode == 0, done.stdout
+    assert "The writes return from the database of 2 once the traffic has; no row is lost." in done.stdout
+    assert "| green takes the writes." in done.stdout and databases.writable == "green"
+    assert (
+        databases.done == ["rollback"] and databases.images["rollback"] == f"{REPO}:1"
+    ), "as the CronJobs have it then"
+    assert served[-1] == {f"{REPO}:1"} == cluster.serving(), "the traffic first"
+    assert own_database(cluster, "green") == "green", "its pods ran, and are those"
+    refused(cluster, 4, "2 was left by a rollback, and needs the writes in the blue database.*deploy 2", "2")
+
+
+def test_a_release_that_comes_back_with_new_pods_reads_the_database_that_takes_the_writes(
+    pair: tuple[Cluster, Pair],
+) -> None:
+    """The other one may have been prepared for a release that failed since."""
+    cluster, databases = pair
+    cluster.objects["deployments", f"{APP}-green"]["spec"]["replicas"] = 0
+    cluster.reconcile()
+    done = rollback(cluster, "--previous")
+    assert done.returncode == 0, done.stdout
+    assert own_database(cluster, "green") is None and cluster.serving() == {f"{REPO}:1"}
+    assert databases.writable == "green" and "Rollback target: 2, " in rollback(cluster, "--list").stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "said"),
+    [
+        (4, 0, "The writes stay in the database of 2, where 1 works as well. They were not moved; see above. To move"),
+        (5, 0, "create job bluegreen-rollback --from=cronjob/backstagetest1-bluegreen-rollback"),
+        (6, 6, "1 has the traffic, but the database may not take writes.*create job bluegreen-recover --from"),
+    ],
+)
+def test_writes_that_do_not_move_back_are_told(
+    pair: tuple[Cluster, Pair], code: int, exit_code: int, said: str
+) -> None:
+    cluster, databases = pair
+    databases.codes["rollback"] = code
+    done = rollback(cluster, "1")
+    assert done.returncode == exit_code and re.search(said, done.stdout, re.S), done.stdout
+    assert "would lose rows" in done.stdout and cluster.serving() == {f"{REPO}:1"}
+    assert ("Rollback completed successfully" in done.stdout) == (not exit_code)
+
+
+def test_a_job_that_cannot_start_leaves_the_writes_where_they_are(pair: tuple[Cluster, Pair]) -> None:
+    cluster, databases = pair
+    cluster.becomes[f"migrate {REPO}:1"] = "pull"
+    done = rollback(cluster, "1")
+    assert done.returncode == 0 and "job/backstagetest1-bluegreen: ImagePullBackOff" in done.stdout, done.stdout
+    assert databases.writable == "blue" and not cluster.all("jobs"), "it would go on once its image can be pulled"
+
+
+def test_writes_stay_where_they_are_if_only_settings_change_or_manage_py_moves_them(pair: tuple[Cluster, Pair]) -> None:
+    cluster, databases = pair
+    done = rollback(cluster, "1", "--yes", DEPLOY_CHECKED="yes")
+    assert done.returncode == 0 and databases.done == [], done.stdout
+    cluster.service("blue")
+    cluster.deploy(f"{APP}-blue", f"{REPO}:2", replicas=2, settings="typo")
+    done = rollback(cluster, "--to-revision", "blue-1")
+    assert done.returncode == 0 and databases.done == [] and databases.writable == "blue", done.stdout
+
+
+def test_a_dry_run_says_how_the_writes_would_move(pair: tuple[Cluster, Pair]) -> None:
+    cluster, databases = pair
+    done = rollback(cluster, "1", "--dry-run")
+    assert done.returncode == 0 and "--from=cronjob/backstagetest1-bluegreen-rollback" in done.stdout, done.stdout
+    assert databases.done == [] and not cluster.all("jobs")
 
 
 def live_since(cluster: Cluster, colour: str, version: str, at: str) -> None:

@@ -19,7 +19,7 @@ import yaml
 from django.core.management import get_commands, load_command_class
 from django.urls import resolve, reverse
 
-from deploy.targets.kubernetes.objects import migrate_job, migrate_job_name
+from deploy.targets.kubernetes.objects import command_job, migrate_job, migrate_job_name, with_own_database
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from health.middleware import PROBES
 from ledger.environments import environment_configs
@@ -631,6 +631,28 @@ def test_the_commands_of_two_databases_never_run_by_themselves_and_end_cleanly(o
     (let_in,) = only(objects, "NetworkPolicy", APP)["spec"]["ingress"]
     tasks = [each["podSelector"] for each in let_in["from"] if "namespaceSelector" not in each]
     assert not any("bluegreen" in name for each in tasks for name in selected(objects, each))
+
+
+def test_with_two_databases_the_migrate_job_of_a_release_knows_both_as_the_owner() -> None:
+    """Or it would migrate as the app."""
+    found = with_own_database(named(with_two_databases("production"), "Deployment")[0]["spec"]["template"], "green")
+    job = migrate_job({"spec": {"template": found}}, "2", f"{APP}:2", unsafe=False)
+    kubernetes_validate.validate(job, OLDEST, strict=True)
+    assert variables(job["spec"]["template"]["spec"]["containers"][0]) == urls(f"{APP}-migrate")
+
+
+@pytest.mark.parametrize("words", [("bluegreen", "prepare", "--release", "2"), ("migrate_release", "--check")])
+def test_the_job_of_a_command_is_that_of_the_component_with_another_command(words: tuple[str, ...]) -> None:
+    name = f"{APP}-bluegreen-{'prepare' if 'prepare' in words else 'status'}"
+    job = command_job(only(with_two_databases("production"), "CronJob", name), f"{APP}:2", words)
+    for version in (OLDEST, kubernetes_validate.latest_version()):
+        kubernetes_validate.validate(job, version, strict=True)
+    meets_the_restricted_standard((job,))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    *limit, python, manage = container["command"][: -len(words) - ("prepare" in words)]
+    assert limit[0] == "timeout" and (python, manage) == ("python", "manage.py")
+    assert tuple(container["command"][5:]) == (*words, "--json")[: len(words) + ("prepare" in words)]
+    assert container["image"] == f"{APP}:2" and variables(container) == urls(f"{APP}-migrate")
 
 
 # What the documentation says of them

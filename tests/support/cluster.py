@@ -87,6 +87,10 @@ class Cluster:
         self.writes: list[tuple[str, str, str]] = []
         self.hooks: list[Callable[[str, str], None]] = []
         self.lock = threading.RLock()
+        self.env: list[Object] = []  # of the pods of the Deployments that are made from now on
+        # Of the Jobs of manage.py bluegreen: image and words to exit code and log; None while it runs.
+        self.commands: Callable[[str, list[str]], tuple[int, str] | None] = lambda image, words: (0, "")
+        self.logs: dict[str, str] = {}  # of those, by the names of their pods
         self.version = 100
         self.folder = tempfile.TemporaryDirectory(prefix="cluster-")
         self.add("secrets", f"{APP}-migrate")
@@ -146,6 +150,8 @@ class Cluster:
             found["spec"]["replicas"] = replicas
             container = found["spec"]["template"]["spec"]["containers"][0]
             container["image"] = image
+            if self.env:
+                container["env"] = copy.deepcopy(self.env)
             if settings:
                 self.add("configmaps", f"{APP}-config-{settings}")
                 container["envFrom"] = [{"configMapRef": {"name": f"{APP}-config-{settings}"}}]
@@ -226,7 +232,7 @@ class Cluster:
                 return
             labels = {"batch.kubernetes.io/controller-uid": uid, "job-name": name}
             job["spec"]["selector"] = {"matchLabels": {"batch.kubernetes.io/controller-uid": uid}}
-            job["spec"]["template"]["metadata"]["labels"] |= labels
+            job["spec"]["template"].setdefault("metadata", {}).setdefault("labels", {}).update(labels)
             pod = self.add("pods", f"{name}-x7k2p")
             pod["metadata"] |= {"labels": job["spec"]["template"]["metadata"]["labels"]}
             pod["metadata"]["ownerReferences"] = [{"kind": "Job", "name": name, "controller": True}]
@@ -247,6 +253,8 @@ class Cluster:
             waiting = {"reason": "ImagePullBackOff", "message": f'Back-off pulling image "{image_of(job)}"'}
             pod["status"]["containerStatuses"][0]["state"] = {"waiting": waiting}
             return
+        if is_command(job):
+            return self.carry_out(job, pod)
         first, last, why = ("FailureTarget", "Failed", "BackoffLimitExceeded")
         ended = {"exitCode": 0 if does == "good" else 1, "reason": "Completed" if does == "good" else "Error"}
         pod["status"]["containerStatuses"][0]["state"] = {"terminated": ended}
@@ -254,6 +262,15 @@ class Cluster:
             first, last, why = "SuccessCriteriaMet", "Complete", "CompletionsReached"
         conditions = [{"type": each, "status": "True", "reason": why} for each in (first, last)]
         job["status"] = {"succeeded" if does == "good" else "failed": 1, "conditions": conditions}
+
+    def carry_out(self, job: Object, pod: Object) -> None:
+        """A Job of manage.py bluegreen, which fails at most once."""
+        words = job["spec"]["template"]["spec"]["containers"][0]["command"]
+        if done := self.commands(image_of(job), words[words.index("manage.py") + 1 :]):
+            code, self.logs[pod["metadata"]["name"]] = done
+            pod["status"]["containerStatuses"][0]["state"] = {"terminated": {"exitCode": code}}
+            kind = "Failed" if code else "Complete"
+            job["status"] = {"conditions": [{"type": kind, "status": "True"}]}
 
     def try_out(self, job: Object, pod: Object, at: float) -> None:
         """A Job whose pod serves until somebody deletes it; by restartPolicy Never one that ends stays so."""
@@ -454,6 +471,8 @@ class Cluster:
         pod = self.objects.get(("pods", name or ""))
         if pod is None:
             raise self.missing("pods", name or "")
+        if is_command(pod):
+            return self.logs.get(pod["metadata"]["name"], "")
         if owner(pod) not in self.owners() and not is_trial(pod):
             return MIGRATED[self.becomes.get(f"migrate {image_of(pod)}", "good")]
         does = self.becomes.get(image_of(pod), "good")
@@ -578,6 +597,11 @@ class Handler(BaseHTTPRequestHandler):
 def is_trial(found: Object) -> bool:
     """Whether it is the Job, or its pod, that tries a release without traffic."""
     return bool(found["metadata"].get("labels", {}).get("app") == f"{APP}-trial")
+
+
+def is_command(found: Object) -> bool:
+    """Whether it is the Job of manage.py bluegreen, or its pod."""
+    return bool(found["metadata"].get("labels", {}).get("app") == f"{APP}-bluegreen")
 
 
 def discovery(path: str) -> Object | None:

@@ -7,6 +7,7 @@ answers with those of the real one.
 """
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -159,8 +160,8 @@ class Call:
         form, _, template = form.partition("=")
         if form == "json":
             return json.dumps(found)
-        if form == "jsonpath" and template == "{.spec.template}":
-            text = json.dumps(found["spec"]["template"], separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+        if form == "jsonpath" and (part := re.fullmatch(r"\{\.spec\.(template|jobTemplate)\}", template)):
+            text = json.dumps(found["spec"][part[1]], separators=(",", ":"), sort_keys=True, ensure_ascii=False)
             if not set("<>&\u2028\u2029") & set(text):  # which Go writes otherwise
                 return text
         if form == "go-template" and found.get("items", True):

@@ -29,7 +29,7 @@ fi
 if [[ $given ]]; then exec REAL "$@" <<<"$given"; fi
 exec REAL "$@"
 """
-VERBS = {"annotate", "create", "get", "logs", "patch", "replace", "scale", "set"}
+VERBS = {"annotate", "create", "delete", "get", "logs", "patch", "replace", "scale", "set"}
 CONTEXT = re.compile(r"--context=(.*)", re.S)
 
 

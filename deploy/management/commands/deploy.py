@@ -71,7 +71,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             "--database",
             choices=CHOICES["database"],
             help="per-colour: give the release a migrated database of its own, and move the writes there and back "
-            "without losing one (blue-green on compose); default as in environments.toml",
+            "without losing one (blue-green only); default as in environments.toml",
         )
         parser.add_argument("--hotfix", action="store_true", help="skip the promotion check; requires --reason")
         parser.add_argument(
@@ -115,12 +115,11 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             target.onto_web = options["onto_web"]
         target.validate()
         if config.database == "per-colour":
-            if not isinstance(target, Compose) or target.onto_web:
-                raise InvalidUsage(
-                    "--database per-colour requires the compose target and two colours (no --onto-web). For a cluster, "
-                    "docs/kubernetes.md says what there is."
-                )
-            target.use_two_databases()
+            if options["onto_web"]:
+                raise InvalidUsage("--database per-colour requires two colours; leave --onto-web out.")
+            settings_only = options["config"] and target.live_version() == version
+            if isinstance(target, Compose | Kubernetes) and not settings_only:
+                target.use_two_databases()
         if options["config"] and isinstance(target, Kubernetes):
             target.use_settings()
             options["reason"] = options["reason"] or "New settings"

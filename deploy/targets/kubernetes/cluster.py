@@ -28,6 +28,7 @@ from deploy.targets.kubernetes.objects import (
     BEFORE,
     BREAK,
     CAUSE,
+    COMMANDS,
     FIELD_MANAGER,
     GONE,
     LIVE,
@@ -140,7 +141,6 @@ class Kubernetes(ABC):
         snapshot = self.snapshot()
         there = snapshot.find("Service", APP)
         active, incoming = (self.active(snapshot), self.incoming(snapshot)) if there else ("", "")
-        context = ("--context", self.config.context) if self.config.context else ()
         facts = preflight.Facts(
             snapshot=snapshot,
             active=active,
@@ -149,10 +149,17 @@ class Kubernetes(ABC):
             limits=self.limits(),
             rules=self.rules(),
             missing=self.missing(snapshot.find("Deployment", incoming)),
-            kubectl=" ".join(("kubectl", *context, "--namespace", self.config.namespace)),
+            kubectl=self.as_typed,
+            two_databases=bool(self.databases),
         )
         if why := preflight.problem(facts):
             raise DeployRefused(why)
+
+    @property
+    def as_typed(self) -> str:
+        """kubectl for the namespace, as a person types it."""
+        context = ("--context", self.config.context) if self.config.context else ()
+        return " ".join(("kubectl", *context, "--namespace", self.config.namespace))
 
     def limits(self) -> list[Object]:
         """The autoscalers and quotas; none of those that may not be read."""
@@ -181,6 +188,15 @@ class Kubernetes(ABC):
         if done.returncode and not unknown:
             return []
         return [name for name in names if name not in found and name.partition("/")[0] not in unknown]
+
+    def use_two_databases(self) -> None:
+        """Has the release get a database of its own. Raises InvalidUsage if the strategy knows of none, DeployRefused
+        if there is but one, and StepFailed.
+        """
+        raise InvalidUsage(
+            f"--database per-colour requires the strategy blue-green, not {self.strategy}: the release before keeps "
+            "its own database until the traffic has moved. Set it in environments.toml, or pass --strategy blue-green."
+        )
 
     def live_version(self) -> str:
         """The version that has the traffic; empty if there is none. Raises StepFailed."""
@@ -271,10 +287,17 @@ class Kubernetes(ABC):
     def plan(self) -> Sequence[tuple[str, str]]:
         """(step, what it would do) for --dry-run. Raises StepFailed."""
         start, switch = self.planned()
+        first = (steps.MIGRATE, f"job/{migrate_job_name(self.version)} with {self.image}, unapplied migrations checked")
+        more = []
+        if self.databases:
+            what = f"job/{COMMANDS} with {self.image}"
+            first = (steps.PREPARE_DATABASE, f"manage.py bluegreen prepare in {what}, unapplied migrations checked")
+            more = [(steps.SWITCH_DATABASE, f"manage.py bluegreen switch in {what}")]
         return (
-            (steps.MIGRATE, f"job/{migrate_job_name(self.version)} with {self.image}, unapplied migrations checked"),
+            first,
             (steps.START, start),
             (steps.SMOKE_TEST, "health, version, sign-in page, an asset and metrics of every new pod"),
+            *more,
             (steps.SWITCH, switch),
         )
 
@@ -311,14 +334,18 @@ class Kubernetes(ABC):
         live = snapshot.deployment(self.active(snapshot))["spec"]["template"]
         return released(self.settings.template if self.settings else live, self.image, name)
 
+    def live_image(self) -> str:
+        """The image of what has the traffic. Raises StepFailed."""
+        snapshot = self.snapshot()
+        return image_of(template(snapshot.deployment(self.active(snapshot))))
+
     @cached_property
     def image(self) -> str:
         """The release's image: the very same if its version is live. Where environments.toml names no registry, it is
         that of the live release: without one the nodes would pull from their default registry.
         """
         config = self.config
-        snapshot = self.snapshot()
-        live = image_of(template(snapshot.deployment(self.active(snapshot))))
+        live = self.live_image()
         if "/" not in config.image:
             config = replace(config, image=untagged(live))
         if tag(live) == self.version and untagged(live) == config.image and not config.digest:

@@ -39,6 +39,10 @@ CLOSE = f"{APP}/close-connections"
 FIELD_MANAGER = "kubectl"
 
 MIGRATE_SECRET = f"{APP}-migrate"  # its database-url is that of the tables' owner
+COMMANDS = f"{APP}-bluegreen"  # the Job that runs manage.py bluegreen; the CronJobs' names begin with it
+OWN_DATABASE = "DATABASE_COLOUR"  # the variable that names the database that was prepared for a release
+# The keys of both databases' URLs, in the app's Secret and in MIGRATE_SECRET, by the variable.
+DATABASE_KEYS = {"DATABASE_URL_BLUE": "database-url-blue", "DATABASE_URL_GREEN": "database-url-green"}
 MIGRATE_CAUSE = "migrate for "  # how the cause of a migrate Job that the deployer made begins
 MIGRATION_TIMEOUT = 1800  # seconds that a migrate Job may run
 MIGRATION_KEPT = 7 * 86_400  # seconds that a finished one stays, with its log
@@ -258,6 +262,15 @@ def failure_reason(pods: Sequence[Object], *, one_shot: bool = False) -> str:
     return ""
 
 
+def exit_code(pods: Sequence[Object]) -> int | None:
+    """The exit code of the pods' own container; None if it has not ended."""
+    for pod in pods:
+        for each in pod.get("status", {}).get("containerStatuses", []):
+            if each["name"] == APP and (ended := each.get("state", {}).get("terminated")):
+                return int(ended["exitCode"])
+    return None
+
+
 def exited(terminated: Object) -> str:
     """How a container ended, as a clause."""
     return f"exited with code {terminated.get('exitCode')} ({terminated.get('reason', 'unknown')})"
@@ -276,6 +289,51 @@ def now() -> str:
 def other(colour: str) -> str:
     """The other colour."""
     return "green" if colour == "blue" else "blue"
+
+
+# A database per colour
+
+
+def variables(pod: Object) -> list[Object]:
+    """The environment of the app's container in a pod's spec."""
+    return next((each.get("env", []) for each in pod["containers"] if each["name"] == APP), [])
+
+
+def has_both_databases(pod: Object) -> bool:
+    """Whether a pod's spec names the databases of both colours."""
+    return DATABASE_KEYS.keys() <= {each["name"] for each in variables(pod)}
+
+
+def own_database(pod: Object) -> str:
+    """The colour of the database that was prepared for the release in a pod's spec; empty if it has none of its own."""
+    return next((str(each.get("value", "")) for each in variables(pod) if each["name"] == OWN_DATABASE), "")
+
+
+def with_own_database(found: Object, colour: str) -> Object:
+    """A pod template that names this colour's database as the release's own; none if `colour` is empty."""
+    found = deepcopy(found)
+    container = next(each for each in found["spec"]["containers"] if each["name"] == APP)
+    told = [{"name": OWN_DATABASE, "value": colour}] if colour else []
+    env = container.get("env", [])
+    at = next((number for number, each in enumerate(env) if each["name"] == OWN_DATABASE), len(env))
+    if told or at < len(env):
+        container["env"] = [*env[:at], *told, *env[at + 1 :]]
+    return found
+
+
+def command_job(cronjob: Object, image: str, words: Sequence[str]) -> Object:
+    """A Job with the pod of one of the CronJobs in components/two-databases, which runs manage.py of this image with
+    these words. For manage.py bluegreen it prints JSON.
+    """
+    template = cronjob["spec"]["jobTemplate"]
+    spec: Object = deepcopy(template["spec"])
+    container = next(each for each in spec["template"]["spec"]["containers"] if each["name"] == APP)
+    program = container["command"][: container["command"].index("manage.py") + 1]
+    more = ["--json"] if words[0] == "bluegreen" else []
+    container |= {"image": image, "command": [*program, *words, *more]}
+    labels = template.get("metadata", {}).get("labels", {})
+    meta = {"name": COMMANDS, "labels": labels, "annotations": {CAUSE: " ".join(words)}}
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec}
 
 
 # Jobs
@@ -305,9 +363,13 @@ def migrate_job(deployment: Object, version: str, image: str, unsafe: bool) -> O
     for key in ("livenessProbe", "readinessProbe", "startupProbe", "ports", "args"):
         container.pop(key, None)
     container["command"] = ["python", "manage.py", "migrate_release", *(["--unsafe"] if unsafe else [])]
-    owner = {"name": "DATABASE_URL", "valueFrom": {"secretKeyRef": {"name": MIGRATE_SECRET, "key": "database-url"}}}
-    replaced = ("DATABASE_URL", "DATABASE_URL_FILE", "DB_PASSWORD", "DB_PASSWORD_FILE")
-    container["env"] = [each for each in container.get("env", []) if each["name"] not in replaced] + [owner]
+    keys = DATABASE_KEYS if has_both_databases(pod) else {"DATABASE_URL": "database-url"}
+    owner = [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": MIGRATE_SECRET, "key": key}}}
+        for name, key in keys.items()
+    ]
+    replaced = (*keys, OWN_DATABASE, "DATABASE_URL", "DATABASE_URL_FILE", "DB_PASSWORD", "DB_PASSWORD_FILE")
+    container["env"] = [each for each in container.get("env", []) if each["name"] not in replaced] + owner
     pod["containers"] = [container]
     # Migrations do not touch uploads, and the volume of those may be mountable on one node only.
     claims = {each["name"] for each in pod.get("volumes", []) if "persistentVolumeClaim" in each}

@@ -35,6 +35,7 @@ MORE_RIGHTS = (
     ("create", "pods/exec"),
 )
 MORE_BLUE_GREEN_RIGHTS = (("patch", "deployments/scale.apps"), ("patch", "pods"))
+TWO_DATABASES_RIGHTS = (("get", "pods/log"),)
 
 # What a pod of a quota counts as, besides its containers' resources.
 # https://kubernetes.io/docs/concepts/policy/resource-quotas/
@@ -55,6 +56,7 @@ class Facts:
     rules: Sequence[Object] | None  # what the user may do; None if that is unknown
     missing: Sequence[str]  # what the pods need, and the namespace lacks
     kubectl: str  # how a person types it
+    two_databases: bool = False  # whether the release gets a database of its own
 
     @property
     def live(self) -> Object:
@@ -195,6 +197,8 @@ def rights(facts: Facts) -> str:
     needed = [*RIGHTS, *MORE_RIGHTS]
     if facts.active != facts.incoming:
         needed += [*BLUE_GREEN_RIGHTS, *MORE_BLUE_GREEN_RIGHTS]
+    if facts.two_databases:
+        needed += TWO_DATABASES_RIGHTS
     rules = facts.rules
     if rules is None:
         return ""
