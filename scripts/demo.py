@@ -106,7 +106,8 @@ class Client:
 class Load:
     """Visitors who read, write, and write down what was acknowledged. All that they send is counted."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, token: str, *, share: int = 1) -> None:
+        """`share` divides the number of visitors."""
         self.port, self.api_token = port, token
         self.outcomes: Counter[str] = Counter()
         self.writes: list[tuple[float, float]] = []  # of each acknowledged write: when, and the seconds it took
@@ -114,8 +115,12 @@ class Load:
         self.names: dict[str, str] = {}  # by account, the name that was acknowledged last
         self.forgotten = 0  # names that the next page did not show
         self.lock, self.stopped = threading.Lock(), threading.Event()
-        kinds = [self.writer] * WRITERS + [self.reader] * READERS + [self.inserter] * INSERTERS
-        self.threads = [threading.Thread(target=self.visit, args=(kind,), daemon=True) for kind in kinds]
+        kinds = ((self.writer, WRITERS), (self.reader, READERS), (self.inserter, INSERTERS))
+        self.threads = [
+            threading.Thread(target=self.visit, args=(kind,), daemon=True)
+            for kind, count in kinds
+            for _ in range(count // share)
+        ]
 
     def __enter__(self) -> "Load":
         for thread in self.threads:
@@ -425,6 +430,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./run demo", description="Releases under load, with a database per colour.")
     parser.add_argument("--picture", type=Path, default=ROOT / "var" / "demo.svg", metavar="FILE", help="where to")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file as well")
+    parser.add_argument("--short", action="store_true", help="without the first release, with half the visitors")
     options = parser.parse_args()
     began = time.monotonic()
     with copy() as folder:
@@ -443,9 +449,10 @@ def main() -> int:
             )
             per_colour = ("-e", "development", "--strategy", "blue-green", "--database", "per-colour")
             done: dict[str, list[dict[str, Any]]] = {}
-            with Load(stack.ports["HTTP_PORT"], stack.token()) as load:
+            with Load(stack.ports["HTTP_PORT"], stack.token(), share=2 if options.short else 1) as load:
                 time.sleep(2)
-                done["1.1.0, one database"] = stack.manage("deploy", "1.1.0", *per_colour[:4], "--watch", "3")
+                if not options.short:
+                    done["1.1.0, one database"] = stack.manage("deploy", "1.1.0", *per_colour[:4], "--watch", "3")
                 done["2.0.0, its own database"] = stack.manage("deploy", "2.0.0", *per_colour, "--watch", "3")
                 done["rollback"] = stack.manage("rollback", "-e", "development", "--reason", "To show a rollback")
                 done["2.1.0, which is slow"] = stack.manage("deploy", "2.1.0", *per_colour, "--watch", "30", expected=5)

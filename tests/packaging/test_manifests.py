@@ -142,8 +142,9 @@ def configuration(objects: tuple[Object, ...]) -> dict[str, str]:
     ("overlay", "component"), [*((each, "") for each in OVERLAYS), *(("production", each) for each in COMPONENTS)]
 )
 def test_an_overlay_fits_the_schemas_of_the_oldest_and_the_newest_kubernetes(overlay: str, component: str) -> None:
+    seen = render(overlay) if component else ()  # what a component leaves as it is, is looked at without it
     for each in render(overlay, component):
-        if each["apiVersion"] == OPERATOR:
+        if each["apiVersion"] == OPERATOR or each in seen:
             continue
         for version in (OLDEST, kubernetes_validate.latest_version()):
             kubernetes_validate.validate(each, version, strict=True)

@@ -399,6 +399,9 @@ _folders: list[str] = []
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests() -> None:
     """Before Django's settings are read; the workers of xdist inherit the controller's environment."""
+    # Without bytecode every worker would rewrite all tests, and every process that one starts compile the app.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, ...: what one clears is not another's
         os.environ["REDIS_URL"] = f"{os.environ['REDIS_URL'].rpartition('/')[0]}/{2 + int(worker[2:]) % 14}"
         return

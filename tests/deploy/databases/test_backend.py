@@ -27,6 +27,8 @@ from settings.services import postgresql
 from tests.deploy.databases.fences import flip, prepare
 from tests.support.servers import PATIENCE, Postgres, eventually, free_port, frozen
 
+pytestmark = pytest.mark.slow
+
 ALIAS = "colours"
 ROWS = "select string_agg(n::text, ',' order by n) from t"
 
@@ -459,7 +461,6 @@ def test_reads_go_on_if_the_colour_that_takes_writes_is_down_at_the_start(colour
             cursor.execute("insert into t values (1)")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["frozen", "stopped"])
 def test_a_colour_that_was_left_and_does_not_answer_holds_nobody(
     clusters: tuple[Postgres, Postgres], sides: tuple[Side, Side], how: str
@@ -483,7 +484,6 @@ def test_a_colour_that_was_left_and_does_not_answer_holds_nobody(
     assert colours.rows() == ("1", "2,3")
 
 
-@pytest.mark.slow
 def test_a_transaction_that_has_not_written_yet_moves_if_the_standby_was_cut(
     clusters: tuple[Postgres, Postgres], sides: tuple[Side, Side]
 ) -> None:

@@ -18,6 +18,8 @@ from deploy.databases.requirements import requirements
 from deploy.databases.side import Side
 from tests.support.servers import PATIENCE, Postgres
 
+pytestmark = pytest.mark.slow
+
 APP = "ledger"
 
 

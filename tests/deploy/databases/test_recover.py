@@ -13,6 +13,8 @@ from deploy.databases.recover import Recovered, recover
 from deploy.databases.side import Side
 from tests.support.servers import Postgres, free_port
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[Side, Side]
 
 

@@ -10,6 +10,8 @@ import pytest
 from deploy.databases.side import Side
 from tests.support.servers import PATIENCE, ROOT
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 from settings.testing import *
 INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "django_migration_linter", "deploy", "shop"]

@@ -25,7 +25,7 @@ from tests.deploy.databases.conftest import OPTIONS
 from tests.deploy.databases.pairs import Pair
 from tests.support.servers import PATIENCE, Postgres, eventually
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.slow, pytest.mark.django_db]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from tests.deploy.databases.conftest import OPTIONS
 from tests.deploy.databases.pairs import Pair
 from tests.support.servers import Postgres
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:

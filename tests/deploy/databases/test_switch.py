@@ -23,6 +23,8 @@ from tests.support.gate import Gate
 from tests.support.servers import PATIENCE, Postgres, eventually
 from tests.support.writers import TABLES, writing
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[Side, Side]
 STEPS = ["checked", "level", "claimed source", "claimed target", "locked", "fenced", "arrived", "committed", "left"]
 STEPS += ["returned"]
@@ -308,7 +310,6 @@ def test_ddl_waits_for_the_switch_and_is_refused_then(pair: Pair) -> None:
 # --- Faults -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_command_killed_after_any_step_loses_nothing(pair: Pair, full: bool) -> None:
     blue, green = pair
     with writing(blue, green, count=2) as writers:
@@ -406,7 +407,6 @@ def test_a_command_that_stops_while_it_holds_the_lock_loses_it(pair: Pair, monke
 FROZEN = [(1, "level"), (1, "fenced"), (1, "arrived"), (0, "claimed target"), (0, "locked"), (0, "fenced")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("index", "step"), FROZEN)
 def test_a_server_frozen_for_two_seconds(
     pair: Pair, clusters: tuple[Postgres, Postgres], monkeypatch: pytest.MonkeyPatch, index: int, step: str
@@ -427,7 +427,6 @@ def test_a_server_frozen_for_two_seconds(
         writers.wait_for(5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("index", "step"), [(0, "fenced"), (1, "arrived"), (1, "committed"), (0, "committed")])
 def test_a_server_killed_in_the_middle(pair: Pair, clusters: tuple[Postgres, Postgres], index: int, step: str) -> None:
     blue, green = pair
@@ -452,7 +451,6 @@ def behind(gate: Gate, side: Side) -> Side:
     return Side(side.colour, url._replace(netloc=f"{url.username}:{url.password}@127.0.0.1:{gate.port}").geturl())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("index", "step"), [(1, "fenced"), (1, "arrived"), (0, "locked")])
 def test_the_network_between_the_command_and_a_side_cut(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, index: int, step: str
@@ -474,7 +472,6 @@ def test_the_network_between_the_command_and_a_side_cut(
         assert writable(blue, green) == "blue"
 
 
-@pytest.mark.slow
 def test_a_walsender_killed_in_the_middle(pair: Pair) -> None:
     blue, green = pair
 
@@ -485,7 +482,6 @@ def test_a_walsender_killed_in_the_middle(pair: Pair) -> None:
         assert switch(blue, green, on_step=at("locked", kill), **SLOW).lossless
 
 
-@pytest.mark.slow
 def test_a_large_transaction_that_is_still_on_its_way(pair: Pair, full: bool) -> None:
     """The writes stay with the source until the target has caught up."""
     blue, green = pair
