@@ -10,6 +10,7 @@ from typing import Any
 from allauth.account import admin as allauth_admin  # registers EmailAddress, which is replaced below
 from allauth.account.decorators import secure_admin_login
 from allauth.account.models import EmailAddress
+from allauth.mfa import admin as mfa_admin  # registers Authenticator, which is removed below
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -98,6 +99,7 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
 
 admin.site.unregister(Group)
 admin.site.unregister(EmailAddress)
+admin.site.unregister(mfa_admin.Authenticator)  # who edits second factors could sign in as their owner
 
 
 @admin.register(Group)

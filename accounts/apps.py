@@ -9,6 +9,7 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from allauth.account.signals import email_confirmed, user_signed_up
+        from allauth.mfa.signals import authenticator_added
 
         from accounts import audited, roles, signals
 
@@ -16,4 +17,5 @@ class AccountsConfig(AppConfig):
         email_confirmed.connect(signals.release_address)
         audited.connect()
         post_migrate.connect(roles.correct_groups)
+        authenticator_added.connect(signals.remember_second_factor)
         post_delete.connect(signals.remove_avatar, sender="accounts.User")

@@ -6,6 +6,7 @@ from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.decorators.cache import never_cache
 
 from accounts import avatars, views
+from accounts.mfa.urls import urlpatterns as mfa
 
 ours: list[URLPattern | URLResolver] = [
     path("accounts/profile/", views.profile, name="profile"),
@@ -15,6 +16,7 @@ ours: list[URLPattern | URLResolver] = [
 # These show personal data or the key of a link, so neither browsers nor proxies may store them.
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include((ours, "accounts"))),
+    *mfa,
     path("accounts/signup/", never_cache(views.sends_mail(allauth.signup)), name="account_signup"),
     path("accounts/login/", never_cache(views.sends_mail(allauth.login)), name="account_login"),
     path("accounts/logout/", never_cache(allauth.logout), name="account_logout"),

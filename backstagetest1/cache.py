@@ -71,8 +71,9 @@ class Breaker:
 _breakers: dict[str, Breaker] = {}
 
 
-# Prefixes of the keys that hold rate limits: allauth's (sign-in, password resets, mail) and the API's.
-RATE_LIMITS = ("allauth:rl:", "api-limit:")
+# Prefixes of the keys that hold limits: allauth's rates (sign-in, password resets, mail), the API's, and the codes of
+# authenticator apps that were used.
+RATE_LIMITS = ("allauth:rl:", "api-limit:", "totp-used:")
 MAX_LOCAL = 10_000  # such keys in the memory of a process; beyond that, the oldest are dropped
 
 # By server, like the breakers: what a process counts itself while Redis is unavailable.

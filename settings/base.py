@@ -47,6 +47,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "allauth",
     "allauth.account",
+    "allauth.mfa",
     "csp",
     "django_htmx",
 ]
@@ -68,6 +69,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
+    "accounts.mfa.middleware.RequireSecondFactor",
     "django_htmx.middleware.HtmxMiddleware",
     "backstagetest1.closed.ClosedBoard",
     "backstagetest1.zone.ZoneMiddleware",
@@ -143,6 +145,24 @@ ACCOUNT_RATE_LIMITS = {  # besides allauth's others, which are on
     "reset_password": "20/m/ip,5/m/key,10/d/key",
     "confirm_email": "1/180s/key,10/d/key",
     "manage_email": "10/m/user,100/d/user",
+}
+
+# Second factors (accounts/mfa)
+REQUIRE_MFA = env.subset("REQUIRE_MFA", ("viewer", "deployer", "approver", "maintainer"))
+MFA_ADAPTER = "accounts.mfa.adapter.MFAAdapter"
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True  # instead of the password and a second factor: it is both
+MFA_TOTP_ISSUER = "backstagetest1"
+MFA_TOTP_TOLERANCE = 1  # also the code before and after, as clocks differ (RFC 6238, section 5.2)
+MFA_RATE_LIMITS = {"webauthn_login": "60/m/ip"}  # a sign-in counts twice; an office has one address
+MFA_FORMS = {
+    "authenticate": "accounts.mfa.forms.AuthenticateForm",
+    "reauthenticate": "accounts.mfa.forms.ReauthenticateForm",
+    "activate_totp": "accounts.mfa.forms.ActivateTOTPForm",
+    "add_webauthn": "accounts.mfa.forms.AddPasskeyForm",
+    "authenticate_webauthn": "accounts.mfa.forms.AuthenticatePasskeyForm",
+    "login_webauthn": "accounts.mfa.forms.LoginPasskeyForm",
+    "reauthenticate_webauthn": "accounts.mfa.forms.ReauthenticatePasskeyForm",
 }
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = "/"

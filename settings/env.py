@@ -306,6 +306,14 @@ def ascending(name: str, default: str) -> list[float]:
     return values
 
 
+def subset(name: str, allowed: tuple[str, ...]) -> list[str]:
+    """Returns words of `allowed`, separated by commas. Raises ConfigError."""
+    values = split(read(name, "", "subset"))
+    if not set(values) <= set(allowed):
+        raise invalid(name, f"words of {', '.join(allowed)}, separated by commas")
+    return values
+
+
 def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
     """Returns one of `allowed`. Raises ConfigError."""
     value = read(name, default, "choice")
@@ -339,6 +347,14 @@ def secret_key() -> str:
     if len(value) < 50 or len(set(value)) < 5:
         raise invalid("SECRET_KEY", "50 or more random characters")
     return value
+
+
+def secret_key_fallbacks() -> list[str]:
+    """Returns SECRET_KEY_FALLBACKS, earlier values of SECRET_KEY. Raises ConfigError if one of them is too short."""
+    values = split(read("SECRET_KEY_FALLBACKS", "", "secret_key_fallbacks"))
+    if any(len(value) < 50 for value in values):
+        raise invalid("SECRET_KEY_FALLBACKS", "earlier values of SECRET_KEY, separated by commas")
+    return values
 
 
 def hosts(default: str) -> list[str]:

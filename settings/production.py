@@ -8,6 +8,7 @@ from settings.base import redis_cache
 ENVIRONMENT = env.label("ENVIRONMENT", "production")
 env.no_debug()
 SECRET_KEY = env.secret_key()
+SECRET_KEY_FALLBACKS = env.secret_key_fallbacks()
 ALLOWED_HOSTS = env.hosts("backstagetest1.com,www.backstagetest1.com")
 DATABASES = {"default": services.database("prod_user", "prod-db.example.com", "backstagetest1_production")}
 CACHES = redis_cache("redis://prod-redis.example.com:6379/1")

@@ -7,6 +7,7 @@ from settings.base import redis_cache
 ENVIRONMENT = "testing"
 env.no_debug()
 SECRET_KEY = env.secret_key()
+SECRET_KEY_FALLBACKS = env.secret_key_fallbacks()
 ALLOWED_HOSTS = env.hosts("testing.backstagetest1.com,localhost,127.0.0.1,testserver")
 
 DATABASES = {"default": services.database()}
