@@ -9,7 +9,7 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from allauth.account.signals import email_confirmed, user_signed_up
-        from allauth.mfa.signals import authenticator_added
+        from allauth.mfa.signals import authenticator_added, authenticator_removed, authenticator_reset
 
         from accounts import audited, roles, signals
 
@@ -17,5 +17,7 @@ class AccountsConfig(AppConfig):
         email_confirmed.connect(signals.release_address)
         audited.connect()
         post_migrate.connect(roles.correct_groups)
-        authenticator_added.connect(signals.remember_second_factor)
+        authenticator_added.connect(signals.factor_added)
+        authenticator_removed.connect(signals.factor_removed)
+        authenticator_reset.connect(signals.codes_replaced)
         post_delete.connect(signals.remove_avatar, sender="accounts.User")

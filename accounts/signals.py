@@ -4,12 +4,15 @@ from functools import partial
 from typing import Any
 
 from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
 from django.db import transaction
 from django.http import HttpRequest
 
 from accounts import addresses, avatars
 from accounts.mfa import requirement
 from accounts.models import User
+from audit import record
+from audit.actions import Action
 from metrics.registry import USER_REGISTRATIONS
 
 
@@ -22,9 +25,20 @@ def release_address(email_address: EmailAddress, **_: Any) -> None:
     addresses.remove_unverified(email_address.email, keep_for=email_address.user)
 
 
-def remember_second_factor(request: HttpRequest, user: User, **_: Any) -> None:
-    """Counts a second factor that was just set up as shown in this session."""
-    request.session[requirement.SET_UP] = user.pk
+def factor_added(request: HttpRequest, user: User, authenticator: Authenticator, **_: Any) -> None:
+    """Counts a second factor that was just set up as shown in this session, and records it."""
+    if authenticator.type in requirement.FACTORS:  # recovery codes come with the first, and are no news
+        request.session[requirement.SET_UP] = user.pk
+        record(Action.FACTOR_ADDED, target=str(authenticator), request=request)
+
+
+def factor_removed(request: HttpRequest, authenticator: Authenticator, **_: Any) -> None:
+    if authenticator.type in requirement.FACTORS:  # recovery codes go with the last
+        record(Action.FACTOR_REMOVED, target=str(authenticator), request=request)
+
+
+def codes_replaced(request: HttpRequest, **_: Any) -> None:
+    record(Action.CODES_REPLACED, request=request)
 
 
 def remove_avatar(instance: User, **_: Any) -> None:

@@ -18,6 +18,10 @@ class Action(TextChoices):
     ADDRESS_CHANGED = "address_changed", "primary address changed"
     ADDRESS_REMOVED = "address_removed", "address removed"
 
+    FACTOR_ADDED = "factor_added", "second factor added"
+    FACTOR_REMOVED = "factor_removed", "second factor removed"
+    CODES_REPLACED = "codes_replaced", "recovery codes replaced"
+
     # ledger
     TOKEN_MADE = "token_made", "token created"
     TOKEN_ROTATED = "token_rotated", "token rotated"

@@ -148,7 +148,7 @@ ACCOUNT_RATE_LIMITS = {  # besides allauth's others, which are on
 }
 
 # Second factors (accounts/mfa)
-REQUIRE_MFA = env.subset("REQUIRE_MFA", ("viewer", "deployer", "approver", "maintainer"))
+REQUIRE_MFA = env.subset("REQUIRE_MFA", env.ROLES)
 MFA_ADAPTER = "accounts.mfa.adapter.MFAAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True  # instead of the password and a second factor: it is both

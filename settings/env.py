@@ -17,6 +17,7 @@ from django.core.validators import validate_email
 
 TRUE = ("true", "1", "yes", "on")
 FALSE = ("false", "0", "no", "off")
+ROLES = ("viewer", "deployer", "approver", "maintainer")  # accounts.roles has them too; a test compares the two
 CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 # A host: a name, an IPv4 address, or an IPv6 address in brackets. One, and nothing else around it.

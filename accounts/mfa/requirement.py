@@ -6,6 +6,7 @@ from django.conf import settings
 from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest
 
+from accounts import roles
 from accounts.models import User
 
 SET_UP = "second_factor_of"  # in a session: the user who has set up a second factor in it
@@ -16,10 +17,7 @@ def is_required(user: AbstractBaseUser) -> bool:
     """Returns whether `user` has a role in REQUIRE_MFA, for the whole or for an environment. Costs a query."""
     if not settings.REQUIRE_MFA or not isinstance(user, User):
         return False
-    held = {name.partition(":")[0] for name in user.groups.values_list("name", flat=True)}
-    if user.is_superuser:
-        held.add("maintainer")
-    return not held.isdisjoint(settings.REQUIRE_MFA)
+    return not set(roles.held(user).values()).isdisjoint(settings.REQUIRE_MFA)
 
 
 def is_shown(request: HttpRequest) -> bool:

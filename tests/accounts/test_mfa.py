@@ -20,6 +20,9 @@ from pytest_django import Settings
 
 from accounts.mfa import middleware, sealing
 from accounts.models import User
+from accounts.roles import Role
+from audit.models import Entry
+from settings import env
 from tests.board.test_pages import is_ours
 
 pytestmark = pytest.mark.django_db
@@ -89,6 +92,7 @@ def test_an_app_is_set_up_and_asked_for_at_the_next_sign_in(client: Client, user
     assert signed_in(client)
     secret = set_up_app(client)
     assert mail.outbox[-1].subject == "An authenticator app was added" and mail.outbox[-1].to == [user.email]
+    assert Entry.objects.filter(action="factor_added", actor=user.email, target="TOTP Authenticator").exists()
     assert len(re.findall(r"<li>\d{8}</li>", client.get(CODES).content.decode())) == 10
     assert (
         client.get(f"{CODES}download/").content.decode().split()
@@ -279,6 +283,12 @@ def test_the_admin_does_not_edit_second_factors(admin_client: Client) -> None:
 @pytest.fixture
 def required(settings: Settings) -> None:
     settings.REQUIRE_MFA = ["approver", "maintainer"]
+
+
+def test_the_roles_that_the_setting_knows_are_all_roles() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REQUIRE_MFA", ",".join(Role.values))
+        assert env.subset("REQUIRE_MFA", env.ROLES) == Role.values == list(env.ROLES)
 
 
 def give(user: User, group: str) -> None:
