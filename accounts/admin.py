@@ -11,6 +11,7 @@ from allauth.account import admin as allauth_admin  # registers EmailAddress, wh
 from allauth.account.decorators import secure_admin_login
 from allauth.account.models import EmailAddress
 from allauth.mfa import admin as mfa_admin  # registers Authenticator, which is removed below
+from allauth.usersessions import admin as usersessions_admin  # registers UserSession, likewise
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -99,6 +100,7 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
 
 admin.site.unregister(Group)
 admin.site.unregister(EmailAddress)
+admin.site.unregister(usersessions_admin.UserSession)  # whose keys are what signs people in
 admin.site.unregister(mfa_admin.Authenticator)  # who edits second factors could sign in as their owner
 
 

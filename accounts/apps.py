@@ -8,14 +8,17 @@ class AccountsConfig(AppConfig):
     role_permissions = {"maintainer": ("manage_members",)}
 
     def ready(self) -> None:
-        from allauth.account.signals import email_confirmed, user_signed_up
+        from allauth.account.signals import email_confirmed, user_logged_in, user_signed_up
         from allauth.mfa.signals import authenticator_added, authenticator_removed, authenticator_reset
+        from allauth.mfa.signals import authentication_failed as factor_failed
 
-        from accounts import audited, roles, signals
+        from accounts import audited, roles, sessions, signals
 
         user_signed_up.connect(signals.count_registration)
         email_confirmed.connect(signals.release_address)
         audited.connect()
+        user_logged_in.connect(sessions.begin)
+        factor_failed.connect(signals.factor_failed)
         post_migrate.connect(roles.correct_groups)
         authenticator_added.connect(signals.factor_added)
         authenticator_removed.connect(signals.factor_removed)

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from accounts import addresses, avatars
 from accounts.mfa import requirement
 from accounts.models import User
-from audit import record
+from audit import record, record_or_log
 from audit.actions import Action
 from metrics.registry import USER_REGISTRATIONS
 
@@ -35,6 +35,10 @@ def factor_added(request: HttpRequest, user: User, authenticator: Authenticator,
 def factor_removed(request: HttpRequest, authenticator: Authenticator, **_: Any) -> None:
     if authenticator.type in requirement.FACTORS:  # recovery codes go with the last
         record(Action.FACTOR_REMOVED, target=str(authenticator), request=request)
+
+
+def factor_failed(request: HttpRequest, user: User, **_: Any) -> None:
+    record_or_log(Action.SIGN_IN_FAILED, target=user.email, details={"second factor": "wrong code"}, request=request)
 
 
 def codes_replaced(request: HttpRequest, **_: Any) -> None:

@@ -10,6 +10,7 @@ from accounts.mfa.urls import urlpatterns as mfa
 
 ours: list[URLPattern | URLResolver] = [
     path("accounts/profile/", views.profile, name="profile"),
+    path("accounts/sessions/", views.own_sessions, name="sessions"),
     re_path(rf"^media/{avatars.FOLDER}/(?P<name>{avatars.NAME})$", views.avatar, name="avatar"),
 ]
 

@@ -17,10 +17,12 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from accounts import addresses, avatars
+from accounts import addresses, avatars, sessions
 from accounts.adapter import MailNotSent
 from accounts.forms import ProfileForm
 from accounts.models import User
+from audit import record
+from audit.actions import Action
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,22 @@ def profile(request: HttpRequest) -> HttpResponse:
             messages.success(request, "Profile saved.")
             return redirect("accounts:profile")
     return render(request, "accounts/profile.html", {"form": form})
+
+
+@never_cache
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def own_sessions(request: HttpRequest) -> HttpResponse:
+    """Lists where the user is signed in. POST ends the session with the id `end`, or all but this one."""
+    assert isinstance(request.user, User)
+    if request.method == "POST":
+        ended = sessions.end_some(request.user, request.POST.get("end", ""), but=request.session.session_key)
+        if ended:
+            record(Action.SESSIONS_ENDED, details={"sessions": str(ended)}, request=request)
+        messages.success(request, f"{ended} session{'' if ended == 1 else 's'} ended.")
+        return redirect("accounts:sessions")
+    found = [(each, sessions.device(each.user_agent)) for each in sessions.active(request.user)]
+    return render(request, "accounts/sessions.html", {"sessions": found, "others": len(found) > 1})
 
 
 @require_safe

@@ -20,6 +20,8 @@ class Action(TextChoices):
 
     FACTOR_ADDED = "factor_added", "second factor added"
     FACTOR_REMOVED = "factor_removed", "second factor removed"
+    FACTORS_RESET = "factors_reset", "second factors reset"
+    SESSIONS_ENDED = "sessions_ended", "sessions ended"
     CODES_REPLACED = "codes_replaced", "recovery codes replaced"
 
     # ledger

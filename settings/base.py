@@ -48,6 +48,7 @@ INSTALLED_APPS = [
     "allauth",
     "allauth.account",
     "allauth.mfa",
+    "allauth.usersessions",
     "csp",
     "django_htmx",
 ]
@@ -70,6 +71,7 @@ MIDDLEWARE = [
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
     "accounts.mfa.middleware.RequireSecondFactor",
+    "accounts.sessions.SeenMiddleware",
     "django_htmx.middleware.HtmxMiddleware",
     "backstagetest1.closed.ClosedBoard",
     "backstagetest1.zone.ZoneMiddleware",

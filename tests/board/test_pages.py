@@ -223,6 +223,7 @@ STRANGERS_PAGES = [
 ]
 MEMBERS_PAGES = [
     "/accounts/profile/",
+    "/accounts/sessions/",
     "/accounts/email/",
     "/accounts/reauthenticate/",
     "/accounts/password/change/",
