@@ -1,8 +1,8 @@
-"""Answers of Prometheus for pages: fetched by threads, cached, and waited for until a deadline.
+"""Answers of Prometheus, and of the two databases, for pages: fetched by threads, cached, waited for until a deadline.
 
 A page shows the cached answer while a thread fetches a new one. It waits only if nothing is cached, and not beyond its
 deadline. It does not wait after a recent failure, nor when an open page polls. The cache is per process, because the
-queries are cheap for Prometheus.
+queries are cheap.
 """
 
 import threading
@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
-from metrics.prometheus import Prometheus, PrometheusError
+from metrics.prometheus import PrometheusError
 
 DEADLINE = 1.0  # seconds that a page waits for a first answer
 TIMEOUT = 1.0  # seconds that Prometheus has to answer
@@ -30,7 +30,7 @@ class Answer:
     at: float
 
 
-Key = tuple[Prometheus, Hashable]
+Key = tuple[Hashable, Hashable]  # who is asked, and for what
 
 kept: OrderedDict[Key, Answer] = OrderedDict()
 asking: dict[Key, threading.Thread] = {}
@@ -44,7 +44,7 @@ def begin(key: Key, ask: Callable[[], Any]) -> None:
         known, thread = kept.get(key), asking.get(key)
         if known and time.monotonic() - known.at < FRESH or thread and thread.is_alive():
             return
-        asking[key] = threading.Thread(target=keep, args=(key, ask), name="ask Prometheus", daemon=True)
+        asking[key] = threading.Thread(target=keep, args=(key, ask), name="ask for a page", daemon=True)
         asking[key].start()
 
 

@@ -10,7 +10,8 @@ from django.conf import settings
 from django.db.models import prefetch_related_objects
 
 from accounts.roles import Scope
-from board import answers
+from board import answers, databases
+from board.databases import Databases
 from ledger import queries
 from ledger.environments import EnvironmentConfig, config_of, environment_configs
 from ledger.models import IN_FLIGHT, Deployment, Environment
@@ -79,7 +80,9 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class Card:
-    """One environment on the board. `people` says whether names are shown. `budget` is None without a Prometheus."""
+    """One environment on the board. `people` says whether names are shown. `budget` is None without a Prometheus, and
+    `databases` unless there are two.
+    """
 
     environment: Environment
     reading: Reading
@@ -88,6 +91,7 @@ class Card:
     people: bool
     budget: ErrorBudget | None = None
     production: bool = False
+    databases: Databases | None = None
 
     @property
     def drifted(self) -> bool:
@@ -99,12 +103,13 @@ class Card:
 def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Card]:
     """Returns a card for each environment, in order; in those of `people` with names and the commands to roll back.
 
-    The number of queries depends on the number of environments alone. A Prometheus that has not answered yet is waited
-    for until then, by the monotonic clock. Raises django.db.Error.
+    The number of queries depends on the number of environments alone. A Prometheus or a database that has not answered
+    yet is waited for until then, by the monotonic clock. Raises django.db.Error.
     """
     for prometheus in {config.prometheus for config in environment_configs().values()}:
         if prometheus:
             answers.begin((prometheus, "budgets"), partial(budgets, prometheus, answers.TIMEOUT))
+    databases.begin()
     environments = queries.board()
     shown = [each for row in environments for each in (row.in_flight, row.failed) if each]
     prefetch_related_objects(shown, "steps")
@@ -119,9 +124,9 @@ def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Car
         elif shown_people and row.current:
             advice = rollback_advice(row, queries.previous_good(row))
         config = config_of(row.name)
-        budget = error_budget(config, until)
+        budget, pair = error_budget(config, until), databases.result(config, until)
         underway = progress(row.in_flight, now)
-        result.append(Card(row, reading, underway, advice, shown_people, budget, config.production))
+        result.append(Card(row, reading, underway, advice, shown_people, budget, config.production, pair))
     return result
 
 

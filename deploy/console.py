@@ -53,21 +53,21 @@ class Output:
             self.status = self.console.status(Text(f"{name} ..."))
             self.status.start()
 
-    def tell(self, text: str) -> None:
-        """Shows what the current step is waiting for; in a pipe, a line every PROGRESS seconds."""
+    def tell(self, text: str, **figures: float | None) -> None:
+        """Shows what the current step is waiting for; in a pipe, a line every PROGRESS seconds. `figures`: for JSON."""
         took = time.monotonic() - self.began
         if self.status:
             self.status.update(Text(f"{self.name}: {text} ({took:.0f} s)"))
         elif time.monotonic() - self.told >= PROGRESS:
             self.told = time.monotonic()
-            self.event("progress", name=self.name, text=text, seconds=round(took, 1))
+            self.event("progress", name=self.name, text=text, seconds=round(took, 1), **figures)
             self.line(f"  {self.name}: {text} ({took:.0f} s)")
 
-    def end(self, outcome: str, note: str) -> None:
-        """Shows how the current step ended: succeeded, failed or skipped, with its seconds."""
+    def end(self, outcome: str, note: str, **figures: float | None) -> None:
+        """Shows how the current step ended: succeeded, failed or skipped, with its seconds. `figures`: for JSON."""
         took = time.monotonic() - self.began
         self.quiet()
-        self.event("step", name=self.name, outcome=outcome, seconds=round(took, 2), note=note)
+        self.event("step", name=self.name, outcome=outcome, seconds=round(took, 2), note=note, **figures)
         time_ = "" if outcome == "skipped" else f"{took:5.1f} s"
         self.line(f"{SIGNS[outcome]} {self.name:<16} {time_:>8}  {note}", COLOURS[outcome])
 

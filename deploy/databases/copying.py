@@ -10,7 +10,7 @@ from psycopg2 import sql
 from deploy.databases import statements
 from deploy.databases.errors import DatabaseError, TimedOut, Unreachable
 from deploy.databases.heartbeat import beat
-from deploy.databases.links import PAUSE, Key, Say
+from deploy.databases.links import PAUSE, Key, Say, Told
 from deploy.databases.side import Side
 
 # A worker that has failed so often, and for so many seconds, without any progress is given up.
@@ -61,21 +61,31 @@ class Copying:
         )
         return sum(ready for *_, ready, _, _ in tables)
 
-    def progress(self, done: int, tables: int) -> str:
+    def progress(self, done: int, tables: int) -> Told:
         """How far it is, in a line."""
         total = sum(self.sizes.values())
-        rate = self.bytes / self.seconds if self.seconds else 0.0
-        left = f", {spell((total - self.bytes) / rate)} left" if rate and self.bytes < total else ""
-        return (
+        left = (total - self.bytes) / self.rate if self.rate and self.bytes < total else None
+        return Told(
             f"{done} of {tables} tables copied, {self.rows:,} rows, {size(self.bytes)} of {size(total)}, "
-            f"{size(rate)}/s{left}"
+            f"{size(self.rate)}/s" + ("" if left is None else f", {spell(left)} left"),
+            self.figures
+            | {"tables_copied": done, "bytes_total": total, "seconds_left": None if left is None else round(left, 1)},
         )
 
-    def summary(self) -> str:
+    def summary(self) -> Told:
         """What was copied, and how fast."""
-        rate = self.bytes / self.seconds if self.seconds else 0.0
         what = f"{len(self.sizes)} tables, {self.rows:,} rows, {size(self.bytes)}"
-        return f"{what} in {spell(self.seconds)} ({size(rate)}/s)"
+        return Told(f"{what} in {spell(self.seconds)} ({size(self.rate)}/s)", self.figures)
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """What was copied so far."""
+        return {"tables": len(self.sizes), "rows": self.rows, "bytes": self.bytes, "bytes_per_second": round(self.rate)}
 
 
 class Watch:
@@ -144,7 +154,8 @@ def caught_up(sender: Side, receiver: Side, subscription: str, *, say: Say, pati
         behind, *_, confirmed = next(iter(sender.run(statements.SLOT, [subscription])), (0, None))
         if time.monotonic() - told > 5 * PAUSE:
             told = time.monotonic()
-            say(f"{receiver.colour} is {size(behind)} and {spell(told - began)} behind {sender.colour}")
+            text = f"{receiver.colour} is {size(behind)} and {spell(told - began)} behind {sender.colour}"
+            say(Told(text, {"lag_bytes": behind, "lag_seconds": round(told - began, 1)}))
         return confirmed or ""  # how far it is behind changes as long as anybody writes
 
     Watch(sender, receiver, subscription, patience).wait(look, say, PAUSE / 10)

@@ -30,6 +30,19 @@ PAUSE = 0.2  # seconds between two looks
 CANCELLED, EXISTS, IN_USE = "57014", "42710", "55006"  # SQLSTATEs
 
 Say = Callable[[str], None]
+
+
+class Told(str):
+    """What Say is told, with the figures in it for machines."""
+
+    figures: Mapping[str, float | None]
+
+    def __new__(cls, text: str, figures: Mapping[str, float | None]) -> "Told":
+        told = super().__new__(cls, text)
+        told.figures = figures
+        return told
+
+
 Key = tuple[str, str]  # schema and name
 
 

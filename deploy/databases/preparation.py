@@ -14,7 +14,7 @@ from deploy.databases.catalogs import Catalog, Column, Notes
 from deploy.databases.copying import Copying, caught_up, retried
 from deploy.databases.errors import DatabaseError
 from deploy.databases.findings import Finding
-from deploy.databases.links import BACK, FORWARD, Key, Link, Say
+from deploy.databases.links import BACK, FORWARD, Key, Link, Say, Told
 from deploy.databases.pgoutput import Written
 from deploy.databases.rehearsal import Rehearsal
 from deploy.databases.side import Side
@@ -77,7 +77,7 @@ class Preparation:
 
     def say(self, text: str) -> None:
         """Says how far the current step is."""
-        self.told(f"{self.step}: {text}")
+        self.told(Told(f"{self.step}: {text}", getattr(text, "figures", {})))
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
         """The names and functions of the steps, in order."""

@@ -59,8 +59,7 @@ def prepare(
             for name, step in preparation.steps():
                 preparation.step = name
                 say(f"{name} ...")
-                note = step()
-                say(f"{name}: {note or 'done'}")
+                preparation.say(step() or "done")
                 begun = True
         except BaseException:
             if begun:

@@ -4,6 +4,7 @@ PostgreSQL's own time-outs are kept by the server, so a frozen one keeps none of
 connections never wait in libpq: https://www.psycopg.org/docs/advanced.html#asynchronous-support.
 """
 
+import math
 import re
 import select
 import time
@@ -38,6 +39,8 @@ class Session:
     Transactions that span several messages are begun and ended by statements of their own.
     """
 
+    limit = math.inf  # seconds that no statement may exceed, whatever its own time-out
+
     def __init__(self, colour: str, url: str, **settings: str) -> None:
         """`settings` are those of PostgreSQL, for the connection."""
         self.colour, self.url = colour, url
@@ -55,6 +58,7 @@ class Session:
 
         `timeout` is in seconds. Raises DatabaseError, TimedOut or Unreachable.
         """
+        timeout = min(timeout, self.limit)
         deadline = time.monotonic() + timeout
         connection = self._connected(min(deadline, time.monotonic() + CONNECT))
         cursor = connection.cursor()

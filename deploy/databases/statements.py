@@ -64,7 +64,7 @@ end
 $$;
 grant usage on schema bg to public;
 grant select on sequence bg.fence to public;
-grant select on bg.note to public;
+grant select on bg.state, bg.heartbeat, bg.note to public;
 """
 # A database that has its state keeps it.
 START = """
@@ -583,7 +583,7 @@ from pg_subscription s where subname = %s and subdbid = (select oid from pg_data
 
 # Before a statement that locks a table: whoever waits for it longer makes everybody behind it wait.
 BRIEFLY = "set local lock_timeout = '300ms';\n"
-BEATEN = "select at from bg.heartbeat where colour = %s"
+BEATS = "select colour, at from bg.heartbeat"
 # The publication's tables, with the columns of those that have a list of them.
 LISTS = """
 select n.nspname::text, c.relname::text,

@@ -40,7 +40,7 @@ class TwoDatabases:
                 raise StepFailed(why(events, "The check of the migrations failed."))
         done = self.bluegreen("prepare", "--release", self.release, tell=tell)
         self.colour = done.get("target") or self.status(tell)["target"]
-        return str(done["text"])
+        return f"{self.colour}: {done['copied']}" if done.get("copied") else str(done["text"])
 
     def make_room(self, tell: Progress) -> None:
         """Called before the idle database is made anew."""

@@ -70,6 +70,17 @@ def test_what_an_interrupted_switch_has_left_is_recovered_first(phase: str) -> N
     assert (done, again) == (["recover"], ["recover", "rollback"])
 
 
+def test_the_step_says_what_was_copied() -> None:
+    copied = {
+        "event": "result",
+        "text": "",
+        "target": "green",
+        "copied": "3 tables, 1,200 rows, 1.2 MB in 2.0 s (600 kB/s)",
+    }
+    databases, _ = of(STANDING, prepare=(0, [copied]))
+    assert databases.prepare(False, quiet) == "green: 3 tables, 1,200 rows, 1.2 MB in 2.0 s (600 kB/s)"
+
+
 def test_what_is_refused_says_why_and_each_finding() -> None:
     found = {"event": "finding", "verdict": "refuse", "table": "t", "column": "c", "reason": "renamed.", "cure": "Do."}
     fine = found | {"verdict": "allow", "table": "other"}

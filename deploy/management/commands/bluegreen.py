@@ -22,6 +22,7 @@ from deploy.databases.catalogs import Notes
 from deploy.databases.copying import retried, size
 from deploy.databases.errors import DatabaseError
 from deploy.databases.findings import Finding
+from deploy.databases.links import Told
 from deploy.databases.pgoutput import Written
 from deploy.databases.preparation import Options
 from deploy.databases.rehearsal import Rehearsal
@@ -218,6 +219,8 @@ exit codes:
             "prepared",
             f"{target.colour} is prepared for {release} and in step. Move the writes with: manage.py bluegreen switch",
             writable=source.colour,
+            target=target.colour,
+            copied=steps.notes.get("copy"),
         )
 
     def roles(self) -> tuple[Side, Side]:
@@ -625,7 +628,8 @@ class Steps:
 
     def __init__(self, output: Output, on_step: Callable[[str], None]) -> None:
         self.output, self.on_step = output, on_step
-        self.name = self.note = ""
+        self.name = ""
+        self.notes: dict[str, str] = {}  # what was last said of each step
 
     def __enter__(self) -> "Steps":
         return self
@@ -641,8 +645,9 @@ class Steps:
             self.on_step(self.name)
             self.output.begin(self.name)
         elif self.name and text.startswith(f"{self.name}: "):
-            self.note = text.removeprefix(f"{self.name}: ")
-            self.output.tell(self.note)
+            said = Told(text.removeprefix(f"{self.name}: "), getattr(text, "figures", {}))
+            self.notes[self.name] = said
+            self.output.tell(said, **said.figures)
         else:
             self.end("failed")
             self.output.note(text)
@@ -650,8 +655,10 @@ class Steps:
     def end(self, outcome: str) -> None:
         """Ends the current step, if there is one."""
         if self.name:
-            self.output.end(outcome, self.note if outcome == "succeeded" and self.note != "done" else "")
-        self.name = self.note = ""
+            said = self.notes.get(self.name, "")
+            shown = outcome == "succeeded" and said != "done"
+            self.output.end(outcome, said if shown else "", **getattr(said, "figures", {}))
+        self.name = ""
 
 
 @contextmanager

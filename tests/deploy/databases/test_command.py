@@ -261,7 +261,9 @@ def test_a_rollback_that_would_lose_rows_is_refused_until_somebody_accepts_that(
 def test_status_knows_what_it_cannot_know(sides: Sides, settings: Settings) -> None:
     blue, green = sides
     assert run("status").out == "Not prepared: neither database has a fence. Run manage.py bluegreen prepare.\n"
-    assert run("prepare").code == 0
+    done = run("prepare", "--json")
+    (copied,) = [each for each in done.events if each.get("name") == "copy" and each.get("outcome") == "succeeded"]
+    assert copied["rows"] >= 100 and copied["bytes"] > 0 and copied["note"] == done.result["copied"]
     found = run("status", "--json").result
     assert found["event"] == "status" and found["writable"] == "blue" and found["lossless"] and not found["faults"]
     assert found["phases"] == {"blue": "active", "green": "standby"}

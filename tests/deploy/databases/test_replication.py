@@ -171,6 +171,11 @@ def test_a_release_is_prepared_and_rows_go_both_ways(sides: Sides, options: Opti
     text = "\n".join(told)
     assert re.search(r"copy: \d of 5 tables copied, [\d,]+ rows, .* of .*B, .*B/s", text)
     assert "fit: 3 tables in common, 1 of them by column" in text
+    copied = [each for each in told if isinstance(each, links.Told) and each.figures]
+    assert {"tables", "tables_copied", "rows", "bytes", "bytes_total", "bytes_per_second", "seconds_left"} == {
+        *copied[0].figures
+    }
+    assert copied[-1].startswith("copy: 5 tables, 1,") and (copied[-1].figures["rows"] or 0) >= 1000
 
 
 def test_a_release_that_is_prepared_is_left_alone_and_finalize_ends_it(sides: Sides, options: Options) -> None:
