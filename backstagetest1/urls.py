@@ -11,6 +11,7 @@ from backstagetest1 import assets
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include("board.urls")),
+    path("audit/", include("audit.urls")),
     path("status/", include("statuspage.urls")),
     path("", include("accounts.urls")),
     path("health/", include("health.urls")),

@@ -218,6 +218,15 @@ def test_addresses_are_managed_after_the_password_is_given_again(site: Site, win
     page.get_by_text("second@example.com removed.").wait_for()
 
 
+def test_the_audit_log_is_sound(staff: Window) -> None:
+    staff.go("/audit/", "Audit log")
+    assert "Signed in" in staff.main.get_by_role("table").inner_text()
+    staff.page.get_by_label("Actor").fill("nobody@example.com")
+    staff.press("Apply")
+    staff.page.get_by_text("No matching entries.").wait_for()
+    staff.inspect()
+
+
 def test_the_other_pages_are_sound(staff: Window, window: Window) -> None:
     staff.go("/accounts/password/change/", "Change your password")
     staff.go("/accounts/logout/", "Sign out?")
