@@ -5,6 +5,7 @@ command that gives it images of this machine's Docker; the default is kind's. KU
 stops its API server for 25 s or so.
 """
 
+import http.client
 import json
 import os
 import re
@@ -282,7 +283,7 @@ class Environment:
         port = self.kubectl("get", "service", "edge", "--output", "jsonpath={.spec.ports[0].nodePort}")
         self.edit(
             self.folder / "environments.toml",
-            rf'(?s)(\[{self.name}\]\n)url = "[^"]*"(.*?)namespace = "[^"]*"',
+            rf'(?s)(\[{self.name}\]\n.*?\n)url = "[^"]*"(.*?)namespace = "[^"]*"',
             rf'\1url = "https://{node}:{port}"\2namespace = "{self.namespace}"',
         )
         self.manage("migrate", "--verbosity", "0")
@@ -454,6 +455,118 @@ class Environment:
             yield
         finally:
             self.kubectl("delete", "deployment", "busy", "--wait=true", "--timeout=2m")
+
+
+class Pair(Environment):
+    """Production with a database per colour, in two servers whose roles are those of scripts/database.sh."""
+
+    servers = {"blue": "postgres", "green": "postgres-green"}
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "production")
+        self.namespace = f"{LABEL}-pair"
+        self.passwords = {role: secrets.token_hex(16) for role in (APP, f"{APP}_owner")}
+
+    def adapt(self, node: str) -> None:
+        shutil.copytree(ROOT / "k8s", self.folder / "k8s", dirs_exist_ok=True)  # another environment has changed them
+        shutil.copy(ROOT / "environments.toml", self.folder)
+        super().adapt(node)
+        file = self.overlay / "kustomization.yaml"
+        self.edit(file, "(  - ../../components/)blue-green\n", r"\g<0>\1two-databases\n")
+        rates = "".join(f"\n      - API_RATE_PER_{each}=100000" for each in ("TOKEN", "ADDRESS"))
+        self.edit(file, r"ALLOWED_HOSTS=\S+", rf"\g<0>{rates}")
+
+    def secrets(self, node: str) -> None:
+        super().secrets(node)
+        for secret, role in ((f"{APP}-secrets", APP), (f"{APP}-migrate", f"{APP}_owner")):
+            urls = {
+                f"database-url-{colour}": f"postgresql://{role}:{self.passwords[role]}@{server}:5432/{APP}"
+                for colour, server in self.servers.items()
+            }
+            patch = {"stringData": urls, "data": {"database-url": None}}
+            self.kubectl("patch", "secret", secret, "--type", "merge", "--patch", json.dumps(patch))
+        self.apply(*self.stores())
+        program = (ROOT / "scripts" / "database.sh").read_text()
+        for role, password in (("owner", self.passwords[f"{APP}_owner"]), ("app", self.passwords[APP])):
+            program = program.replace(f"`cat /run/secrets/{role}_password`", f"'{password}'")
+        for server in self.servers.values():
+            self.kubectl("rollout", "status", f"deployment/{server}", "--timeout=5m")
+            self.kubectl("exec", "--stdin", f"deployment/{server}", "--", "bash", given=program)
+
+    def stores(self) -> list[Any]:
+        found = super().stores()
+        (blue,) = [each for each in found if (each["kind"], each["metadata"]["name"]) == ("Deployment", "postgres")]
+        options = ["-cfsync=off", "-cwal_level=logical", "-cmax_slot_wal_keep_size=1GB"]
+        blue["spec"]["template"]["spec"]["containers"][0]["args"] = options
+        one = json.dumps([each for each in found if each["metadata"]["name"] == "postgres"])
+        green: list[Any] = json.loads(one.replace('"postgres"', '"postgres-green"'))
+        return found + green
+
+    def ask(self, colour: str, statement: str) -> list[str]:
+        """The lines that a colour's database answers with."""
+        words = ("psql", "--username", "postgres", "--dbname", APP, "-qtAc", statement)
+        return self.kubectl("exec", f"deployment/{self.servers[colour]}", "--", *words).splitlines()
+
+    def writable(self) -> list[str]:
+        """The colours whose database accepts writes."""
+        return [each for each in self.servers if self.ask(each, "select last_value from bg.fence") == ["1"]]
+
+    @contextmanager
+    def written(self) -> Iterator["Writers"]:
+        """With writers all the while."""
+        words = ("api_token", "create", "writer", "--environment", self.name, "--register")
+        pod = f"deployment/{APP}-blue"
+        token = self.kubectl("exec", pod, "--container", APP, "--", "python", "manage.py", *words).split()[-1]
+        form = "jsonpath={.spec.ports[?(@.name=='plain')].nodePort}"
+        port = int(self.kubectl("get", "service", "edge", "--output", form))
+        writers = Writers(self.node, port, self.host, token)
+        try:
+            eventually(lambda: len(writers.rows) > 20, every=1)
+            yield writers
+        finally:
+            writers.end()
+
+
+class Writers:
+    """Clients that send each row once, and write down which were acknowledged."""
+
+    def __init__(self, node: str, port: int, host: str, token: str) -> None:
+        self.address, self.host, self.token = (node, port), host, token
+        self.rows: list[str] = []
+        self.outcomes: Counter[str] = Counter()
+        self.longest = 0.0  # seconds that an acknowledged write took
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self.write, daemon=True) for _ in range(4)]
+        for thread in self.threads:
+            thread.start()
+
+    @property
+    def failed(self) -> dict[str, int]:
+        return {outcome: count for outcome, count in self.outcomes.items() if outcome != "201"}
+
+    def write(self) -> None:
+        link = http.client.HTTPConnection(*self.address, timeout=30)
+        headers = {"Host": self.host, "Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
+        while not self.over.wait(0.1):
+            key, began = f"row-{secrets.token_hex(8)}", time.monotonic()
+            row = {"version": key, "commit": secrets.token_hex(20), "built_at": "2026-03-01T12:00:00+00:00"}
+            try:
+                link.request("POST", "/api/releases", json.dumps(row), headers)
+                with link.getresponse() as answer:
+                    answer.read()
+                    outcome = str(answer.status)
+            except (OSError, http.client.HTTPException) as error:
+                outcome = type(error).__name__
+                link.close()
+            self.outcomes[outcome] += 1
+            if outcome == "201":
+                self.rows.append(key)
+                self.longest = max(self.longest, time.monotonic() - began)
+
+    def end(self) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join(60)
 
 
 def load(*names: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import demo  # of scripts/
 import pytest
 
 from tests.e2e.cluster import (
@@ -23,8 +24,10 @@ from tests.e2e.cluster import (
     REDIS,
     Environment,
     Moment,
+    Pair,
     Request,
     Run,
+    Writers,
     killed,
     load,
     release,
@@ -96,7 +99,7 @@ def good(checkout: Path, image: str) -> str:
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest, checkout: Path, good: str) -> Iterator[Environment]:
     """The environment of that name, with visitors; it is gone before the next one comes."""
-    one = Environment(checkout, request.param)
+    one = Pair(checkout) if request.param == "pair" else Environment(checkout, request.param)
     try:
         one.create()
         with one.visited():
@@ -107,6 +110,7 @@ def place(request: pytest.FixtureRequest, checkout: Path, good: str) -> Iterator
 
 rolling = pytest.mark.parametrize("place", ["staging"], indirect=True)
 blue_green = pytest.mark.parametrize("place", ["production"], indirect=True)
+per_colour = pytest.mark.parametrize("place", ["pair"], indirect=True)
 
 
 @dataclass
@@ -412,3 +416,66 @@ def test_a_release_that_fails_its_visitors_is_taken_back(place: Environment, goo
     seen = measure(figures, "blue-green, 500 to visitors", place, run)
     assert run.code == 5, run.said
     assert seen.failed and {each.outcome for each in seen.failed} == {"500"}, told(place, seen.failed)
+
+
+# A database per colour
+
+
+COLUMN = f"python -c \"exec(bytes.fromhex('{demo.COLUMN.encode().hex()}'))\""
+PER_COLOUR = ("--database", "per-colour")
+
+
+def nothing_is_lost(place: Pair, writers: Writers) -> None:
+    """Asserts that each acknowledged row is in both databases, once, and that no write failed."""
+    assert not writers.failed, f"{writers.outcomes}\n{place.errors()}"
+    for colour in place.servers:
+        eventually(lambda: len(place.ask(colour, ROWS)) >= len(writers.rows), every=1)
+        rows = Counter(place.ask(colour, ROWS))
+        assert not set(writers.rows) - rows.keys() and set(rows.values()) == {1}, colour
+
+
+ROWS = "select version from ledger_release where version like 'row-%'"
+
+
+@per_colour
+def test_with_two_databases_releases_and_rollbacks_fail_nobody_and_lose_nothing(
+    place: Pair, good: str, figures: Figures
+) -> None:
+    with place.written() as writers:
+        run = place.deploy(release(good, "5.0.0", COLUMN), *PER_COLOUR, "--watch", "20")
+        seen = measure(figures, "two databases, good", place, run, old=FIRST)
+        assert run.code == 0 and steps(run.events)["switch database"] == "succeeded", run.said
+        assert place.writable() == ["green"] and not seen.failed and not seen.late, told(place, seen.failed)
+        run = place.rollback("--previous", "--reason", "Tried")
+        time.sleep(SETTLED + 5)
+        seen = measure(figures, "two databases, rollback.sh", place, run, old="5.0.0")
+        assert run.code == 0 and place.writable() == ["blue"], run.said
+        assert not seen.failed and not seen.late, told(place, seen.failed)
+        run = place.rollback("5.0.0")
+        assert run.code == 4 and "needs the writes in the green database" in run.said, run.said
+        run = place.deploy(release(good, "5.1.0", f"{COLUMN} && {FAILS}"), *PER_COLOUR, "--watch", "60")
+        place.settle()
+        seen = measure(figures, "two databases, 500 to visitors", place, run)
+        assert run.code == 5 and place.writable() == ["blue"], run.said
+        assert {each.outcome for each in seen.failed} == {"500"}, told(place, seen.failed)
+    writers.outcomes.pop("500", None)  # of the bad release
+    nothing_is_lost(place, writers)
+    figures.append((f"  {len(writers.rows)} rows, 0 lost; longest write {writers.longest:.2f} s", *"-------"))
+
+
+@per_colour
+@pytest.mark.full
+@pytest.mark.parametrize(("number", "step"), list(enumerate(("prepare database", "switch database", "switch"))))
+def test_with_two_databases_a_run_that_is_killed_is_resumed_and_loses_nothing(
+    place: Pair, good: str, figures: Figures, number: int, step: str
+) -> None:
+    version = release(good, f"6.{number}.0", COLUMN)
+    with place.written() as writers:
+        run = place.deploy(version, *PER_COLOUR, when=Moment(begins(step), killed))
+        assert run.code == -9, run.said
+        measure(figures, f"two databases, killed in {step}", place, run)
+        after = place.deploy(version, *PER_COLOUR, "--watch", "10", *WAIT)
+        seen = measure(figures, "  the next run", place, after)
+        assert after.code == 0 and len(place.writable()) == 1, after.said
+        assert not seen.failed, told(place, seen.failed)
+    nothing_is_lost(place, writers)
