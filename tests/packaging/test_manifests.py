@@ -620,7 +620,7 @@ def test_the_commands_of_two_databases_never_run_by_themselves_and_end_cleanly(o
         first = pod.get("initContainers", [])
         assert bool(first) == (command == "prepare")
         for each in first:
-            assert each["command"] == ["sh", "-c", script, "pg_client.sh", "/opt/postgresql"]
+            assert each["command"] == ["sh", "-c", script, "pg_client.sh", "/opt/postgresql/client"]
             assert each["image"].partition(":")[0] == "postgres"
         assert not selects({"matchLabels": {"app": APP}}, job["template"]["metadata"]["labels"])  # no traffic for it
     out = [each for each in named(objects, "NetworkPolicy") if "Egress" in each["spec"]["policyTypes"]]

@@ -19,6 +19,7 @@ from tests.support.cluster import AUTHORIZATION, KINDS, RULES, Cluster, Refusal,
 FLAGS = {"--ignore-not-found", "--overwrite", "--stdin"}  # options without a value
 SHORT = {"-c": "--container", "-f": "--filename", "-l": "--selector", "-o": "--output", "-p": "--patch"}
 NO_MATTER = {
+    "--all-containers",
     "--context",
     "--validate",
     "--wait",

@@ -67,7 +67,10 @@ class Manage:
                 return code
             started = any(map(running, pods))
             if why := failure_reason(pods, one_shot=True) or self.why_gone(pods):
-                raise StepFailed(f"manage.py {' '.join(words[:2])} could not run: job/{COMMANDS}: {why}.")
+                said = self.cluster.try_kubectl(
+                    "logs", f"job/{COMMANDS}", "--all-containers=true", "--tail", "20"
+                ).stdout
+                raise StepFailed(f"manage.py {' '.join(words[:2])} could not run: job/{COMMANDS}: {why}.", said.strip())
             if not started and clock() - began > START:
                 raise StepFailed(
                     f"job/{COMMANDS} has not started within {START:.0f} s. Is there a node with room for it?"
