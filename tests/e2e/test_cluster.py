@@ -446,7 +446,7 @@ def test_with_two_databases_releases_and_rollbacks_fail_nobody_and_lose_nothing(
         seen = measure(figures, "two databases, good", place, run, old=FIRST)
         assert run.code == 0 and steps(run.events)["switch database"] == "succeeded", run.said
         assert place.writable() == ["green"] and not seen.failed and not seen.late, told(place, seen.failed)
-        run = place.rollback("--previous", "--reason", "Tried")
+        run = place.rollback(FIRST, "--reason", "Tried")
         time.sleep(SETTLED + 5)
         seen = measure(figures, "two databases, rollback.sh", place, run, old="5.0.0")
         assert run.code == 0 and place.writable() == ["blue"], run.said
