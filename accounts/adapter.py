@@ -12,7 +12,7 @@ from django.contrib.auth.base_user import AbstractBaseUser
 from django.http import HttpRequest
 from django.http.request import split_domain_port
 
-from accounts import addresses, audited
+from accounts import addresses, audited, invitations
 from accounts.models import User
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,12 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         """
         User._meta.get_field("email").run_validators(email)
         return email
+
+    def is_open_for_signup(self, request: HttpRequest) -> bool:
+        """Returns whether the visitor may sign up, as SIGN_UP says: with `invited`, who has opened an invitation."""
+        if settings.SIGN_UP == "invited":
+            return invitations.of_session(request) is not None
+        return bool(settings.SIGN_UP == "open")
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Sends mail whose links (values named *_url) lead to this site, whatever Host was sent. Raises MailNotSent."""

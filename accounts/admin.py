@@ -5,6 +5,7 @@ nobody can change a user who has a permission that they lack, nor that user's ad
 gives access to the account.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from allauth.account import admin as allauth_admin  # registers EmailAddress, which is replaced below
@@ -12,7 +13,7 @@ from allauth.account.decorators import secure_admin_login
 from allauth.account.models import EmailAddress
 from allauth.mfa import admin as mfa_admin  # registers Authenticator, which is removed below
 from allauth.usersessions import admin as usersessions_admin  # registers UserSession, likewise
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm
@@ -22,6 +23,7 @@ from django.forms import ModelChoiceField, ModelForm
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
+from accounts import members
 from accounts.models import User
 
 # Signing in and changing the password use the public pages, with their rate limits and notifications.
@@ -90,6 +92,28 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
 
     def has_delete_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
         return super().has_delete_permission(request, obj) and (obj is None or may_manage(request, obj))
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self.keeping(super().changeform_view, request, *args, **kwargs)
+
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self.keeping(super().delete_view, request, *args, **kwargs)
+
+    def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        return self.keeping(super().changelist_view, request, *args, **kwargs)
+
+    def keeping(
+        self, view: Callable[..., HttpResponse], request: HttpRequest, *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        """Runs one of the admin's views; if it would take away the last maintainer, says so and changes nothing."""
+        if request.method != "POST":
+            return view(request, *args, **kwargs)
+        try:
+            with members.keeping_a_maintainer():
+                return view(request, *args, **kwargs)
+        except members.LastMaintainer as error:
+            self.message_user(request, str(error), messages.ERROR)
+            return redirect(request.get_full_path())
 
     def save_model(self, request: HttpRequest, obj: User, form: "ModelForm[User]", change: bool) -> None:
         """Saves the user. A changed address must be verified at the next sign-in; the old one stops working."""

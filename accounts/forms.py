@@ -8,14 +8,16 @@ from allauth.account.forms import AddEmailForm as BaseAddEmailForm
 from allauth.account.forms import ResetPasswordForm as BaseResetPasswordForm
 from allauth.account.forms import ResetPasswordKeyForm as BaseResetPasswordKeyForm
 from allauth.account.forms import SignupForm as BaseSignupForm
+from allauth.core import context as allauth_context
 from django import forms
+from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
 from django.core.validators import MaxLengthValidator
 from django.db import IntegrityError, transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 
-from accounts import addresses, avatars, reset
+from accounts import addresses, avatars, invitations, reset
 from accounts.models import ResetLink, User
 
 EMAIL_LENGTH = 254  # characters, as of User.email and allauth's EmailAddress.email
@@ -29,10 +31,24 @@ def limit_length(field: forms.EmailField) -> None:
     field.widget.attrs["maxlength"] = str(EMAIL_LENGTH)
 
 
+def require_allowed_domain(address: str) -> None:
+    """Raises ValidationError if SIGN_UP_DOMAINS does not have the address's domain."""
+    if not invitations.domain_is_allowed(address):
+        allowed = " or ".join(f"@{domain}" for domain in settings.SIGN_UP_DOMAINS)
+        raise forms.ValidationError(
+            f"Addresses of this domain are not accepted here. Use one that ends with {allowed}."
+        )
+
+
 class AddEmailForm(BaseAddEmailForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         limit_length(self.fields["email"])
+
+    def clean_email(self) -> str:
+        email: str = super().clean_email()
+        require_allowed_domain(email)
+        return email
 
 
 class SignupForm(BaseSignupForm):  # type: ignore[misc]
@@ -46,6 +62,20 @@ class SignupForm(BaseSignupForm):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         limit_length(self.fields["email"])
+        request = allauth_context.request
+        self.invitation = invitations.of_session(request) if request else None
+        if self.invitation:
+            self.initial["email"] = self.invitation.email
+            self.fields["email"].widget.attrs["readonly"] = "readonly"
+            self.fields["email"].help_text = "You were invited with this address."
+
+    def clean_email(self) -> str:
+        """An invitation is for its own address alone. Raises ValidationError."""
+        email: str = super().clean_email()
+        if self.invitation and email.lower() != self.invitation.email:
+            raise forms.ValidationError(f"Your invitation is for {self.invitation.email}. Use that address.")
+        require_allowed_domain(email)
+        return email
 
     def validate_unique_email(self, value: str) -> str:
         self.account_already_exists = addresses.owners(value).exists()
@@ -61,7 +91,12 @@ class SignupForm(BaseSignupForm):  # type: ignore[misc]
         try:
             with transaction.atomic():
                 addresses.remove_unverified(self.cleaned_data["email"])
-                return self.answer(request)
+                user, answer = self.answer(request)
+                if self.invitation and user:
+                    invitations.accept(self.invitation, user, request)
+                return user, answer
+        except invitations.Refused:  # somebody else has used it since the check; the page says that sign-up is closed
+            return None, redirect("account_signup")
         except IntegrityError:  # the same address has signed up since the check: a double click
             if not verification_is_mandatory():
                 return None, redirect("account_login")

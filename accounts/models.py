@@ -7,11 +7,16 @@ from django.contrib.auth.models import PermissionsMixin
 from django.db import models, transaction
 from django.db.models.functions import Lower
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
 
 from settings import text
 
 if TYPE_CHECKING:
     from django.db.models.fields.related_descriptors import RelatedManager
+
+
+# That of AbstractBaseUser, so that raising the generation is the only difference.
+SESSION_SALT = "django.contrib.auth.models.AbstractBaseUser.get_session_auth_hash"
 
 
 class UserManager(BaseUserManager["User"]):
@@ -52,6 +57,7 @@ class User(AbstractBaseUser, PermissionsMixin):
     is_staff = models.BooleanField("staff status", default=False)
     is_active = models.BooleanField("active", default=True)
     date_joined = models.DateTimeField(default=timezone.now, editable=False)
+    session_generation = models.PositiveIntegerField(default=0, editable=False)  # raised to end every session
 
     emailaddress_set: "RelatedManager[Any]"  # allauth's: each address, and whether it is verified
 
@@ -83,6 +89,11 @@ class User(AbstractBaseUser, PermissionsMixin):
 
     get_short_name = get_full_name
 
+    def _get_session_auth_hash(self, secret: str | None = None) -> str:
+        """Returns what a session must hold to be valid: Django's hash of the password, and of the generation if any."""
+        value = f"{self.password} {self.session_generation}" if self.session_generation else self.password
+        return salted_hmac(SESSION_SALT, value, secret=secret, algorithm="sha256").hexdigest()
+
 
 class ResetLink(models.Model):
     """The latest password reset link sent to a user; a newer one replaces it."""
@@ -93,3 +104,25 @@ class ResetLink(models.Model):
 
     def __str__(self) -> str:
         return f"Password reset link of user {self.user_id}"
+
+
+class Invitation(models.Model):
+    """An invitation for an address, with the role that whoever accepts it gets. Only a hash of its key is stored."""
+
+    email = models.EmailField(max_length=254, validators=[text.one_line])  # in lower case, as User.email
+    role = models.CharField(max_length=20, blank=True)  # accounts.roles.Role
+    environment = models.CharField(max_length=50, blank=True)  # empty: everywhere
+    digest = models.CharField(max_length=64, unique=True, editable=False)  # SHA-256 of the key, in hex
+    created = models.DateTimeField()
+    expires = models.DateTimeField()
+    # Empty if a command made it. Invitations of somebody who is deleted go with them.
+    invited_by = models.ForeignKey(User, models.CASCADE, null=True, blank=True, related_name="+")
+    revoked = models.DateTimeField(null=True, blank=True)
+    accepted = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ("-created", "-pk")
+        indexes = [models.Index(fields=["email"], name="accounts_invitation_by_email")]
+
+    def __str__(self) -> str:
+        return f"Invitation for {self.email}"

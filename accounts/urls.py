@@ -5,12 +5,20 @@ from django.db import transaction
 from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.decorators.cache import never_cache
 
-from accounts import avatars, views
+from accounts import avatars, members_views, views
 from accounts.mfa.urls import urlpatterns as mfa
 
 ours: list[URLPattern | URLResolver] = [
     path("accounts/profile/", views.profile, name="profile"),
     path("accounts/sessions/", views.own_sessions, name="sessions"),
+    path("members/", members_views.listing, name="members"),
+    path("members/invite/", members_views.invite, name="invite"),
+    path("members/invitations/<int:key>/revoke/", members_views.revoke_invitation, name="revoke_invitation"),
+    path("members/<int:key>/", members_views.member, name="member"),
+    path("members/<int:key>/role/", members_views.change_role, name="change_role"),
+    path("members/<int:key>/suspend/", members_views.suspend, name="suspend"),
+    path("members/<int:key>/restore/", members_views.restore, name="restore"),
+    path("accounts/invitations/<str:key>/", members_views.invitation, name="invitation"),
     re_path(rf"^media/{avatars.FOLDER}/(?P<name>{avatars.NAME})$", views.avatar, name="avatar"),
 ]
 

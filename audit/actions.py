@@ -17,6 +17,12 @@ class Action(TextChoices):
     ADDRESS_VERIFIED = "address_verified", "address verified"
     ADDRESS_CHANGED = "address_changed", "primary address changed"
     ADDRESS_REMOVED = "address_removed", "address removed"
+    INVITED = "invited", "invited"
+    INVITATION_REVOKED = "invitation_revoked", "invitation revoked"
+    INVITATION_ACCEPTED = "invitation_accepted", "invitation accepted"
+    ROLE_CHANGED = "role_changed", "role changed"
+    MEMBER_SUSPENDED = "member_suspended", "member suspended"
+    MEMBER_RESTORED = "member_restored", "member restored"
 
     FACTOR_ADDED = "factor_added", "second factor added"
     FACTOR_REMOVED = "factor_removed", "second factor removed"

@@ -14,7 +14,7 @@ from django.http import HttpRequest, HttpResponse
 
 from accounts.roles import scope
 
-OPEN = ("accounts/", "health/", "invitations/", "media/", "metrics", "static/", "status/", settings.ADMIN_URL)
+OPEN = ("accounts/", "health/", "media/", "metrics", "static/", "status/", settings.ADMIN_URL)
 # The reference of the API names the environments, so it is closed; the operations require a token.
 REFERENCE = ("api/", "api/docs/", "api/openapi.json")
 

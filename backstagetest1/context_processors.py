@@ -16,5 +16,6 @@ def instance(_request: HttpRequest) -> dict[str, dict[str, str]]:
             "colour": config_of(settings.ENVIRONMENT).colour,
             "version": settings.VERSION,
             "commit": settings.COMMIT,
+            "sign_up": settings.SIGN_UP,
         }
     }

@@ -166,6 +166,10 @@ MFA_FORMS = {
     "login_webauthn": "accounts.mfa.forms.LoginPasskeyForm",
     "reauthenticate_webauthn": "accounts.mfa.forms.ReauthenticatePasskeyForm",
 }
+# Who may sign up: anybody, whoever has an invitation, or nobody; and with addresses of which domains, all without any.
+SIGN_UP = env.choice("SIGN_UP", "invited", ("open", "invited", "closed"))
+SIGN_UP_DOMAINS = [each.lower().lstrip("@") for each in env.words("SIGN_UP_DOMAINS")]
+INVITATION_DAYS = min(365, int(env.number("INVITATION_DAYS", 7, minimum=1)))  # until an invitation expires
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = "/"
 ADMIN_URL = env.path("ADMIN_URL", "admin/")

@@ -34,6 +34,7 @@ CSRF_COOKIE_NAME = "csrf"
 
 STORAGES = STORAGES | {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}}
 WHITENOISE_USE_FINDERS = True  # from the source folders, also with DEBUG=false: nothing is collected here
+SIGN_UP = env.choice("SIGN_UP", "open", ("open", "invited", "closed"))
 ACCOUNT_EMAIL_VERIFICATION = env.choice("EMAIL_VERIFICATION", "optional", ("mandatory", "optional", "none"))
 EMAIL_BACKEND = "django.core.mail.backends.console.EmailBackend"
 LOGGING = logging_config(LOG_LEVEL, "plain")

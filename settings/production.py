@@ -6,6 +6,8 @@ from settings.base import redis_cache
 
 # Every environment of a name of your own runs these settings, and so does a stack on a laptop (docker-compose.yml).
 ENVIRONMENT = env.label("ENVIRONMENT", "production")
+if ENVIRONMENT in ("development", "testing"):
+    SIGN_UP = env.choice("SIGN_UP", "open", ("open", "invited", "closed"))
 env.no_debug()
 SECRET_KEY = env.secret_key()
 SECRET_KEY_FALLBACKS = env.secret_key_fallbacks()

@@ -13,6 +13,8 @@ ALLOWED_HOSTS = env.hosts("testing.backstagetest1.com,localhost,127.0.0.1,testse
 DATABASES = {"default": services.database()}
 CACHES = redis_cache(env.required("REDIS_URL", "redis://HOST:6379/1"))
 
+SIGN_UP = env.choice("SIGN_UP", "open", ("open", "invited", "closed"))
+
 HTTPS_ONLY = False
 SECURE_SSL_REDIRECT = False
 SECURE_HSTS_SECONDS = 0

@@ -11,7 +11,9 @@ from django.core import mail
 from django.test import Client
 from pytest_django import Settings
 
+from accounts import roles
 from accounts.models import User
+from accounts.roles import Role
 
 pytestmark = pytest.mark.django_db
 
@@ -43,6 +45,12 @@ def reset(client: Client) -> None:
     assert client.post(form, {"password1": NEW, "password2": NEW}).status_code == 302
 
 
+def invite(client: Client) -> Any:
+    roles.assign(User.objects.get(email=OWN), Role.MAINTAINER)
+    given = {"email": "new@example.com", "role": "viewer", "environment": "", "send": "on"}
+    return client.post("/members/invite/", given)
+
+
 def sign_up(client: Client, address: str) -> Any:
     client.logout()
     return client.post("/accounts/signup/", {"email": address, "password1": PASSWORD, "password2": PASSWORD})
@@ -66,6 +74,7 @@ CAUSES: dict[str, Callable[[Client], Any]] = {
     ),
     "password_reset_key": lambda client: client.post("/accounts/password/reset/", {"email": OWN}),
     "password_reset": reset,
+    "invitation": invite,
     "unknown_account": lambda client: client.post("/accounts/password/reset/", {"email": "nobody@example.com"}),
 }
 

@@ -380,7 +380,7 @@ def test_strangers_and_shown_factors_cost_no_query(client: Client, user: User, d
     sign_in(client)
     set_up_app(client)
     client.get(FACTORS)
-    with django_assert_num_queries(1):  # the user; the session is in the cache
+    with django_assert_num_queries(3):  # the user and, for the menu, the permissions; the session is in the cache
         assert client.get("/accounts/logout/").status_code == 200
     with django_assert_num_queries(0):
         assert Client().get("/accounts/password/reset/done/").status_code == 200

@@ -41,6 +41,9 @@ NOT_ENTERED = {
     "accounts.User.avatar": "a random name of ours",
     "accounts.ResetLink.address": "an address that an account has",
     "accounts.ResetLink.nonce": "random characters of ours",
+    "accounts.Invitation.role": "a choice of the form",
+    "accounts.Invitation.environment": "a choice of the form",
+    "accounts.Invitation.digest": "a hash of ours",
     **dict.fromkeys(
         (f"audit.Entry.{name}" for name in ("action", "actor", "address", "environment", "target")),
         "written by audit.record() alone, which cleans what it is given",

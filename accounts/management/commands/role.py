@@ -1,10 +1,12 @@
 """manage.py role: grant, revoke and list roles, also before there is anybody who may use the members page."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 
-from accounts import roles
+from accounts import members, roles
 from accounts.models import User
 from accounts.roles import EVERYWHERE, Role
 from health.management.base import DocumentedCommand
@@ -40,11 +42,13 @@ class Command(DocumentedCommand):
         getattr(self, options["action"])(**options)
 
     def grant(self, email: str, role: str, environment: str, **_: Any) -> None:
-        roles.assign(account(email), Role(role), known(environment))
+        with refusing():
+            members.set_role(account(email), Role(role), known(environment))
         self.stdout.write(f"{email} is {role} {where(environment)}.")
 
     def revoke(self, email: str, environment: str, **_: Any) -> None:
-        before = roles.assign(account(email), None, environment)
+        with refusing():
+            before = members.set_role(account(email), None, environment)
         if before is None:
             raise CommandError(f"{email} has no role {where(environment)}. List the roles with manage.py role list.")
         self.stdout.write(f"{email} is no longer {before} {where(environment)}.")
@@ -58,6 +62,15 @@ class Command(DocumentedCommand):
             self.stdout.write(f"{user.email}{state}: {shown}{' (superuser)' if user.is_superuser else ''}")
         if not people:
             self.stdout.write("Nobody has a role yet. Grant one: manage.py role grant EMAIL maintainer")
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turns LastMaintainer into a CommandError."""
+    try:
+        yield
+    except members.LastMaintainer as error:
+        raise CommandError(str(error)) from None
 
 
 def account(email: str) -> User:
