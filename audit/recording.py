@@ -25,12 +25,13 @@ def record(
     target: str = "",
     details: Mapping[str, str] | None = None,
     request: HttpRequest | None = None,
+    using: str | None = None,
 ) -> None:
     """Adds an entry to the audit log, in the caller's transaction: what is rolled back has not happened.
 
     `action` is one of audit.actions.Action. `actor` is an email address, or a word for what acted, such as `token ci`;
     `actor_id` is the user's primary key. `request` supplies the client's address, and the actor unless one is given.
-    Text that is too long is cut.
+    Text that is too long is cut. `using` is the alias of another database than the default.
 
     Raises ValueError if the action is unknown, and django.db.Error if the entry cannot be written. So what changes who
     may do what is refused while it cannot be recorded.
@@ -47,13 +48,13 @@ def record(
         if not actor and user is not None and user.is_authenticated:
             actor, actor_id = user.get_username(), user.pk
     fields = {"actor": actor, "address": address, "environment": environment, "target": target}
-    Entry.objects.create(
+    Entry(
         time=timezone.now(),
         action=str(action),
         actor_id=actor_id,
         details={text.clean(key, 50): text.clean(str(value), DETAIL) for key, value in (details or {}).items()},
         **{name: text.clean(value, Entry.length(name)) for name, value in fields.items()},
-    )
+    ).save(using=using)
 
 
 def record_or_log(action: str, **what: Any) -> None:

@@ -26,7 +26,10 @@ BEGIN SELECT RAISE(ABORT, '{KEPT}'); END
 """
 # The function reads no table, so it needs no search_path of its own.
 FUNCTION = "CREATE OR REPLACE FUNCTION audit_retention_days() RETURNS integer LANGUAGE sql IMMUTABLE AS 'SELECT {days}'"
-OWNED = "SELECT pg_has_role(current_user, proowner, 'MEMBER') FROM pg_proc WHERE proname = 'audit_retention_days'"
+OWNED = (
+    "SELECT pg_has_role(current_user, proowner, 'MEMBER') FROM pg_proc "
+    "WHERE oid = to_regprocedure('audit_retention_days()')"
+)
 
 
 def days(connection: Any = default) -> int | None:

@@ -27,11 +27,13 @@ def follow_file(using: str, **_: Any) -> None:
     """Makes the rows of the environments what environments.toml says; also after `manage.py flush`."""
     from django.db import connections
 
+    from audit.models import Entry
     from ledger.environment_rows import follow_file
     from ledger.models import Environment, Promotion
 
     connection = connections[using]
     with connection.cursor() as cursor:
         tables = set(connection.introspection.table_names(cursor))
-    if {Environment._meta.db_table, Promotion._meta.db_table} <= tables:  # not migrated back to before there were any
+    needed = {model._meta.db_table for model in (Environment, Promotion, Entry)}
+    if needed <= tables:  # not migrated back to before there were any
         follow_file(using)

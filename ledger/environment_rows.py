@@ -7,6 +7,9 @@ from typing import Any
 
 from django.db import transaction
 
+import audit
+from audit.actions import Action
+from audit.operators import holder
 from ledger.environments import EnvironmentConfig, environment_configs
 from ledger.models import Environment, Promotion
 
@@ -31,7 +34,39 @@ def follow_file(using: str = "default") -> list[str]:
             for name in changed:
                 Environment.objects.using(using).update_or_create(pk=keys[name], defaults={"name": name} | wanted[name])
         ways = {(keys[name], keys[source]) for name, config in configs.items() for source in config.promotes_from}
-        return sorted({*gone, *changed, *follow_ways(using, ways, {keys[name]: name for name in configs})})
+        before = sources(using)
+        found = sorted({*gone, *changed, *follow_ways(using, ways, {keys[name]: name for name in configs})})
+        if rows:  # otherwise they are only filled
+            record_changes(using, {name: differences(rows.get(name), wanted.get(name)) for name in found}, before)
+        return found
+
+
+def sources(using: str) -> dict[str, str]:
+    """Returns what each environment is promoted from, in words."""
+    found: dict[str, str] = {}
+    ways = Promotion.objects.using(using).order_by("source__name").values_list("environment__name", "source__name")
+    for name, source in ways:
+        found[name] = f"{found[name]}, {source}" if name in found else source
+    return found
+
+
+def differences(row: Environment | None, wanted: dict[str, Any] | None) -> dict[str, str]:
+    """Returns the settings of an environment that change, each as "before -> after"."""
+    if wanted is None:
+        return {"environment": "removed from environments.toml"}
+    if row is None:
+        return {"environment": "added to environments.toml"}
+    changes = {name: (getattr(row, name), value) for name, value in wanted.items()}
+    return {name: f"{old} -> {new}" for name, (old, new) in changes.items() if old != new}
+
+
+def record_changes(using: str, changes: dict[str, dict[str, str]], before: dict[str, str]) -> None:
+    """Records in the audit log which settings of which environments have changed, and what they were."""
+    after = sources(using)
+    for name, details in changes.items():
+        old, new = before.get(name, "none"), after.get(name, "none")
+        ways = {"promotes_from": f"{old} -> {new}"} if old != new else {}
+        audit.record(Action.ENVIRONMENT_CHANGED, actor=holder(), environment=name, details=details | ways, using=using)
 
 
 def columns(config: EnvironmentConfig, order: int) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def refuse(*_: object, **__: object) -> None:
 def test_people_sign_in_and_out_while_nothing_can_be_recorded(
     client: Client, member: User, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(Entry.objects, "create", refuse)
+    monkeypatch.setattr(Entry, "save", refuse)
     assert sign_in(client, "wrong password").status_code == 200
     assert sign_in(client).status_code == 302 and "_auth_user_id" in client.session
     client.post(SIGN_OUT)
@@ -127,7 +127,7 @@ def test_a_password_is_not_changed_while_that_cannot_be_recorded(
     client: Client, member: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sign_in(client)
-    monkeypatch.setattr(Entry.objects, "create", refuse)
+    monkeypatch.setattr(Entry, "save", refuse)
     with pytest.raises(DatabaseError):
         client.post(CHANGE, {"oldpassword": PASSWORD, "password1": OTHER, "password2": OTHER})
     member.refresh_from_db()

@@ -20,6 +20,7 @@ from accounts.models import User
 from ledger import demo, queries, rules
 
 from ledger.api.schemas import EnvironmentList
+from audit.models import Entry
 from ledger.environment_rows import follow_file
 from ledger.models import Deployment, Environment
 from ledger.rules import RuleViolation
@@ -77,6 +78,15 @@ def test_an_environment_that_leaves_comes_back_with_its_history(five: Path, tmp_
     assert [each.name for each in queries.board()] == NAMES
     current = queries.board()[0].current
     assert current == row and follow_file() == [], "nothing has changed, so nothing is written"
+
+
+def test_what_changes_of_an_environment_is_in_the_audit_log(db: None, tmp_path: Path) -> None:
+    with environments(tmp_path, "[a]\n[b]\npromotes_from = 'a'\nsoak = '30m'\n"):
+        before = Entry.objects.latest("pk").pk
+        with environments(tmp_path, "[a]\n[b]\n"):
+            found = {each.environment: each for each in Entry.objects.filter(pk__gt=before)}
+            assert list(found) == ["b"] and found["b"].action == "environment_changed" and "@" in found["b"].actor
+            assert found["b"].details == {"soak": "1800 -> 0", "promotes_from": "a -> none"}
 
 
 def test_two_environments_change_places(five: Path, tmp_path: Path) -> None:
