@@ -129,7 +129,7 @@ class Table:
         """Whether triggers that perform bg.guard() stop every INSERT, UPDATE, DELETE and TRUNCATE."""
         events = 0
         for trigger in self.triggers:
-            if trigger.function == "bg.guard" and trigger.enabled in "OA" and not trigger.events & ROW:
+            if trigger.function == "bg.guard" and trigger.enabled == "O" and not trigger.events & ROW:
                 events |= trigger.events
         return events & GUARDED == GUARDED
 

@@ -87,11 +87,12 @@ _USERS_TABLES = r"""
   and n.nspname not in ('bg', 'pg_catalog', 'information_schema') and n.nspname not like 'pg\_%'
 """
 # Tables and partitions, parents included: a statement fires the triggers of the table that it names. 62 is the bits
-# before, insert, delete, update and truncate of https://www.postgresql.org/docs/current/catalog-pg-trigger.html.
+# before, insert, delete, update and truncate of https://www.postgresql.org/docs/current/catalog-pg-trigger.html. One
+# that always fires would refuse the TRUNCATE that replication brings.
 _GUARD = """
   select from pg_trigger t join pg_proc p on p.oid = t.tgfoid
   where t.tgrelid = c.oid and t.tgname = 'bg_guard' and p.proname = 'guard' and p.pronamespace = to_regnamespace('bg')
-    and t.tgenabled in ('O', 'A') and t.tgtype = 62 and t.tgqual is null and t.tgattr = ''
+    and t.tgenabled = 'O' and t.tgtype = 62 and t.tgqual is null and t.tgattr = ''
 """
 _TABLES = "select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where "
 UNGUARDED = f"{_TABLES} {_USERS_TABLES} and not exists ({_GUARD}) order by 1, 2"
