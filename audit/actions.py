@@ -41,6 +41,12 @@ class Action(TextChoices):
     LOCK_RELEASED = "lock_released", "lock released"
     LOCK_BROKEN = "lock_broken", "lock broken"
 
+    APPROVAL_REQUESTED = "approval_requested", "approval requested"
+    APPROVED = "approved", "deployment approved"
+    REJECTED = "rejected", "deployment rejected"
+    GLASS_BROKEN = "glass_broken", "deployed without approval"
+    REVIEWED = "reviewed", "deployment reviewed"
+
     # statuspage
     INCIDENT_OPENED = "incident_opened", "incident opened"
     INCIDENT_UPDATED = "incident_updated", "incident updated"

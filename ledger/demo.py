@@ -8,12 +8,13 @@ import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from django.contrib.auth import get_user_model
 from django.db import transaction
 from django.utils import timezone
 
 from ledger import queries, rules, steps
 from ledger.environments import config_of, names, production_names
-from ledger.models import Deployment, Environment, Step
+from ledger.models import Approval, Deployment, Environment, Step
 
 DAYS = 90
 PEOPLE = ("demo@example.com", "demo-admin@example.com")
@@ -74,6 +75,15 @@ def simulate(wait: Callable[[timedelta], bool]) -> int:
         rules.finish(deployment.pk, "succeeded", failed_requests=0, at=at)
         ended += 1
     return ended
+
+
+def approve(deployment: Deployment, at: datetime) -> None:
+    """Approves a mock deployment, as those demo accounts did who have not asked for it."""
+    others = get_user_model().objects.filter(email__in=PEOPLE).exclude(email=deployment.actor)
+    for user in others[: deployment.environment.approvals]:
+        Approval.objects.create(
+            deployment=deployment, approver=user, name=user.email, verdict=Approval.Verdict.APPROVED, time=at
+        )
 
 
 class History:
@@ -177,6 +187,8 @@ class History:
             environment, version, strategy, actor, kind=kind, hotfix=hotfix, reason=reason, run_url="", at=at
         )
         at += timedelta(seconds=self.chance.uniform(1, 6))
+        if row.status == Deployment.Status.WAITING:
+            approve(row, at)
         rules.start(row.pk, at=at)
         begun = steps.DEPLOY if kind == "deploy" else steps.ROLLBACK
         rules.step(row.pk, begun[0], "running", at=at)

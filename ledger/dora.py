@@ -31,7 +31,7 @@ WITH ended AS (
       PARTITION BY d.environment_id ORDER BY d.created DESC, d.id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS next_success
   FROM ledger_deployment AS d
-  WHERE d.finished IS NOT NULL AND d.created >= %(since)s {only}
+  WHERE d.finished IS NOT NULL AND d.status NOT IN ('rejected', 'expired') AND d.created >= %(since)s {only}
   WINDOW backwards AS (PARTITION BY d.environment_id ORDER BY d.created DESC, d.id DESC)
 ),
 changes AS (

@@ -5,6 +5,7 @@ An environment that the file no longer has, or has under another name, leaves th
 
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 
 import audit
@@ -75,6 +76,8 @@ def columns(config: EnvironmentConfig, order: int) -> dict[str, Any]:
     return {name: getattr(config, name) for name in words} | {
         "order": order,
         "soak": int(config.soak.total_seconds()),
+        "approvals": config.approvals,
+        "approval_seconds": round(settings.APPROVAL_HOURS * 3600),
     }
 
 

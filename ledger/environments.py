@@ -104,6 +104,7 @@ class EnvironmentConfig:
     deployment: str = ""
     promotes_from: tuple[str, ...] = ()
     soak: timedelta = timedelta()
+    approvals: int = 0
     production: bool = False
     watch: WatchConfig = WatchConfig()
     digest: str = ""
@@ -262,6 +263,13 @@ def duration(name: str, key: str, value: Any) -> timedelta:
         raise Misfit(f"[{name}] {key}: {error}", name, key) from None
 
 
+def number_of_approvals(name: str, key: str, value: Any) -> int:
+    """Returns the number. Raises Misfit."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 10:
+        refuse(name, key, repr(value), "expected how many people must approve, from 0 to 10")
+    return value
+
+
 def truth(name: str, key: str, value: Any) -> bool:
     """Returns true or false. Raises Misfit."""
     if not isinstance(value, bool):
@@ -322,4 +330,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-READERS = {"promotes_from": sources, "soak": duration, "production": truth, "watch": watch_section}
+READERS = {
+    "promotes_from": sources,
+    "soak": duration,
+    "approvals": number_of_approvals,
+    "production": truth,
+    "watch": watch_section,
+}

@@ -7,7 +7,7 @@ from prometheus_client import Counter, Histogram, Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from ledger.environments import names
-from ledger.models import FINISHED, IN_FLIGHT, Deployment, Lock
+from ledger.models import IN_FLIGHT, RESULTS, Deployment, Lock
 from metrics.registry import REGISTRY
 
 DEPLOYMENTS = Counter(
@@ -36,7 +36,7 @@ for environment in names():
     LEAD_TIME.labels(environment)
     for strategy in Deployment.Strategy.values:
         DURATION.labels(environment, strategy)
-        for result in FINISHED:
+        for result in RESULTS:
             DEPLOYMENTS.labels(environment, strategy, result)
 
 

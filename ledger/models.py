@@ -8,6 +8,7 @@ rules and what enforces each.
 import statistics
 from datetime import datetime, timedelta
 
+from django.conf import settings
 from django.core.validators import RegexValidator, URLValidator
 from django.db import models
 from django.db.models import F, Q
@@ -16,7 +17,9 @@ from ledger import versions
 from audit.pagination import Page, paginate
 from settings import text
 
-FINISHED = ("succeeded", "failed", "rolled_back")
+RESULTS = ("succeeded", "failed", "rolled_back")  # of a deployment that was carried out
+FINISHED = (*RESULTS, "rejected", "expired")
+DIGEST = r"sha256:[0-9a-f]{64}"
 # A token is recorded by its name: names are unique, never change, and stay taken after a token is revoked.
 OR_COMMAND = "Empty if a command wrote directly to the database."
 IN_FLIGHT = ("pending", "running")
@@ -71,7 +74,16 @@ class Environment(models.Model):
         default=0, help_text="Seconds for which it must have been live there without a break."
     )
 
+    approvals = models.PositiveSmallIntegerField(
+        default=0, help_text="How many people must approve a deployment before it runs."
+    )
+    approval_seconds = models.PositiveIntegerField(
+        default=86_400, help_text="How long an approval is valid: APPROVAL_HOURS of the settings."
+    )
+
     # Set by ledger.queries.board().
+    waiting: list["Deployment"]
+    unreviewed: list["Deployment"]
     current: "Deployment | None"
     in_flight: "Deployment | None"
     failed: "Deployment | None"
@@ -209,17 +221,32 @@ class Deployment(models.Model):
         ROLLBACK = "rollback", "rollback"
 
     class Status(models.TextChoices):
+        WAITING = "waiting", "waiting for approval"
         PENDING = "pending", "pending"
         RUNNING = "running", "running"
         SUCCEEDED = "succeeded", "succeeded"
         FAILED = "failed", "failed"
         ROLLED_BACK = "rolled_back", "rolled back"  # it failed, and the previous release was restored
+        REJECTED = "rejected", "rejected"
+        EXPIRED = "expired", "expired"  # something else went live while it waited
 
     environment = models.ForeignKey(Environment, models.PROTECT, related_name="deployments", db_index=False)
     release = models.ForeignKey(Release, models.PROTECT, related_name="deployments", db_index=False)
     kind = models.CharField(max_length=10, choices=Kind.choices, default=Kind.DEPLOY)
     strategy = models.CharField(max_length=10, choices=Strategy.choices)
     hotfix = models.BooleanField(default=False)
+    break_glass = models.BooleanField(
+        default=False, help_text="A hotfix without approval. Somebody else reviews it afterwards."
+    )
+    digest = models.CharField(
+        max_length=71,
+        blank=True,
+        validators=[RegexValidator(rf"^{DIGEST}\Z", "Expected sha256: and 64 hex digits.")],
+        help_text="Digest of the image that was requested; empty if only its tag is known.",
+    )
+    requester = models.BigIntegerField(
+        null=True, blank=True, help_text="Primary key of whose request it was: the owner of the API token."
+    )
     reason = models.CharField(
         max_length=500, blank=True, validators=[text.one_line], help_text="Required for a hotfix."
     )
@@ -293,7 +320,8 @@ class Deployment(models.Model):
                 violation_error_message="Another deployment to this environment is pending or running.",
             ),
             models.CheckConstraint(
-                condition=Q(status="pending", started=None, finished=None)
+                condition=Q(status__in=["waiting", "pending"], started=None, finished=None)
+                | Q(status__in=["rejected", "expired"], started=None, finished__isnull=False)
                 | Q(status="running", started__isnull=False, finished=None)
                 | Q(status="failed", finished__isnull=False)
                 | Q(status__in=["succeeded", "rolled_back"], started__isnull=False, finished__isnull=False),
@@ -316,6 +344,15 @@ class Deployment(models.Model):
             models.CheckConstraint(
                 condition=Q(hotfix=False) | Q(kind="deploy"), name="ledger_hotfix_is_not_a_rollback"
             ),
+            models.CheckConstraint(
+                condition=Q(break_glass=False) | Q(hotfix=True),
+                name="ledger_break_glass_is_a_hotfix",
+                violation_error_message="Only a hotfix can go without approval.",
+            ),
+            models.CheckConstraint(
+                condition=~Q(status__in=["waiting", "rejected", "expired"]) | Q(kind="deploy", break_glass=False),
+                name="ledger_only_a_deployment_waits",
+            ),
             models.CheckConstraint(condition=Q(strategy__in=["rolling", "blue-green"]), name="ledger_known_strategy"),
             models.CheckConstraint(condition=Q(kind__in=["deploy", "rollback"]), name="ledger_known_kind"),
             models.CheckConstraint(condition=~Q(actor=""), name="ledger_has_an_actor"),
@@ -332,6 +369,40 @@ class Deployment(models.Model):
     def duration(self) -> timedelta | None:
         """The time from start to finish; None until it has finished, or if it never started."""
         return self.finished - self.started if self.finished and self.started else None
+
+
+class Approval(models.Model):
+    """What somebody decided about a deployment. Decisions are added and never change."""
+
+    class Verdict(models.TextChoices):
+        APPROVED = "approved", "approved"
+        REJECTED = "rejected", "rejected"
+        REVIEWED = "reviewed", "reviewed"  # after it went without approval
+
+    deployment = models.ForeignKey(Deployment, models.PROTECT, related_name="approvals")
+    approver = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        related_name="+",
+        help_text="Empty once the account is deleted; such an approval no longer counts.",
+    )
+    name = models.CharField(max_length=254, validators=[text.one_line], help_text="Email address of the approver.")
+    verdict = models.CharField(max_length=10, choices=Verdict.choices)
+    comment = models.CharField(max_length=500, blank=True, validators=[text.one_line])
+    digest = models.CharField(max_length=71, blank=True, help_text="Digest of the image that was decided about.")
+    time = models.DateTimeField()
+
+    class Meta:
+        ordering = ("time", "pk")
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(verdict__in=["approved", "rejected", "reviewed"]), name="ledger_known_verdict"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.verdict} by {self.name}"
 
 
 class Step(models.Model):

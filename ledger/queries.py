@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import Exists, OuterRef, Q, QuerySet, Subquery
 from django.utils import timezone
 
-from ledger.models import IN_FLIGHT, Deployment, Environment, Release
+from ledger.models import IN_FLIGHT, Approval, Deployment, Environment, Release
 
 RECENT = 200  # deployments or releases that promotable() and rollback_targets() look back at
 LATELY = 50  # deployments that previous_good() looks back at
@@ -20,9 +20,10 @@ def environment_names() -> list[str]:
 
 def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5) -> list[Environment]:
     """Returns the environments (those of the file, unless given) in order, each with its `current` and `in_flight`
-    deployment, with `failed` (the last that failed or was rolled back) and `recent` (its newest, as many as asked for).
+    deployment, with `failed` (the last that failed or was rolled back) and `recent` (its newest, as many as asked for);
+    with those `waiting` for approval, and the `unreviewed` that went without.
 
-    Three queries, however many deployments there are. Releases are joined; steps are not loaded, and cost one query
+    Five queries, however many deployments there are. Releases are joined; steps are not loaded, and cost one query
     more with `prefetch_related_objects`.
     """
     here = Deployment.objects.filter(environment=OuterRef("pk")).newest_first().values("pk")
@@ -52,7 +53,64 @@ def board(environments: QuerySet[Environment] | None = None, *, recent: int = 5)
         for deployment in (row.current, row.in_flight, row.failed, *row.recent):
             if deployment:
                 deployment.environment = row
+    add_undecided(rows)
     return rows
+
+
+def add_undecided(rows: list[Environment]) -> None:
+    """Gives each environment its deployments that somebody has to decide about, latest first."""
+    by_key = {row.pk: row for row in rows}
+    for row in rows:
+        row.waiting, row.unreviewed = [], []
+    here = Deployment.objects.filter(environment__in=by_key).select_related("release", "previous__release")
+    for each in here.filter(status=Deployment.Status.WAITING).newest_first():
+        each.environment = by_key[each.environment_id]
+        each.environment.waiting.append(each)
+    for each in here.filter(unreviewed()).newest_first():
+        each.environment = by_key[each.environment_id]
+        each.environment.unreviewed.append(each)
+
+
+def unreviewed() -> Q:
+    """Returns the condition for deployments that went without approval, and that nobody has reviewed yet."""
+    reviews = Approval.objects.filter(deployment=OuterRef("pk"), verdict=Approval.Verdict.REVIEWED)
+    return Q(~Exists(reviews), break_glass=True)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How many approvals a waiting deployment has and needs, until when those are valid, and whose they are."""
+
+    given: int
+    needed: int
+    ends: datetime | None
+    names: tuple[str, ...]
+
+    @property
+    def approved(self) -> bool:
+        """Whether it may run."""
+        return self.given >= self.needed
+
+
+def standing(deployment: Deployment, now: datetime) -> Standing:
+    """Returns the standing of a waiting deployment. An approver counts once, by the last approval."""
+    life = timedelta(seconds=deployment.environment.approval_seconds)
+    valid: dict[int, Approval] = {}
+    found = deployment.approvals.filter(verdict=Approval.Verdict.APPROVED, digest=deployment.digest)
+    for each in found.exclude(approver=None).order_by("time", "pk"):
+        if each.approver_id and each.approver_id != deployment.requester and each.time > now - life:
+            valid[each.approver_id] = each
+    latest = sorted(valid.values(), key=lambda each: each.time)
+    needed = deployment.environment.approvals
+    counted = latest[-needed:] if needed else []
+    ends = min((each.time + life for each in counted), default=None)
+    return Standing(len(latest), needed, ends, tuple(each.name for each in latest))
+
+
+def is_current(deployment: Deployment) -> bool:
+    """Tells whether what was live when it was requested is live still: nothing else went live there meanwhile."""
+    now_live = live(deployment.environment)
+    return (now_live and now_live.pk) == deployment.previous_id
 
 
 def succeeded(release: Release, environment: int) -> bool:

@@ -18,9 +18,11 @@ from django.db import IntegrityError, transaction
 from django.db.models import Field, Model
 from django.utils import timezone
 
+import audit
+from audit.actions import Action
 from ledger import humanize, metrics, versions
-from ledger.models import FINISHED, IN_FLIGHT, Deployment, Environment, Lock, Release, Step
-from ledger.queries import live, stays_of, succeeded
+from ledger.models import DIGEST, IN_FLIGHT, RESULTS, Deployment, Environment, Lock, Release, Step
+from ledger.queries import Standing, is_current, live, standing, stays_of, succeeded
 
 MAX_STEPS = 200
 CLOCK_SKEW = timedelta(minutes=5)  # by which a build machine's clock may be ahead
@@ -129,13 +131,20 @@ def create(
     *,
     kind: str = Deployment.Kind.DEPLOY,
     hotfix: bool = False,
+    break_glass: bool = False,
     reason: str = "",
     run_url: str = "",
     revision: str = "",
+    digest: str = "",
     token: str = "",
+    requester: int | None = None,
     at: datetime | None = None,
 ) -> Deployment:
-    """Creates a pending deployment. The environment accepts no other until it has finished.
+    """Creates a pending deployment, and the environment accepts no other until it has finished. If the environment
+    requires approvals, creates a waiting one, which stops no other; or returns the one that waits for the same already.
+
+    `break_glass` is a hotfix without approval; whether the requester may do that is checked by the caller. `digest` is
+    the image's. `requester` is the primary key of the account that this is a request of, which cannot approve it.
 
     `revision` is what a rollback returns to, beside the version: with it, the release may be the live one, as its
     settings may have been others.
@@ -145,19 +154,28 @@ def create(
     """
     if hotfix and not reason.strip():
         raise Invalid("reason", "A hotfix requires a reason.")
+    if break_glass and not hotfix:
+        raise Invalid("break_glass", "Only a hotfix can go without approval.")
     if hotfix and kind == Deployment.Kind.ROLLBACK:
         raise Invalid("hotfix", "A rollback cannot be a hotfix; choose one.")
     if revision and kind != Deployment.Kind.ROLLBACK:
         raise Invalid("revision", "Only a rollback has a revision.")
-    validate_text(Deployment, reason=reason.strip(), actor=actor, revision=revision)
+    validate_text(
+        Deployment, reason=reason.strip(), actor=actor, revision=revision, **{"digest": digest} if digest else {}
+    )
     with violations_in_the_database(), transaction.atomic():
         # Concurrent requests queue for this row, and each sees what the one before it wrote.
         target = Environment.objects.select_for_update(of=("self",)).get(name=environment)
         wanted = Release.objects.get(version=release)
         if target.order is None:
             raise RuleViolation("environment-gone", f"{environment} is no longer in environments.toml.")
+        registered = re.search(rf"@({DIGEST})\Z", wanted.image)
+        if registered and digest and digest != registered[1]:
+            raise RuleViolation("release-differs", f"Release {release} is registered with the image {registered[1]}.")
+        digest = digest or (registered[1] if registered else "")
+        waits = kind == Deployment.Kind.DEPLOY and target.approvals > 0 and not break_glass
         busy = Deployment.objects.filter(environment=target, status__in=IN_FLIGHT).select_related("release").first()
-        if busy:
+        if busy and not waits:
             raise RuleViolation(
                 "environment-busy",
                 f"Deployment {busy.pk} of {busy.release} to {environment} is {busy.status}. Wait for it to finish, "
@@ -165,8 +183,17 @@ def create(
             )
         previous = live(target)
         validate(target, wanted, kind, hotfix, previous, revision, at)
-        Lock.objects.filter(environment=target).delete()  # whoever releases the lock may not reach the ledger
-        return Deployment.objects.create(
+        if waits:
+            same = {"environment": target, "release": wanted, "digest": digest, "hotfix": hotfix, "previous": previous}
+            for each in Deployment.objects.filter(status=Deployment.Status.WAITING, requester=requester, **same):
+                return each
+        else:
+            Lock.objects.filter(environment=target).delete()  # whoever releases the lock may not reach the ledger
+        created = Deployment.objects.create(
+            status=Deployment.Status.WAITING if waits else Deployment.Status.PENDING,
+            break_glass=break_glass,
+            digest=digest,
+            requester=requester,
             environment=target,
             release=wanted,
             kind=kind,
@@ -180,6 +207,16 @@ def create(
             run_url=run_url,
             revision=revision,
         )
+        if break_glass or waits:
+            audit.record(
+                Action.GLASS_BROKEN if break_glass else Action.APPROVAL_REQUESTED,
+                actor=actor,
+                actor_id=requester,
+                environment=environment,
+                target=f"deployment {created.pk}, {release}",
+                details={"digest": digest, "token": token, "reason": reason.strip()},
+            )
+        return created
 
 
 def report_lock(environment: str, holder: str, reason: str, since: datetime) -> None:
@@ -259,14 +296,43 @@ def start(key: int, *, at: datetime | None = None) -> Deployment:
     """Starts a pending deployment, and returns it. Raises Deployment.DoesNotExist and RuleViolation (wrong-state)."""
     with violations_in_the_database(), transaction.atomic():
         deployment = locked(key)
-        if deployment.status != Deployment.Status.PENDING:
+        now = at or timezone.now()
+        if deployment.status == Deployment.Status.WAITING:
+            check_approved(deployment, now)
+            Lock.objects.filter(environment=deployment.environment_id).delete()  # see create()
+        elif deployment.status != Deployment.Status.PENDING:
             raise RuleViolation(
                 "wrong-state", f"Deployment {key} is {label(deployment)}; only a pending deployment can be started."
             )
         deployment.status = Deployment.Status.RUNNING
-        deployment.started = at or timezone.now()
+        deployment.started = now
         deployment.save(update_fields=["status", "started"])
         return deployment
+
+
+def check_approved(deployment: Deployment, now: datetime) -> Standing:
+    """Raises RuleViolation (not-approved) unless the waiting deployment may run."""
+    found = standing(deployment, now)
+    if not is_current(deployment):
+        raise RuleViolation(
+            "not-approved",
+            f"Something else went live in {deployment.environment} since deployment {deployment.pk} was requested. "
+            "Request it again.",
+        )
+    if not found.approved:
+        raise RuleViolation(
+            "not-approved",
+            f"Deployment {deployment.pk} has {found.given} of {found.needed} approvals that are still valid.",
+        )
+    return found
+
+
+def expire_waiting(deployment: Deployment, now: datetime) -> None:
+    """Ends the deployments that wait for approval where `deployment` went live: they were requested for what was."""
+    waiting = Deployment.objects.filter(environment=deployment.environment_id, status=Deployment.Status.WAITING)
+    for each in waiting.exclude(pk=deployment.pk).select_for_update():
+        each.status, each.finished = Deployment.Status.EXPIRED, max(now, each.created)
+        each.save(update_fields=["status", "finished"])
 
 
 def step(
@@ -314,17 +380,21 @@ def finish(
 ) -> Deployment:
     """Finishes a deployment for good, and returns it. Steps that are still running succeed or fail with it.
 
-    `result` is one of FINISHED; a pending deployment can only fail. `failed_requests` counts the probe traffic's
+    `result` is one of RESULTS; a pending deployment can only fail. `failed_requests` counts the probe traffic's
     failures; None without probe traffic. Raises Deployment.DoesNotExist, Invalid and RuleViolation (wrong-state).
     """
-    if result not in FINISHED:
-        raise Invalid("result", f"Expected one of {', '.join(FINISHED)}.")
+    if result not in RESULTS:
+        raise Invalid("result", f"Expected one of {', '.join(RESULTS)}.")
     now = at or timezone.now()
     with violations_in_the_database(), transaction.atomic():
         deployment = locked(key)
         if deployment.is_finished:
             raise RuleViolation(
                 "wrong-state", f"Deployment {key} has already {label(deployment)}; a finished deployment cannot change."
+            )
+        if deployment.status == Deployment.Status.WAITING:
+            raise RuleViolation(
+                "wrong-state", f"Deployment {key} is waiting for approval; approve or reject it on its page."
             )
         if deployment.status == Deployment.Status.PENDING and result != Deployment.Status.FAILED:
             raise RuleViolation("wrong-state", f"Deployment {key} is pending; start it first, or report it as failed.")
@@ -336,6 +406,8 @@ def finish(
         deployment.status, deployment.finished, deployment.failed_requests = result, now, failed_requests
         deployment.finished_token = token
         deployment.save(update_fields=["status", "finished", "failed_requests", "finished_token"])
+        if won:
+            expire_waiting(deployment, now)
         if at is None:
             transaction.on_commit(lambda: metrics.count(deployment, first))
         return deployment
@@ -376,5 +448,8 @@ BY_CONSTRAINT = {
     "ledger_rollback": ("never-live", "The release was never live in this environment."),
     "ledger_append_only": ("wrong-state", "A finished deployment cannot change."),
     "ledger_release_used": ("release-used", "The release was deployed, so it stays in the history."),
+    "ledger_approval": ("not-approved", "The deployment has not been approved."),
+    "ledger_own_approval": ("own-request", "Nobody decides about what they have asked for."),
+    "ledger_decision": ("wrong-state", "This deployment cannot be decided about any more."),
     "ledger_order": ("wrong-state", "A deployment goes from pending to running to finished."),
 }

@@ -308,6 +308,9 @@ LEDGER_TOKEN = env.text("LEDGER_TOKEN")
 API_RATE_PER_TOKEN = int(env.number("API_RATE_PER_TOKEN", 120, minimum=1))
 API_RATE_PER_ADDRESS = int(env.number("API_RATE_PER_ADDRESS", 300, minimum=1))
 
+# How long the approval of a deployment is valid, in hours. The database gets it at the next migration.
+APPROVAL_HOURS = env.number("APPROVAL_HOURS", 24, minimum=0.01)
+
 # How many days the audit log keeps its entries; 0 keeps them for ever.
 AUDIT_RETENTION_DAYS = env.days("AUDIT_RETENTION_DAYS", 365)
 

@@ -1,10 +1,13 @@
 """Who may ask the API, and for what: bearer tokens and their rights."""
 
+from typing import Any
+
 from django.conf import settings
 from django.http import HttpRequest
-from ninja.security import HttpBearer
+from ninja.security import APIKeyCookie, HttpBearer
+from ninja.utils import check_csrf
 
-from ledger import tokens
+from ledger import approvals, tokens
 from ledger.api.problems import Problem
 from ledger.api.throttling import limit, network
 from ledger.models import ApiToken, Deployment
@@ -38,6 +41,27 @@ class Bearer(HttpBearer):
         return found
 
 
+class Session(APIKeyCookie):
+    """The session of somebody who has signed in, with a CSRF token: for what only people do. A token never can."""
+
+    param_name = settings.SESSION_COOKIE_NAME
+
+    def __call__(self, request: HttpRequest) -> Any:
+        """Returns the user. Raises Problem: 401, 403 or 429."""
+        limit("address", network(request.META.get("REMOTE_ADDR", "")), settings.API_RATE_PER_ADDRESS)
+        if request.META.get("HTTP_AUTHORIZATION"):
+            raise Problem(403, "may-not", "A token cannot decide about a deployment. A person signs in and does.")
+        if not request.user.is_authenticated:
+            raise unauthorized("Cookie", "Sign in first: this takes the session of a person, not a token.")
+        if check_csrf(request):
+            raise Problem(403, "may-not", "The CSRF token is missing or wrong. Send the cookie's as X-CSRFToken.")
+        return request.user
+
+    def authenticate(self, request: HttpRequest, key: str | None) -> Any:
+        """Unused: __call__() does it all."""
+        raise NotImplementedError
+
+
 def unauthorized(challenge: str, detail: str) -> Problem:
     return Problem(401, "", detail, headers={"WWW-Authenticate": challenge})
 
@@ -54,6 +78,23 @@ def in_scope(request: HttpRequest, environment: str) -> None:
     token = token_of(request)
     if not token.environments.filter(name=environment).exists():
         raise Problem(403, "out-of-scope", f"The token {token.name} is not valid for {environment}.")
+
+
+def owner_of(token: ApiToken) -> Any:
+    """Returns the account that the token belongs to; None if it belongs to nobody."""
+    return getattr(token, "owner", None)
+
+
+def may_break_glass(request: HttpRequest, environment: str) -> None:
+    """Raises Problem (403) unless the token's owner may deploy to `environment` without approval."""
+    owner = owner_of(token_of(request))
+    if owner is None or not owner.is_active or not owner.has_perm(approvals.BREAK_GLASS, environment):
+        raise Problem(
+            403,
+            "may-not",
+            f"The owner of the token {token_of(request).name} may not deploy to {environment} without approval. "
+            "Use the token of an approver.",
+        )
 
 
 def may_register(request: HttpRequest) -> None:

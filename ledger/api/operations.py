@@ -12,14 +12,24 @@ from django.urls import reverse
 from ninja import NinjaAPI, Path, Query, Schema
 from ninja.openapi.schema import OpenAPISchema
 
-from ledger import models, queries, rules
+from ledger import approvals, models, queries, rules
 from ledger.api import problems
-from ledger.api.auth import Bearer, in_scope, may_change, may_register, token_of
+from ledger.api.auth import (
+    Bearer,
+    Session,
+    in_scope,
+    may_break_glass,
+    may_change,
+    may_register,
+    owner_of,
+    token_of,
+)
 from ledger.api.idempotency import once
 from ledger.api.problems import MEDIA_TYPE, Problem
 from ledger.api.schemas import (
     CandidateList,
     CandidateOut,
+    Decision,
     DeploymentDetail,
     DeploymentOut,
     DeploymentPage,
@@ -195,8 +205,14 @@ def read_release(request: HttpRequest, version: Path[Version]) -> HttpResponse:
 
 @api.post("/deployments", response={201: DeploymentDetail, **errors(403, 409)}, summary="Create a deployment")
 def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key: Retry = None) -> HttpResponse:
-    """Creates a pending deployment. The environment accepts no other until it has finished."""
+    """Creates a pending deployment, and the environment accepts no other until it has finished. If the environment
+    requires approvals, creates a waiting one, or returns the one that waits for the same already; it can be started once
+    `standing.approved` is true.
+    """
     in_scope(request, body.environment)
+    if body.break_glass:
+        may_break_glass(request, body.environment)
+    owner = owner_of(token_of(request))
 
     def write() -> HttpResponse:
         try:
@@ -207,6 +223,9 @@ def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key
                 body.actor or token_of(request).name,
                 kind=body.kind,
                 hotfix=body.hotfix,
+                break_glass=body.break_glass,
+                digest=body.digest,
+                requester=owner.pk if owner else None,
                 reason=body.reason,
                 run_url=body.run_url,
                 revision=body.revision,
@@ -282,6 +301,31 @@ def finish_deployment(
         return rules.finish(key, body.result, failed_requests=body.failed_requests, token=token_of(request).name)
 
     return advance(request, key, idempotency_key, act)
+
+
+def decide(request: HttpRequest, key: int, verdict: str, body: Decision) -> HttpResponse:
+    """Answers with the deployment after the session's user has decided about it. Raises Problem and RuleViolation."""
+    approvals.decide(key, request.user, verdict, body.digest, body.comment, request=request)
+    found = models.Deployment.objects.select_related("environment", "release", "previous__release")
+    return answer(DeploymentDetail.of(found.get(pk=key)))
+
+
+@api.post("/deployments/{key}/approve", response=ADVANCED, auth=Session(), summary="Approve a waiting deployment")
+def approve_deployment(request: HttpRequest, key: Path[Key], body: Decision) -> HttpResponse:
+    """For approvers who have not asked for it, in their session: a token cannot."""
+    return decide(request, key, models.Approval.Verdict.APPROVED, body)
+
+
+@api.post("/deployments/{key}/reject", response=ADVANCED, auth=Session(), summary="Reject a waiting deployment")
+def reject_deployment(request: HttpRequest, key: Path[Key], body: Decision) -> HttpResponse:
+    """Ends it. For approvers who have not asked for it, in their session: a token cannot."""
+    return decide(request, key, models.Approval.Verdict.REJECTED, body)
+
+
+@api.post("/deployments/{key}/review", response=ADVANCED, auth=Session(), summary="Review what broke the glass")
+def review_deployment(request: HttpRequest, key: Path[Key], body: Decision) -> HttpResponse:
+    """Records that somebody else has looked at a hotfix that went without approval. In their session: a token cannot."""
+    return decide(request, key, models.Approval.Verdict.REVIEWED, body)
 
 
 @cache

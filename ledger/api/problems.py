@@ -23,6 +23,10 @@ TYPES = {
     "environment-gone": "environments.toml no longer has the environment.",
     "environment-busy": "Another deployment to the environment is pending or running.",
     "not-promotable": "The release has not succeeded where the environment is promoted from, and this is not a hotfix.",
+    "not-approved": "The deployment has not been approved, or its approval has ended.",
+    "own-request": "Nobody decides about what they have asked for.",
+    "already-approved": "The deployment has all the approvals that it needs.",
+    "may-not": "The account, or the token's owner, has no permission for this in the environment.",
     "never-live": "The release to roll back to was never live in the environment.",
     "already-live": "The release to roll back to is already live.",
     "wrong-state": "The state of the deployment or step does not allow this.",
@@ -90,7 +94,8 @@ def invalid(where: list[dict[str, str]]) -> Problem:
 
 
 def on_violation(request: HttpRequest, error: rules.RuleViolation) -> HttpResponse:
-    return respond(request, Problem(409, error.code, str(error)))
+    status = 403 if error.code in ("may-not", "own-request") else 409
+    return respond(request, Problem(status, error.code, str(error)))
 
 
 def on_invalid(request: HttpRequest, error: rules.Invalid) -> HttpResponse:

@@ -4,10 +4,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from django.core.exceptions import ValidationError as DjangoError
+from django.utils import timezone
 from ninja import Header, Schema
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringConstraints
 
-from ledger import environments, models, versions
+from ledger import environments, models, queries, versions
 from settings import text
 
 MAX_KEY = 2**63 - 1
@@ -38,8 +39,8 @@ def known(value: str) -> str:
 
 def final(value: str) -> str:
     """Returns `value`. Raises ValueError unless it is the status of a finished deployment."""
-    if value not in models.FINISHED:
-        raise ValueError(f"expected one of {', '.join(models.FINISHED)}")
+    if value not in models.RESULTS:
+        raise ValueError(f"expected one of {', '.join(models.RESULTS)}")
     return value
 
 
@@ -109,6 +110,18 @@ class NewDeployment(Strict):
     strategy: Strategy
     kind: Kind = Kind.DEPLOY
     hotfix: Annotated[bool, Field(strict=True, description="Skips the promotion check. Requires a reason.")] = False
+    break_glass: Annotated[
+        bool,
+        Field(
+            strict=True,
+            description="A hotfix without approval, for tokens whose owner may do that. Somebody else reviews it.",
+        ),
+    ] = False
+    digest: Annotated[
+        str,
+        StringConstraints(pattern=rf"^({models.DIGEST})?$"),
+        Field(description="Digest of the image: what is approved. Defaults to that of the registered image."),
+    ] = ""
     reason: Line500 = ""
     actor: Annotated[
         Line100, Field(description="Who requested it: a claim, shown beside the token. Defaults to the token's name.")
@@ -155,7 +168,7 @@ class Ending(Strict):
         AfterValidator(final),
         Field(
             description="rolled_back: it failed, and the previous release was restored.",
-            json_schema_extra={"enum": list(models.FINISHED)},
+            json_schema_extra={"enum": list(models.RESULTS)},
         ),
     ]
     failed_requests: Annotated[
@@ -199,6 +212,30 @@ class ReleaseOut(Schema):
     registered: datetime | None
 
 
+class ApprovalOut(Schema):
+    name: Annotated[str, Field(description="Email address of who decided.")]
+    verdict: str
+    comment: str
+    digest: str
+    time: datetime
+
+
+class StandingOut(Schema):
+    given: Annotated[int, Field(description="Approvals that are valid now.")]
+    needed: int
+    approved: Annotated[bool, Field(description="Whether it may be started.")]
+    ends: Annotated[datetime | None, Field(description="Until when they are valid.")]
+
+
+class Decision(Strict):
+    digest: Annotated[
+        str,
+        StringConstraints(pattern=rf"^({models.DIGEST})?$"),
+        Field(description="What was seen: the deployment's `digest`, which may be empty."),
+    ]
+    comment: Line500 = ""
+
+
 class StepOut(Schema):
     position: int
     name: str
@@ -216,6 +253,8 @@ class DeploymentOut(Schema):
     kind: str
     strategy: str
     hotfix: bool
+    break_glass: Annotated[bool, Field(description="It went without approval.")]
+    digest: Annotated[str, Field(description="Digest of the image that was requested; empty if unknown.")]
     reason: str
     status: str
     actor: Annotated[str, Field(description="Who requested it, as claimed by the client.")]
@@ -232,8 +271,9 @@ class DeploymentOut(Schema):
 
     @classmethod
     def values(cls, row: models.Deployment) -> dict[str, Any]:
-        fields = ("id", "kind", "strategy", "hotfix", "reason", "status", "actor", "token", "finished_token")
-        return {name: getattr(row, name) for name in (*fields, "created", "started", "finished")} | {
+        asked = ("id", "kind", "strategy", "hotfix", "break_glass", "digest", "reason", "status", "actor")
+        fields = (*asked, "token", "finished_token", "created", "started", "finished")
+        return {name: getattr(row, name) for name in fields} | {
             "environment": row.environment.name,
             "release": ReleaseOut.from_orm(row.release),
             "previous": row.previous.release.version if row.previous else None,
@@ -250,10 +290,18 @@ class DeploymentOut(Schema):
 
 class DeploymentDetail(DeploymentOut):
     steps: list[StepOut]
+    approvals: list[ApprovalOut]
+    standing: Annotated[StandingOut | None, Field(description="Null unless it waits for approval.")]
 
     @classmethod
     def of(cls, row: models.Deployment) -> "DeploymentDetail":
-        return cls(**cls.values(row), steps=[StepOut.from_orm(step) for step in row.steps.order_by("position")])
+        waits = row.status == Status.WAITING
+        return cls(
+            **cls.values(row),
+            steps=[StepOut.from_orm(step) for step in row.steps.order_by("position")],
+            approvals=[ApprovalOut.from_orm(each) for each in row.approvals.all()],
+            standing=StandingOut.from_orm(queries.standing(row, timezone.now())) if waits else None,
+        )
 
 
 class DeploymentPage(Schema):
@@ -280,8 +328,10 @@ class EnvironmentOut(Schema):
         Field(description="A release must have succeeded in one of these first; none if any release is accepted."),
     ]
     soak_seconds: Annotated[int, Field(description="Seconds for which it must have been live there without a break.")]
+    approvals: Annotated[int, Field(description="How many people must approve a deployment before it runs.")]
     current: Annotated[DeploymentOut | None, Field(description="The deployment that is live.")]
     in_flight: Annotated[DeploymentOut | None, Field(description="The deployment that is pending or running.")]
+    waiting: Annotated[list[DeploymentOut], Field(description="Those that wait for approval, latest first.")]
     lock: Annotated[LockOut | None, Field(description="The deployment lock, while it is held by hand.")]
 
     @classmethod
@@ -292,6 +342,8 @@ class EnvironmentOut(Schema):
             **{name: getattr(row, name) for name in fields},
             promotes_from=[source.name for source in row.promotes_from.all()],
             soak_seconds=row.soak,
+            approvals=row.approvals,
+            waiting=[DeploymentOut.of(each) for each in row.waiting],
             current=DeploymentOut.of(row.current) if row.current else None,
             in_flight=DeploymentOut.of(row.in_flight) if row.in_flight else None,
             lock=LockOut.from_orm(lock) if lock else None,

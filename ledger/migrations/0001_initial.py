@@ -52,6 +52,18 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "approvals",
+                    models.PositiveSmallIntegerField(
+                        default=0, help_text="How many people must approve a deployment before it runs."
+                    ),
+                ),
+                (
+                    "approval_seconds",
+                    models.PositiveIntegerField(
+                        default=86_400, help_text="How long an approval is valid: APPROVAL_HOURS of the settings."
+                    ),
+                ),
+                (
                     "soak",
                     models.PositiveIntegerField(
                         default=0, help_text="Seconds for which it must have been live there without a break."
@@ -217,6 +229,33 @@ class Migration(migrations.Migration):
                 ),
                 ("hotfix", models.BooleanField(default=False)),
                 (
+                    "break_glass",
+                    models.BooleanField(
+                        default=False, help_text="A hotfix without approval. Somebody else reviews it afterwards."
+                    ),
+                ),
+                (
+                    "digest",
+                    models.CharField(
+                        blank=True,
+                        help_text="Digest of the image that was requested; empty if only its tag is known.",
+                        max_length=71,
+                        validators=[
+                            django.core.validators.RegexValidator(
+                                "^sha256:[0-9a-f]{64}\\Z", "Expected sha256: and 64 hex digits."
+                            )
+                        ],
+                    ),
+                ),
+                (
+                    "requester",
+                    models.BigIntegerField(
+                        blank=True,
+                        help_text="Primary key of whose request it was: the owner of the API token.",
+                        null=True,
+                    ),
+                ),
+                (
                     "reason",
                     models.CharField(
                         blank=True,
@@ -229,11 +268,14 @@ class Migration(migrations.Migration):
                     "status",
                     models.CharField(
                         choices=[
+                            ("waiting", "waiting for approval"),
                             ("pending", "pending"),
                             ("running", "running"),
                             ("succeeded", "succeeded"),
                             ("failed", "failed"),
                             ("rolled_back", "rolled back"),
+                            ("rejected", "rejected"),
+                            ("expired", "expired"),
                         ],
                         default="pending",
                         max_length=12,
@@ -447,7 +489,8 @@ class Migration(migrations.Migration):
             model_name="deployment",
             constraint=models.CheckConstraint(
                 condition=models.Q(
-                    models.Q(("finished", None), ("started", None), ("status", "pending")),
+                    models.Q(("finished", None), ("started", None), ("status__in", ["waiting", "pending"])),
+                    models.Q(("finished__isnull", False), ("started", None), ("status__in", ["rejected", "expired"])),
                     models.Q(("finished", None), ("started__isnull", False), ("status", "running")),
                     models.Q(("finished__isnull", False), ("status", "failed")),
                     models.Q(
@@ -492,6 +535,25 @@ class Migration(migrations.Migration):
             constraint=models.CheckConstraint(
                 condition=models.Q(("hotfix", False), ("kind", "deploy"), _connector="OR"),
                 name="ledger_hotfix_is_not_a_rollback",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="deployment",
+            constraint=models.CheckConstraint(
+                condition=models.Q(("break_glass", False), ("hotfix", True), _connector="OR"),
+                name="ledger_break_glass_is_a_hotfix",
+                violation_error_message="Only a hotfix can go without approval.",
+            ),
+        ),
+        migrations.AddConstraint(
+            model_name="deployment",
+            constraint=models.CheckConstraint(
+                condition=models.Q(
+                    models.Q(("status__in", ["waiting", "rejected", "expired"]), _negated=True),
+                    models.Q(("break_glass", False), ("kind", "deploy")),
+                    _connector="OR",
+                ),
+                name="ledger_only_a_deployment_waits",
             ),
         ),
         migrations.AddConstraint(

@@ -3,7 +3,8 @@
 ledger_append_only     a finished deployment, its steps and a release never change; nothing is deleted, except
 ledger_release_used    a release that no deployment refers to
 ledger_fixed           what was requested never changes while it is running: only status, times and steps do
-ledger_order           pending -> running -> succeeded, failed or rolled_back; pending -> failed
+ledger_order           waiting -> running, rejected or expired; pending -> running -> succeeded, failed or
+                       rolled_back; pending -> failed
 ledger_promotion       an environment that is promoted to takes only what has succeeded in one of those before, and has
                        been live there for as long as its soak says; a hotfix; or a rollback
 ledger_rollback        a rollback goes to what has succeeded in the same environment
@@ -31,6 +32,9 @@ FIXED = (
     "kind",
     "strategy",
     "hotfix",
+    "break_glass",
+    "digest",
+    "requester",
     "reason",
     "actor",
     "previous_id",
@@ -39,11 +43,12 @@ FIXED = (
     "revision",
     "token",
 )
-FINISHED = "('succeeded', 'failed', 'rolled_back')"
+RESULTS = "('succeeded', 'failed', 'rolled_back')"
+FINISHED = "('succeeded', 'failed', 'rolled_back', 'rejected', 'expired')"
 
 APPEND_ONLY = "ledger_append_only: the ledger is append-only: finished deployments never change, and nothing is deleted"
 FIXED_MESSAGE = "ledger_fixed: what was requested never changes, only its progress"
-ORDER = "ledger_order: a deployment goes from pending to running, then to succeeded, failed or rolled_back"
+ORDER = "ledger_order: a deployment goes from waiting or pending to running, then to succeeded, failed or rolled_back"
 PROMOTION = (
     "ledger_promotion: the release has not been live for long enough where this environment is promoted from, and this is "
     "not a hotfix"
@@ -79,8 +84,9 @@ DEPLOYED = "EXISTS (SELECT 1 FROM ledger_deployment AS d WHERE d.release_id = ol
 MAY_GO_BACK = f"new.kind <> 'rollback' OR {SUCCEEDED.format(where='new.environment_id')}"
 IN_ORDER = f"""
   old.status = new.status
+  OR (old.status = 'waiting' AND new.status IN ('running', 'rejected', 'expired'))
   OR (old.status = 'pending' AND new.status IN ('running', 'failed'))
-  OR (old.status = 'running' AND new.status IN {FINISHED})
+  OR (old.status = 'running' AND new.status IN {RESULTS})
 """
 ENDED = f"EXISTS (SELECT 1 FROM ledger_deployment AS d WHERE d.id = {{row}}.deployment_id AND d.status IN {FINISHED})"
 

@@ -17,6 +17,9 @@ register = template.Library()
 # By a deployment's status, a step's outcome or an environment's health: the style sheet's tone, the icon's name, and
 # the label where it is not the key itself.
 STATUS_STYLES = {
+    "waiting": ("warn", "idle", "waiting for approval"),
+    "rejected": ("bad", "bad", ""),
+    "expired": ("idle", "idle", ""),
     "pending": ("idle", "idle", ""),
     "running": ("busy", "busy", ""),
     "succeeded": ("ok", "ok", ""),

@@ -6,7 +6,9 @@ from typing import Any
 
 from ledger import rules, tokens
 from ledger.environments import names
+
 from ledger.models import Deployment, Environment, Release
+from tests.support.approving import approved
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -22,7 +24,7 @@ def deployed(
     release(version)
     strategy, actor = options.pop("strategy", "rolling"), options.pop("actor", "pipeline")
     row = rules.create(environment, version, strategy, actor, at=at, **options)
-    rules.start(row.pk, at=at)
+    rules.start(approved(row).pk, at=at)
     return rules.finish(row.pk, result, at=at + timedelta(minutes=1))
 
 
@@ -30,7 +32,7 @@ def begun(environment: str, version: str, **options: Any) -> Deployment:
     """A running deployment."""
     release(version)
     row = rules.create(environment, version, options.pop("strategy", "rolling"), "pipeline", **options)
-    return rules.start(row.pk)
+    return rules.start(approved(row).pk)
 
 
 def token(*environments: str, name: str = "pipeline", may_register: bool = True, may_take_over: bool = False) -> str:

@@ -21,8 +21,26 @@ examples:
 
 exit codes: 0 done, also when there is nothing to show; 1 the ledger cannot be read; 2 usage error.
 """
-COLOURS = {"succeeded": "green", "failed": "red", "rolled_back": "yellow", "running": "cyan", "pending": "dim"}
-SIGNS = {"succeeded": "+", "failed": "x", "rolled_back": "<", "running": ">", "pending": "."}  # without colour, too
+COLOURS = {
+    "waiting": "yellow",
+    "rejected": "red",
+    "expired": "dim",
+    "succeeded": "green",
+    "failed": "red",
+    "rolled_back": "yellow",
+    "running": "cyan",
+    "pending": "dim",
+}
+SIGNS = {
+    "waiting": "?",
+    "rejected": "x",
+    "expired": "-",
+    "succeeded": "+",
+    "failed": "x",
+    "rolled_back": "<",
+    "running": ">",
+    "pending": ".",
+}  # without colour, too
 
 
 class Command(DocumentedCommand):

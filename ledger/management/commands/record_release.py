@@ -60,7 +60,8 @@ def record(actor: str, built_at: datetime | None, image: str = "") -> str:
         release.version,
         Deployment.Strategy.ROLLING,
         actor,
-        hotfix=environment.promotes_from.exists(),
+        hotfix=environment.promotes_from.exists() or environment.approvals > 0,
+        break_glass=environment.approvals > 0,
         reason=LATER if live else FIRST,
     )
     rules.start(deployment.pk)
