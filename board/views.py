@@ -18,11 +18,11 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from accounts.roles import Scope, scope
-from board import answers, cards, charts, plots
+from board import answers, cards, charts, decisions, plots
 from board.forms import DeploymentFilters
 from health.reasons import Reason
 from health.runner import Report, report
-from ledger import dora, queries
+from ledger import approvals, dora, queries
 from ledger.environments import config_of, environment_configs, production_names
 from ledger.models import Deployment, Environment
 from pages import fragments
@@ -63,12 +63,24 @@ def home(request: HtmxRequest) -> HttpResponse:
     tasks = [] if fragments.is_poll(request) else account_tasks(request)
     context: dict[str, Any] = {"report": health, "cards": shown, "tasks": [task for task in tasks if not task.done]}
     context["people"] = shown is not None and people(request)
+    if shown is not None:
+        context["approves"] = bool(scope(request.user, approvals.APPROVE))
+        context["undecided"] = undecided(request, [card.environment for card in shown])
     if question and shown is not None:
         context |= traffic_context(question, [card.environment for card in shown], until)
     response = fragments.respond(request, "board/board.html", context, 503 if shown is None else 200)
     if shown is None:
         response["Retry-After"] = str(settings.RETRY_AFTER)
     return response
+
+
+def undecided(request: HttpRequest, environments: list[Environment]) -> dict[str, list[decisions.Undecided]]:
+    """Returns what waits for a decision, by the environment's name."""
+    now = timezone.now()
+    return {
+        row.name: [decisions.undecided(each, request.user, now) for each in (*row.waiting, *row.unreviewed)]
+        for row in environments
+    }
 
 
 def wait_until(request: HtmxRequest) -> float:
@@ -190,7 +202,12 @@ def deployment(request: HtmxRequest, key: int) -> HttpResponse:
         "compare": cards.compare_url(found),
         "people": found.environment.name in people(request),
     }
+    waits = found.status == Deployment.Status.WAITING
+    if waits or found.break_glass and Deployment.objects.filter(queries.unreviewed(), pk=found.pk).exists():
+        context["undecided"] = decisions.undecided(found, request.user, now)
+        context["approves"] = context["undecided"].decides
     if context["people"]:
+        context["decisions"] = list(found.approvals.all())
         current = queries.live(found.environment)
         context["live"] = current == found
         context["advice"] = cards.deployment_advice(found, current)

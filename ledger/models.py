@@ -311,6 +311,7 @@ class Deployment(models.Model):
             models.Index(fields=["strategy", "-created", "-id"], name="ledger_by_strategy"),
             models.Index(fields=["actor", "-created", "-id"], name="ledger_by_actor"),
             models.Index(fields=["release", "-created", "-id"], name="ledger_by_release"),
+            models.Index(fields=["-created", "-id"], condition=Q(break_glass=True), name="ledger_broke_glass"),
         ]
         constraints = [
             models.UniqueConstraint(

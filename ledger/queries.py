@@ -10,6 +10,7 @@ from django.utils import timezone
 from ledger.models import IN_FLIGHT, Approval, Deployment, Environment, Release
 
 RECENT = 200  # deployments or releases that promotable() and rollback_targets() look back at
+UNDECIDED = 20  # deployments that the board shows for a decision
 LATELY = 50  # deployments that previous_good() looks back at
 
 
@@ -63,10 +64,10 @@ def add_undecided(rows: list[Environment]) -> None:
     for row in rows:
         row.waiting, row.unreviewed = [], []
     here = Deployment.objects.filter(environment__in=by_key).select_related("release", "previous__release")
-    for each in here.filter(status=Deployment.Status.WAITING).newest_first():
+    for each in here.filter(status=Deployment.Status.WAITING).newest_first()[:UNDECIDED]:
         each.environment = by_key[each.environment_id]
         each.environment.waiting.append(each)
-    for each in here.filter(unreviewed()).newest_first():
+    for each in here.filter(unreviewed()).newest_first()[:UNDECIDED]:
         each.environment = by_key[each.environment_id]
         each.environment.unreviewed.append(each)
 

@@ -476,6 +476,12 @@ class Migration(migrations.Migration):
             model_name="deployment",
             index=models.Index(fields=["release", "-created", "-id"], name="ledger_by_release"),
         ),
+        migrations.AddIndex(
+            model_name="deployment",
+            index=models.Index(
+                condition=models.Q(("break_glass", True)), fields=["-created", "-id"], name="ledger_broke_glass"
+            ),
+        ),
         migrations.AddConstraint(
             model_name="deployment",
             constraint=models.UniqueConstraint(

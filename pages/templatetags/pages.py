@@ -41,6 +41,12 @@ def status_style(status: str) -> dict[str, str]:
 
 
 @register.filter
+def of(values: dict[str, Any], name: str) -> Any:
+    """Returns the value of `name`."""
+    return values[name]
+
+
+@register.filter
 def format_duration(duration: timedelta | None) -> str:
     """Formats a duration, as in "3 min 5 s"; empty for None."""
     return humanize.took(duration)
@@ -57,6 +63,8 @@ def deployment_kind(deployment: Deployment) -> str:
     """Formats the strategy and what is special about the deployment, as in "rollback, rolling"."""
     if deployment.kind == Deployment.Kind.ROLLBACK:
         return f"rollback, {deployment.strategy}"
+    if deployment.break_glass:
+        return f"hotfix without approval, {deployment.strategy}"
     return f"hotfix, {deployment.strategy}" if deployment.hotfix else deployment.strategy
 
 

@@ -24,6 +24,7 @@ from ledger import dora, queries, rules
 from ledger.environments import names
 from ledger.models import Deployment, Environment, Release
 from statuspage.readings import Reading
+from tests.support.approving import approved
 from tests.support.ledgers import START, begun, deployed, release
 from tests.support.people import member as member_with
 
@@ -153,7 +154,8 @@ def test_what_is_overdue_says_so(member: Client) -> None:
     for number in range(3):
         deployed("production", f"1.{number}", at=now - (9 - number) * HOUR, hotfix=True, reason="r")  # a minute each
     release("2.0")
-    key = rules.create("production", "2.0", "rolling", "ci", hotfix=True, reason="r", at=now - timedelta(minutes=3)).pk
+    row = rules.create("production", "2.0", "rolling", "ci", hotfix=True, reason="r", at=now - timedelta(minutes=3))
+    key = approved(row).pk
     rules.start(key, at=now - timedelta(minutes=3))
     text = text_of(member, "/")
     assert "Deploying 2.0 to production, <strong>overdue</strong>." in text
@@ -173,7 +175,8 @@ def test_in_flight_the_board_says_how_to_stay_and_never_how_to_go_further_back(m
     script = "scripts/rollback.sh {} backstagetest1-production"
     assert advice() == ("Roll back to", "1.14.0", script.format("1.14.0"))
 
-    flying = rules.create("production", release("1.18.0").version, "blue-green", "ci", hotfix=True, reason="r")
+    glass: Any = {"hotfix": True, "break_glass": True, "reason": "r"}
+    flying = rules.create("production", release("1.18.0").version, "blue-green", "ci", **glass)
     pages = ["/", f"/deployments/{flying.pk}/", f"/deployments/{live.pk}/"]
     assert advice() == ("Not started yet:", "1.18.0", "")
     assert not any("rollback.sh" in text_of(member, page) for page in pages)
@@ -301,7 +304,7 @@ def changed(client: Client, url: str, has: dict[str, str]) -> list[str]:
 def test_an_open_board_is_sent_what_has_changed_and_nothing_else(client: Client) -> None:
     deployed("testing", "1.0")
     has = fragments(text_of(client, "/"))
-    parts = ("health", "now", "in-flight", "past", "rollback")
+    parts = ("health", "now", "in-flight", "undecided", "past", "rollback")
     per_environment = [f"{part}-{name}" for name in names() for part in parts]
     assert list(has) == ["summary", *per_environment, "checks", "checked"]
     assert changed(client, "/", has) == []
@@ -441,7 +444,8 @@ def test_a_deployments_page_tells_all_of_it(member: Client, settings: LazySettin
     first = deployed("production", "1.0", at=START, hotfix=True, reason="First")
     release("1.1")
     run = "https://ci.example.com/7"
-    key = rules.create("production", "1.1", "rolling", "ada", hotfix=True, reason="Cannot wait", run_url=run).pk
+    row = rules.create("production", "1.1", "rolling", "ada", hotfix=True, reason="Cannot wait", run_url=run)
+    key = approved(row).pk
     began = rules.start(key).started
     assert began
     rules.step(key, "migrate", "running", at=began)
@@ -500,7 +504,7 @@ def test_the_four_measures_are_dora_s() -> None:
             if not options:
                 deployed_to_staging(version, at(days) - HOUR)
         row = rules.create("production", version, "rolling", "ci", at=at(days), **options)
-        rules.start(row.pk, at=at(days))
+        rules.start(approved(row).pk, at=at(days))
         rules.finish(row.pk, result, at=at(days) + timedelta(minutes=1))
 
     def deployed_to_staging(version: str, when: datetime) -> None:
@@ -567,6 +571,7 @@ def fill(count: int) -> None:
         Release(version=f"1.{n}", commit=f"{n:040x}", message=f"Change {n}", built_at=begin - HOUR)
         for n in range(number, number + count // 4)
     )
+    Environment.objects.update(approvals=0)
     for environment in (1, 2, 3, 4):  # staging before production, as the gate wants it
         Deployment.objects.bulk_create(
             Deployment(
@@ -581,6 +586,7 @@ def fill(count: int) -> None:
             )
             for n, each in enumerate(releases)
         )
+    Environment.objects.filter(pk=4).update(approvals=1)
 
 
 @pytest.mark.slow
@@ -612,7 +618,7 @@ def test_no_page_takes_more_queries_or_more_room_when_there_are_more_rows(client
         rules.finish(running.pk, "succeeded")
     assert costs[0] == costs[1]
     stranger = {name: cost for (name, who), cost in costs[1].items() if who == "stranger"}
-    assert stranger == {"board": 5, "poll": 5, "list": 2, "detail": 3, "insights": 3}
+    assert stranger == {"board": 7, "poll": 7, "list": 2, "detail": 3, "insights": 3}
     assert (
-        costs[1]["board", "member"] == 12
+        costs[1]["board", "member"] == 14
     ), "the account, its permissions, and the rollback target of each where nothing is in flight"

@@ -136,11 +136,13 @@ def test_what_the_rules_refuse_is_a_conflict_that_names_the_rule(pipeline: Pipel
     problem(pipeline.post("deployments", WANTED | {"kind": "rollback"}), 409, "never-live")
     body = WANTED | {"environment": "production", "hotfix": True}
     assert problem(pipeline.post("deployments", body), 422, "invalid")["errors"][0]["pointer"] == "#/reason"
-    assert pipeline.post("deployments", body | {"reason": "down"}).status_code == 201
-    assert (
-        "Deployment"
-        in problem(pipeline.post("deployments", body | {"reason": "down"}), 409, "environment-busy")["detail"]
-    )
+    asked = pipeline.post("deployments", body | {"reason": "down"})
+    assert (asked.status_code, asked.json()["status"]) == (201, "waiting")
+    assert pipeline.post("deployments", body | {"reason": "down"}).json()["id"] == asked.json()["id"]
+    problem(pipeline.post(f"deployments/{asked.json()['id']}/start"), 409, "not-approved")
+    problem(pipeline.post("deployments", body | {"reason": "down", "break_glass": True}), 403, "may-not")
+    assert pipeline.post("deployments", WANTED).status_code == 201
+    assert "Deployment" in problem(pipeline.post("deployments", WANTED), 409, "environment-busy")["detail"]
 
 
 def test_it_tells_what_may_go_where_and_back_to_what(pipeline: Pipeline) -> None:
@@ -192,7 +194,7 @@ def test_no_answer_takes_more_queries_when_there_are_more_rows(
     for number in range(count):
         deployed("testing", f"1.{number}", at=START + timedelta(hours=number))
     pipeline.get("environments")  # notes that the token was used
-    for path, statements in (("deployments", 2), ("environments", 4), ("environments/testing/rollback-targets", 3)):
+    for path, statements in (("deployments", 2), ("environments", 6), ("environments/testing/rollback-targets", 3)):
         with django_assert_num_queries(statements):
             assert pipeline.get(path).status_code == 200
 

@@ -338,10 +338,11 @@ for act in (
     lambda: Deployment.objects.filter(pk=running.pk).update(token="x"),
     lambda: Deployment.objects.filter(pk=running.pk).update(actor="nobody"),
     lambda: Deployment.objects.filter(pk=running.pk).update(status="pending", started=None),
-    lambda: row(environment_id=4),
-    lambda: row(environment_id=4, release=new),
+    lambda: row(environment_id=4, hotfix=True, break_glass=True, reason="down"),
+    lambda: row(environment_id=4, release=new, status="waiting"),
     lambda: row(environment_id=4, release=new, kind="rollback"),
-    lambda: row(environment_id=4, release=new, hotfix=True, reason=" "),
+    lambda: row(environment_id=4, release=new, hotfix=True, break_glass=True, reason=" "),
+    lambda: row(environment_id=4, hotfix=True, reason="down"),
     lambda: row(environment_id=2, strategy="canary"),
 ):
     try:
@@ -374,8 +375,9 @@ def test_sqlite_holds_the_same_rules(tmp_path: Path) -> None:
         "ledger_promotion",
         "ledger_rollback",
         "ledger_hotfix_has_a_reason",
+        "ledger_approval",
         "ledger_known_strategy",
-        "environment-busy",
+        "not-promotable",
     ]
     with sqlite3.connect(tmp_path / "db") as connection:
         triggers = {
@@ -385,4 +387,4 @@ def test_sqlite_holds_the_same_rules(tmp_path: Path) -> None:
             )
         }
     connection.close()
-    assert len(triggers) == 11, "a migration that alters a table must install the triggers again: docs/api.md"
+    assert len(triggers) == 17, "a migration that alters a table must install the triggers again: docs/api.md"

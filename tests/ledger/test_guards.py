@@ -28,7 +28,11 @@ def write(name: str, version: str, *, at: datetime, status: str = "pending", **m
     """Writes a deployment; one with an end took a minute."""
     releases = Release.objects.using(SCRATCH)
     release, _ = releases.get_or_create(version=version, defaults={"commit": "4f2a9c1", "built_at": at})
-    ended = {} if status == "pending" else {"started": at, "finished": at + MINUTE if status != "running" else None}
+    ended = (
+        {}
+        if status in ("pending", "waiting")
+        else {"started": at, "finished": at + MINUTE if status != "running" else None}
+    )
     fields = {"environment": environment(name), "release": release, "strategy": "rolling", "actor": "x"} | ended | more
     with transaction.atomic(using=SCRATCH):
         return Deployment.objects.using(SCRATCH).create(status=status, created=at, **fields)
@@ -44,18 +48,18 @@ def denied(name: str) -> Any:
 
 def test_a_release_is_promoted_only_after_its_soak() -> None:
     with denied("ledger_promotion"):
-        write("production", "1.0", at=ago(0))
+        write("production", "1.0", at=ago(0), status="waiting")
     write("staging", "1.0", at=ago(20), status="succeeded")
-    write("production", "1.0", at=ago(0), status="failed")
+    write("production", "1.0", at=ago(0), status="waiting")
     Environment.objects.using(SCRATCH).filter(name="production").update(soak=1800)
     for claimed in (ago(0), ago(-60), ago(5)):
         with denied("ledger_promotion"):
-            write("production", "1.0", at=claimed)
+            write("production", "1.0", at=claimed, status="waiting")
     write("staging", "2.0", at=ago(15), status="succeeded")
     Environment.objects.using(SCRATCH).filter(name="production").update(soak=600)
     with denied("ledger_promotion"):
-        write("production", "1.0", at=ago(0))
-    write("production", "2.0", at=ago(0))
+        write("production", "1.0", at=ago(0), status="waiting")
+    write("production", "2.0", at=ago(0), status="waiting")
 
 
 def test_a_release_stays_live_through_another_deployment_of_it() -> None:
@@ -63,4 +67,4 @@ def test_a_release_stays_live_through_another_deployment_of_it() -> None:
         write("staging", "1.0", at=ago(minutes), status="succeeded")
     write("staging", "1.1", at=ago(10), status="failed")
     Environment.objects.using(SCRATCH).filter(name="production").update(soak=1800)
-    write("production", "1.0", at=ago(0))
+    write("production", "1.0", at=ago(0), status="waiting")

@@ -232,7 +232,7 @@ def test_production_takes_only_what_succeeded_in_staging() -> None:
     for version in ("1.1", "1.2", "1.3", "1.4"):
         with refused("not-promotable"):
             rules.create("production", version, "rolling", "ci")
-    assert rules.create("production", "1.0", "rolling", "ci").status == "pending"
+    assert rules.create("production", "1.0", "rolling", "ci").status == "waiting"
 
 
 def test_a_hotfix_passes_the_gate_if_it_says_why() -> None:
@@ -278,8 +278,10 @@ def row(**fields: Any) -> Deployment:
     ("fields", "rule"),
     [
         ({}, "ledger_promotion"),
-        ({"hotfix": True}, "ledger_hotfix_has_a_reason"),
-        ({"hotfix": True, "reason": " \n"}, "ledger_hotfix_has_a_reason"),
+        ({"hotfix": True, "break_glass": True}, "ledger_hotfix_has_a_reason"),
+        ({"hotfix": True, "break_glass": True, "reason": " \n"}, "ledger_hotfix_has_a_reason"),
+        ({"hotfix": True, "reason": "down"}, "ledger_approval"),
+        ({"environment_id": 2, "break_glass": True, "reason": "x"}, "ledger_break_glass_is_a_hotfix"),
         ({"kind": "rollback"}, "ledger_rollback"),
         ({"environment_id": 2, "kind": "rollback"}, "ledger_rollback"),
         ({"environment_id": 2, "strategy": "canary"}, "ledger_known_strategy"),
@@ -302,9 +304,9 @@ def test_the_database_refuses_by_itself(fields: dict[str, Any], rule: str) -> No
 
 
 def test_the_database_lets_through_what_fits() -> None:
-    row(hotfix=True, reason="down", status="failed", finished=START)
+    row(hotfix=True, break_glass=True, reason="down", status="failed", finished=START)
     row(environment_id=3, status="succeeded", started=START, finished=START)
-    row(status="succeeded", started=START, finished=START)
+    row(hotfix=True, break_glass=True, reason="down", status="succeeded", started=START, finished=START)
     row(kind="rollback", status="running", started=START)
 
 
