@@ -26,7 +26,7 @@ SAID = {
 
 @dataclass(frozen=True)
 class Proof:
-    """That the release is proven elsewhere: where it comes from, and its smoke test there, None if none was reported."""
+    """That the release has succeeded where it comes from, and its smoke test there; None if none was reported."""
 
     deployment: Deployment
     smoke_test: Step | None

@@ -13,8 +13,9 @@ from urllib.parse import urlencode
 
 from django.conf import settings
 from django.db import DataError, Error, IntegrityError, connection
+from django.utils import timezone
 
-from ledger import rules
+from ledger import queries, rules
 from ledger.models import IN_FLIGHT, Deployment, Environment, Release
 
 TIMEOUT = 5.0  # seconds that the API gets to answer
@@ -37,6 +38,8 @@ class Request:
     reason: str = ""
     run_url: str = ""
     revision: str = ""  # what a rollback returns to, beside the version
+    break_glass: bool = False  # a hotfix without approval
+    digest: str = ""  # of the image (sha256:...): what is approved
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,19 @@ class OpenDeployment:
     kind: str
     status: str
     steps: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Approval:
+    """How it stands with a deployment that was requested. `decided` says who decided what, a sentence each."""
+
+    status: str
+    given: int
+    needed: int
+    approved: bool
+    ends: str  # until when the approvals are valid (ISO 8601); empty without any
+    page: str  # its address, for people
+    decided: tuple[str, ...]
 
 
 class Ledger(Protocol):
@@ -74,7 +90,15 @@ class Ledger(Protocol):
         """Registers a release. `built_at` is a time in ISO 8601."""
 
     def create(self, request: Request) -> int:
-        """Makes a pending deployment and returns its key. Raises LookupError if the release is not registered."""
+        """Makes a pending deployment and returns its key; where approvals are required, one that waits, or the one that
+        waits already. Raises LookupError if the release is not registered.
+        """
+
+    def approvals(self, environment: str) -> int:
+        """How many people must approve a deployment there."""
+
+    def approval(self, key: int) -> Approval:
+        """How it stands with the deployment. Raises LookupError."""
 
     def start(self, key: int) -> None:
         """Makes a pending deployment a running one."""
@@ -171,11 +195,35 @@ class DatabaseLedger:
 
     @database_errors()
     def create(self, request: Request) -> int:
-        """By the ledger's rules."""
+        """By the ledger's rules. Nobody has signed in here, so nobody can break the glass."""
+        if request.break_glass:
+            raise rules.RuleViolation(
+                "may-not",
+                "--break-glass requires the token of an approver: set LEDGER_URL and LEDGER_TOKEN (docs/approvals.md).",
+            )
         try:
             return rules.create(**asdict(request)).pk
         except Release.DoesNotExist:
             raise LookupError(request.release) from None
+
+    @database_errors()
+    def approvals(self, environment: str) -> int:
+        """From the environment's row."""
+        found = Environment.objects.filter(name=environment).values_list("approvals", flat=True).first()
+        return found or 0
+
+    @database_errors()
+    def approval(self, key: int) -> Approval:
+        """From the rows. The page is that of SITE_URL."""
+        row = Deployment.objects.select_related("environment").filter(pk=key).first()
+        if row is None:
+            raise LookupError(f"Deployment {key} not found.")
+        found = queries.standing(row, timezone.now())
+        ends = found.ends.isoformat(timespec="seconds") if found.ends else ""
+        approved = found.approved and queries.is_current(row)
+        said = tuple(sentence(each.verdict, each.name, each.comment) for each in row.approvals.all())
+        page = f"{settings.SITE_URL}/deployments/{key}/"
+        return Approval(row.status, found.given, found.needed, approved, ends, page, said)
 
     @database_errors()
     def start(self, key: int) -> None:
@@ -310,6 +358,20 @@ class RemoteLedger:
         """POST /api/deployments."""
         return int(self.ask("deployments", asdict(request))["id"])
 
+    def approvals(self, environment: str) -> int:
+        """From the environment."""
+        return int(self.ask(f"environments/{environment}")["approvals"])
+
+    def approval(self, key: int) -> Approval:
+        """From the deployment."""
+        row = self.ask(f"deployments/{key}")
+        found = row["standing"] or {"given": 0, "needed": 0, "approved": False, "ends": None}
+        said = tuple(sentence(each["verdict"], each["name"], each["comment"]) for each in row["approvals"])
+        page = self.url and f"{self.url}/deployments/{key}/" or str(row["page"])
+        return Approval(
+            row["status"], found["given"], found["needed"], found["approved"], found["ends"] or "", page, said
+        )
+
     def start(self, key: int) -> None:
         """POST /api/deployments/KEY/start."""
         self.ask(f"deployments/{key}/start", method="POST")
@@ -330,6 +392,11 @@ class RemoteLedger:
     def unlock(self, environment: str) -> None:
         """DELETE /api/environments/NAME/lock."""
         self.ask(f"environments/{environment}/lock", method="DELETE")
+
+
+def sentence(verdict: str, name: str, comment: str) -> str:
+    """Who decided what, such as "approved by ann@example.com: looks good"."""
+    return f"{verdict} by {name}{comment and f': {comment}'}"
 
 
 def parsed(text: str) -> Any:

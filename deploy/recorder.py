@@ -16,7 +16,7 @@ from typing import Any
 
 from deploy.errors import DeployRefused
 from deploy.ledger_client import Ledger, LedgerUnavailable, OpenDeployment, Request
-from ledger import rules, steps
+from ledger import humanize, rules, steps
 from ledger.environments import config_of
 from ledger.models import FINISHED, NOTE
 from settings.text import clean
@@ -38,6 +38,8 @@ class Recorder:
     Each step is sent as it comes. What an unavailable ledger misses is sent with the next step, and in the end kept in
     a file of `folder`. `note` shows a sentence to whoever runs the command.
     """
+
+    poll = 5.0  # seconds between two looks at a deployment that waits for approval
 
     def __init__(self, ledger: Ledger, request: Request, folder: Path, note: Callable[[str], None]) -> None:
         self.ledger, self.request, self.folder, self.note = ledger, request, folder, note
@@ -76,6 +78,76 @@ class Recorder:
                     f"{error}. Wait for it, or pass --hotfix --reason TEXT if it cannot wait."
                 ) from None
             return f"the ledger is unavailable, so this is recorded later: {error}"
+
+    def approve(self, release: tuple[str, str, str], wait: float, tell: Callable[[str], None]) -> str:
+        """Requests the deployment where it needs approval, and waits `wait` seconds at most until it has it; `tell` is
+        told what is awaited. Returns a note, empty if no approval is needed.
+
+        `release` is commit, when it was built (ISO 8601) and image. Raises DeployRefused if it is not approved in time,
+        rejected, or cannot be requested. Run again, the request that waits is taken up.
+        """
+        request = self.request
+        if request.kind != "deploy" or self.resumes():
+            return ""
+        try:
+            if not self.ledger.approvals(request.environment):
+                return ""
+            if request.break_glass:
+                return "none: the glass is broken, which somebody else has to review"
+            self.release = release if release[0] and release[1] else None
+            key, deadline = self.request_row(), time.monotonic() + wait
+            while True:
+                try:
+                    found = self.ledger.approval(key)
+                except LedgerUnavailable as error:
+                    if time.monotonic() >= deadline:
+                        raise
+                    tell(f"the ledger is unavailable: {error}")
+                    time.sleep(self.poll)
+                    continue
+                if found.status == "expired":
+                    key = self.request_row()  # something else went live, so it is another change
+                elif found.status != "waiting" and not found.approved:
+                    said = "; ".join(found.decided) or found.status
+                    raise DeployRefused(f"Deployment {key} of {request.release} was {said}. Nothing was changed.")
+                elif found.approved:
+                    return f"deployment {key}, {'; '.join(found.decided)}"
+                elif time.monotonic() >= deadline:
+                    raise DeployRefused(
+                        f"Deployment {key} of {request.release} to {request.environment} is waiting for approval "
+                        f"({found.given} of {found.needed}): {found.page} Run the same command again once it "
+                        "is approved, or pass --wait-approval DURATION to wait here."
+                    )
+                else:
+                    left = max(0, deadline - time.monotonic())
+                    tell(
+                        f"{found.given} of {found.needed} approvals, for {humanize.took_seconds(left)} more; approvers "
+                        f"of {request.environment} approve at {found.page}"
+                    )
+                    time.sleep(min(self.poll, max(0.05, left)))
+        except LedgerUnavailable as error:
+            if not config_of(request.environment).approvals or request.break_glass:
+                return ""
+            raise DeployRefused(
+                f"The ledger is unavailable, so nobody can approve the deployment to {request.environment}: {error}. "
+                "Wait for it, or pass --break-glass --reason TEXT if it cannot wait."
+            ) from None
+        except LookupError:
+            raise DeployRefused(
+                f"Release {request.release} is not registered, and its commit is unknown. Pass --commit SHA."
+            ) from None
+        except (rules.RuleViolation, rules.Invalid) as error:
+            raise DeployRefused(message_of(error)) from None
+
+    def preview_approval(self) -> str:
+        """What approve() would wait for, for --dry-run; empty if nothing. Writes nothing."""
+        try:
+            needed = self.ledger.approvals(self.request.environment) if self.request.kind == "deploy" else 0
+        except LedgerUnavailable as error:
+            return f"the ledger is unavailable: {error}" if config_of(self.request.environment).approvals else ""
+        if needed and self.request.break_glass:
+            return "none: the glass is broken, which somebody else has to review"
+        return f"waits until {needed} {'person has' if needed == 1 else 'people have'} approved it" if needed else ""
 
     def preview(self, known: bool) -> str:
         """What begin() would say, for --dry-run. Writes nothing. `known` is whether the release's commit is known.
@@ -157,15 +229,21 @@ class Recorder:
         if left and self.is_this(left):
             self.key = left.key
         else:
-            if self.release:
-                try:
-                    self.ledger.register(self.request.release, *self.release)
-                except rules.RuleViolation:
-                    pass  # it is registered already, in other words or by somebody who alone may
-            self.key = self.ledger.create(self.request)
+            self.key = self.request_row()
         if self.path:
             self.save(self.path)  # with the key, so that another attempt makes no second row
         self.start(self.key)
+
+    def request_row(self) -> int:
+        """Registers the release, if its commit is known, and makes the row. Returns its key, which is that of the same
+        request if one waits for approval. Raises what open() does.
+        """
+        if self.release:
+            try:
+                self.ledger.register(self.request.release, *self.release)
+            except rules.RuleViolation:
+                pass  # it is registered already, in other words or by somebody who alone may
+        return self.ledger.create(self.request)
 
     def start(self, key: int) -> None:
         """Starts the row if it is pending. A running one is asked for, too, so that a token that may not continue it is

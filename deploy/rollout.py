@@ -33,9 +33,10 @@ from ledger import steps
 from ledger.environments import WatchConfig
 from metrics.prometheus import Prometheus
 
-PROMOTION_CHECK, ERROR_BUDGET, LOCK = (
+PROMOTION_CHECK, ERROR_BUDGET, APPROVAL, LOCK = (
     "promotion check",
     "error budget",
+    "approval",
     "lock",
 )  # steps of the run, which the ledger has no rows for
 RETRY = 1.0  # seconds between two attempts to get the lock
@@ -58,6 +59,7 @@ class Options:
     unsafe_migrations: bool = False
     settings: bool = False  # whether it gets new settings, perhaps as its only change
     wait: float = 0.0  # seconds to wait for the lock
+    wait_approval: float = 0.0  # seconds to wait for approval
     commit: str = ""
     built_at: str = ""
     image: str = ""
@@ -92,6 +94,7 @@ class Run(ABC):
         if note := self.check_budget():
             self.output.begin(ERROR_BUDGET)
             self.output.end("succeeded", note)
+        self.get_approval()
         self.step(LOCK, self.acquire_lock, recorded=False)
         try:
             self.target.validate()  # again: whoever had the lock may have changed it
@@ -111,6 +114,21 @@ class Run(ABC):
     def check_budget(self) -> str:
         """Returns a note about the error budget; empty if it does not matter. Raises DeployRefused."""
         return ""
+
+    def get_approval(self) -> None:
+        """Waits for the approval of a deployment that needs it, before the lock: it may take long. Raises
+        DeployRefused and StepFailed.
+        """
+        if not self.recorder.preview_approval() or self.nothing_to_do():
+            return
+        self.output.begin(APPROVAL)
+        release = (self.options.commit, self.options.built_at, self.options.image)
+        try:
+            note = self.recorder.approve(release, self.options.wait_approval, self.output.tell)
+        except DeployRefused as error:
+            self.output.end("failed", str(error))
+            raise
+        self.output.end("succeeded" if note else "skipped", note)
 
     def preflight(self) -> None:
         """Raises DeployRefused if the environment is in no state for such a run; by default, any will do."""
@@ -187,6 +205,8 @@ class Run(ABC):
         self.planned(PROMOTION_CHECK, self.recorder.check_promotion())
         if note := self.check_budget():
             self.planned(ERROR_BUDGET, note)
+        if note := self.recorder.preview_approval():
+            self.planned(APPROVAL, note)
         self.target.lock.check_free()
         self.planned(LOCK, "free")
         self.planned("ledger", self.recorder.preview(bool(options.commit)))
@@ -599,6 +619,7 @@ class Verify(Run):
 
     def run(self) -> int:
         """Carries it out. Raises DeployRefused and StepFailed if it cannot begin."""
+        self.get_approval()
         self.step(LOCK, self.acquire_lock, recorded=False)
         try:
             self.target.validate()

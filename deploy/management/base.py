@@ -180,6 +180,8 @@ exit codes:
             reason=options["reason"],
             run_url=run_url(),
             revision=options.get("revision", ""),
+            break_glass=options.get("break_glass", False),
+            digest=target.digest(),
         )
         commit, built_at = origin(target, version, options["commit"])
         plan = rollout.Options(

@@ -108,6 +108,9 @@ class Target(Protocol):
     def origin(self) -> tuple[str, str]:
         """The commit that the release was built from, and when (ISO 8601); empty where that is unknown."""
 
+    def digest(self) -> str:
+        """The digest of the release's image (sha256:...), if that is known here; else empty."""
+
     def url(self) -> str:
         """Where people reach the environment; empty if it cannot be reached from here."""
 

@@ -25,6 +25,7 @@ from deploy.targets.probe import PROGRAM, Answer, answers
 from deploy.targets.two_databases import Event, TwoDatabases, event, shown
 from ledger import steps, versions
 from ledger.environments import EnvironmentConfig
+from ledger.models import DIGEST
 
 DRAIN = 8  # seconds until nginx has no connection left to what had the name before: 7, by nginx.conf
 MIGRATION_TIMEOUT = 900  # seconds
@@ -211,6 +212,11 @@ class Compose:
         commit = labels.get("org.opencontainers.image.revision", "")
         created = labels.get("org.opencontainers.image.created", "") or image.get("Created", "")[:19] + "+00:00"
         return (commit, created) if re.fullmatch(r"[0-9a-f]{7,64}", commit) else ("", created)
+
+    def digest(self) -> str:
+        """The image's id, a digest of its configuration, as the image may be on this machine only."""
+        found = str(self.inspect(self.image).get("Id", ""))
+        return found if re.fullmatch(DIGEST, found) else ""
 
     def version_of(self, colour: str) -> str:
         """What the image of its container says of itself; empty if there is none. Its tag may be any name."""

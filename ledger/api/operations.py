@@ -206,8 +206,8 @@ def read_release(request: HttpRequest, version: Path[Version]) -> HttpResponse:
 @api.post("/deployments", response={201: DeploymentDetail, **errors(403, 409)}, summary="Create a deployment")
 def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key: Retry = None) -> HttpResponse:
     """Creates a pending deployment, and the environment accepts no other until it has finished. If the environment
-    requires approvals, creates a waiting one, or returns the one that waits for the same already; it can be started once
-    `standing.approved` is true.
+    requires approvals, creates a waiting one, or returns the one that waits for the same already. That can be started
+    once `standing.approved` is true.
     """
     in_scope(request, body.environment)
     if body.break_glass:
@@ -324,7 +324,7 @@ def reject_deployment(request: HttpRequest, key: Path[Key], body: Decision) -> H
 
 @api.post("/deployments/{key}/review", response=ADVANCED, auth=Session(), summary="Review what broke the glass")
 def review_deployment(request: HttpRequest, key: Path[Key], body: Decision) -> HttpResponse:
-    """Records that somebody else has looked at a hotfix that went without approval. In their session: a token cannot."""
+    """Records that somebody else has looked at a hotfix that went without approval. In their session, too."""
     return decide(request, key, models.Approval.Verdict.REVIEWED, body)
 
 

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from django.core.exceptions import ValidationError as DjangoError
+from django.conf import settings
 from django.utils import timezone
 from ninja import Header, Schema
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringConstraints
@@ -289,6 +290,7 @@ class DeploymentOut(Schema):
 
 
 class DeploymentDetail(DeploymentOut):
+    page: Annotated[str, Field(description="Address of its page, for people.")]
     steps: list[StepOut]
     approvals: list[ApprovalOut]
     standing: Annotated[StandingOut | None, Field(description="Null unless it waits for approval.")]
@@ -298,6 +300,7 @@ class DeploymentDetail(DeploymentOut):
         waits = row.status == Status.WAITING
         return cls(
             **cls.values(row),
+            page=f"{settings.SITE_URL}/deployments/{row.pk}/",
             steps=[StepOut.from_orm(step) for step in row.steps.order_by("position")],
             approvals=[ApprovalOut.from_orm(each) for each in row.approvals.all()],
             standing=StandingOut.from_orm(queries.standing(row, timezone.now())) if waits else None,

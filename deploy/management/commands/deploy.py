@@ -1,5 +1,6 @@
 """manage.py deploy: ship a version to an environment, watch it, and roll it back if it proves bad."""
 
+import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from deploy.errors import DeployRefused, InvalidUsage, StepFailed
 from deploy.management.base import Operation
 from deploy.targets.compose import Compose
 from deploy.targets.kubernetes.cluster import Kubernetes
+from ledger import durations
 from ledger.environments import CHOICES, REPOSITORY, EnvironmentConfig
 
 WATCH_PRODUCTION = 720.0  # seconds: long enough for what fails after ten minutes
@@ -22,16 +24,18 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 class Command(Operation):
     help = """\
-Deploy a version to an environment. The steps: promotion check, lock, migrate,
-start, smoke test, switch, watch, mark good. If a step fails, the release is
-rolled back.
+Deploy a version to an environment. The steps: promotion check, approval where
+the environment requires it, lock, migrate, start, smoke test, switch, watch,
+mark good. If a step fails, the release is rolled back.
 """
     watch_help = "time to watch the release under traffic (default 60; production 720)"
     examples = """\
 examples:
   manage.py deploy 1.4.0 -e staging
   manage.py deploy 1.4.0 -e production --dry-run
+  manage.py deploy 1.4.0 -e production --wait-approval 24h
   manage.py deploy 1.4.1 -e production --hotfix --reason "Nobody can sign in"
+  manage.py deploy 1.4.1 -e production --break-glass --reason "Nobody is awake to approve"
   manage.py deploy 1.4.0 -e development --watch 20 --json
   manage.py deploy 1.4.0 -e development --strategy blue-green --database per-colour
   manage.py deploy --config -e production          new settings of k8s/overlays, without a new version
@@ -75,6 +79,20 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         )
         parser.add_argument("--hotfix", action="store_true", help="skip the promotion check; requires --reason")
         parser.add_argument(
+            "--break-glass",
+            action="store_true",
+            help="a hotfix without approval; requires --reason and the token of an approver, and is red on the board "
+            "until somebody else has reviewed it",
+        )
+        parser.add_argument(
+            "--wait-approval",
+            type=duration,
+            default=0.0,
+            metavar="DURATION",
+            help="where approvals are required, wait so long for them, such as 90s, 30m or 24h (default: do not wait; "
+            "run the same command again once it is approved)",
+        )
+        parser.add_argument(
             "--unsafe-migrations",
             action="store_true",
             help="migrate even if the previous release cannot run on the new schema; requires --reason",
@@ -103,7 +121,8 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
                 )
         if not version and not options["build"]:
             raise InvalidUsage("Missing VERSION: manage.py deploy VERSION -e ENVIRONMENT")
-        for flag in ("hotfix", "unsafe_migrations"):
+        options["hotfix"] = options["hotfix"] or options["break_glass"]
+        for flag in ("break_glass", "hotfix", "unsafe_migrations"):
             if options[flag] and not options["reason"].strip():
                 raise InvalidUsage(f"--{flag.replace('_', '-')} requires a reason: --reason TEXT")
         if options["image"]:
@@ -133,6 +152,7 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
             options,
             watch=(WATCH_PRODUCTION if config.production else WATCH_ELSEWHERE) if watch is None else watch,
             unsafe_migrations=options["unsafe_migrations"],
+            wait_approval=options["wait_approval"],
             settings=options["config"],
         )
 
@@ -152,6 +172,14 @@ Run the same command again to resume an interrupted run. docs/deploying.md expla
         self.output.end("succeeded", note)
         options["commit"] = options["commit"] or commit
         return version
+
+
+def duration(text: str) -> float:
+    """The value of an option in seconds, from a duration such as 30m. Raises ArgumentTypeError."""
+    try:
+        return durations.parse(text).total_seconds()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def with_image(config: EnvironmentConfig, image: str, version: str) -> EnvironmentConfig:
