@@ -33,14 +33,16 @@ from deploy.targets.kubernetes.cluster import Kubernetes
 from deploy.targets.kubernetes.objects import CLOSE, annotations
 from deploy.targets.kubernetes.rolling import RollingUpdate
 from deploy.targets.probe import PROGRAM
-from ledger import rules
+from ledger import approvals, rules
 from ledger.environments import environment_configs
 from ledger.models import Deployment, Lock
+from tests.support.approving import approved
 from tests.support import kubectl_program
 from tests.support.cluster import APP, Cluster, Refusal, image_of, is_ready, matches
 from tests.support.kubectl import Kubectl
 from tests.support.ledgers import begun, deployed
 from tests.support.pairs import Pair
+from tests.support.people import member
 from tests.support.servers import ROOT, free_port
 from tests.support.tools import needs
 from tests.support.web import Page, serving
@@ -861,8 +863,19 @@ def test_production_takes_what_succeeded_in_staging_or_a_hotfix(rolling: Apps) -
     deployed("staging", "3")
     words = ("-e", "production", "--strategy", "rolling", "--commit", "abcdef0", "--watch", "0.1")
     code, _, said = command("deploy", "3", *words)
-    assert code == 0 and row().environment.name == "production", said
-    code, _, said = command("deploy", "4", *words, "--hotfix", "--reason", "Nobody can sign in")
+    assert code == 4 and "is waiting for approval (0 of 1)" in said and rolling.cluster.writes == [], said
+    waits = approved(row())
+    code, _, said = command("deploy", "3", *words)
+    assert code == 0 and row() == waits and row().environment.name == "production", said
+    hotfix = (*words, "--hotfix", "--reason", "Nobody can sign in")
+    code, _, said = command("deploy", "4", *hotfix, "--wait-approval", "1s")
+    assert code == 4 and row().status == "waiting", said
+    approvals.decide(row().pk, member("approver"), "rejected", "", "wait for me")
+    assert command("deploy", "4", *hotfix)[0] == 4 and row().status == "waiting", "it is requested anew"
+    code, _, said = command("deploy", "4", *words, "--break-glass", "--reason", "Nobody can sign in")
+    assert code == 4 and "--break-glass requires the token of an approver" in said, said
+    approved(row())
+    code, _, said = command("deploy", "4", *hotfix)
     assert code == 0 and (row().hotfix, row().reason) == (True, "Nobody can sign in"), said
 
 
