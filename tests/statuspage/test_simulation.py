@@ -15,6 +15,7 @@ from ledger import demo, queries, rules
 from ledger.models import Environment
 from statuspage import history, incidents, readings, uptime
 from statuspage.models import Incident
+from tests.support.approving import approved
 from tests.packaging.test_settings import GOOD, load
 from tests.support.ledgers import START, deployed
 
@@ -38,7 +39,7 @@ def mock_releases(db: None) -> None:
     for environment, version in (("staging", "1.0"), ("production", "1.0"), ("staging", "1.1")):
         rules.register(version, "c" * 39 + version[-1], START, "Mock", f"{demo.REGISTRY}/app:{version}", at=START)
         deployment = rules.create(environment, version, "rolling", "demo-pipeline", at=START)
-        rules.start(deployment.pk, at=START)
+        rules.start(approved(deployment).pk, at=START)
         rules.finish(deployment.pk, "succeeded", at=START)
 
 
