@@ -333,7 +333,7 @@ def gaps(writes: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def picture(load: Load, phases: list[tuple[str, float, float]], moves: list[float], summary: str) -> str:
     """Each acknowledged write as a dot: when, and how long it took. Commands are bands, moves of the writes lines."""
-    width, height, left, top = 960, 300, 56, 64
+    width, height, left, top = 960, 300, 68, 64
     begin, end = min(at for at, _ in load.writes), max(at for at, _ in load.writes)
     longest = 2.0
 
