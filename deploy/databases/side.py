@@ -7,9 +7,12 @@ connections never wait in libpq: https://www.psycopg.org/docs/advanced.html#asyn
 import math
 import re
 import select
+import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import psycopg2
@@ -110,12 +113,16 @@ class Session:
         ]
         given |= {"options": " ".join(options).strip(), "application_name": APPLICATION}
         try:
+            given |= _addresses(given.get("host", ""), deadline) if "hostaddr" not in given else {}
             self._connection = psycopg2.connect(extensions.make_dsn(**given), async_=1)
             self._wait(self._connection, deadline)
         except _Late:
             self._drop()
             late = time.monotonic() - started
             raise TimedOut(f"The {self.colour} database did not accept a connection within {late:.1f} s.") from None
+        except OSError as error:
+            self._drop()
+            raise Unreachable(f"Cannot connect to the {self.colour} database: {error.strerror}") from None
         except psycopg2.Error as error:
             self._drop()
             raise Unreachable(f"Cannot connect to the {self.colour} database: {self._words(error)}") from None
@@ -171,6 +178,33 @@ class Side(Session):
 def _escaped(value: str) -> str:
     """As `options` need it: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-OPTIONS."""
     return re.sub(r"([\\\s])", r"\\\1", value)
+
+
+def _addresses(host: str, deadline: float) -> dict[str, str]:
+    """A host's addresses, as libpq takes them; nothing for sockets, addresses and lists of hosts.
+
+    libpq would look the name up without a time-out: https://www.postgresql.org/docs/current/libpq-connect.html.
+    Raises _Late, and OSError if the name is unknown.
+    """
+    if not host or re.search(r"^[/@]|,|:|^[\d.]+$", host):
+        return {}
+    answer: SimpleQueue[list[str] | OSError] = SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            answer.put(list(dict.fromkeys(str(address[0]) for *_, address in found)))
+        except OSError as error:
+            answer.put(error)
+
+    threading.Thread(target=look_up, name="look up a host", daemon=True).start()
+    try:
+        addresses = answer.get(timeout=max(0.0, deadline - time.monotonic()))
+    except Empty:
+        raise _Late from None
+    if isinstance(addresses, OSError):
+        raise addresses
+    return {"hostaddr": ",".join(addresses), "host": ",".join([host] * len(addresses))}
 
 
 class _Late(Exception):

@@ -1,5 +1,7 @@
 """A colour's database, asked with time-outs that a frozen server cannot exceed."""
 
+import socket
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -122,3 +124,21 @@ def test_an_interrupt_ends_the_connection(two_databases: tuple[Side, Side], monk
         with pytest.raises(KeyboardInterrupt):
             side.run("select 1")
     assert side.value("select pg_backend_pid()") != pid
+
+
+def test_a_name_that_is_never_looked_up_cannot_hold_it(
+    clusters: tuple[Postgres, Postgres], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = Side("blue", clusters[0].url.replace("127.0.0.1", "localhost"))
+    assert "@localhost:" in named.url and named.value("select 1") == 1
+    named.close()
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **given: released.wait(PATIENCE) and [])
+    began = time.monotonic()
+    with pytest.raises(TimedOut, match="did not accept a connection"):
+        named.value("select 1", timeout=0.2)
+    assert time.monotonic() - began < PATIENCE / 2
+    released.set()
+    monkeypatch.undo()
+    with pytest.raises(Unreachable, match="Cannot connect to the blue database: "):
+        Side("blue", "postgresql://u:p@no-such-host.invalid/app").value("select 1")
