@@ -1,11 +1,12 @@
 """The account pages. Of allauth's only those that are supported, under the names by which it looks them up."""
 
 from allauth.account import views as allauth
+from django.conf import settings
 from django.db import transaction
 from django.urls import URLPattern, URLResolver, include, path, re_path
 from django.views.decorators.cache import never_cache
 
-from accounts import avatars, members_views, views
+from accounts import avatars, links, members_views, views
 from accounts.mfa.urls import urlpatterns as mfa
 
 ours: list[URLPattern | URLResolver] = [
@@ -26,8 +27,9 @@ ours: list[URLPattern | URLResolver] = [
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", include((ours, "accounts"))),
     *mfa,
+    path("accounts/link/<str:key>/", links.sign_in, name="sign_in_link"),
     path("accounts/signup/", never_cache(views.sends_mail(allauth.signup)), name="account_signup"),
-    path("accounts/login/", never_cache(views.sends_mail(allauth.login)), name="account_login"),
+    path("accounts/login/", never_cache(views.sends_mail(views.sign_in)), name="account_login"),
     path("accounts/logout/", never_cache(allauth.logout), name="account_logout"),
     path("accounts/inactive/", never_cache(allauth.account_inactive), name="account_inactive"),
     path(
@@ -68,3 +70,12 @@ urlpatterns: list[URLPattern | URLResolver] = [
         name="account_reset_password_from_key_done",
     ),
 ]
+if settings.OIDC_ISSUER:
+    from accounts.sso.urls import urlpatterns as sso
+
+    urlpatterns += sso
+if settings.SSO_ONLY:
+    closed = {"account_signup", "account_reset_password", "account_reset_password_from_key", "mfa_login_webauthn"}
+    for entry in urlpatterns:
+        if isinstance(entry, URLPattern) and entry.name in closed:
+            entry.callback = views.only_sign_on

@@ -8,6 +8,7 @@ from typing import Any
 from allauth.account import views as allauth
 from allauth.account.adapter import get_adapter
 from allauth.decorators import rate_limit
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.files.storage import default_storage
@@ -44,6 +45,24 @@ def sends_mail(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]
             return response
 
     return wrapped
+
+
+class SignInView(allauth.LoginView):  # type: ignore[misc]
+    """allauth's view, with the way to the OpenID provider; with SSO_ONLY, that is all there is."""
+
+    extra_context = {"sign_on": settings.OIDC_NAME if settings.OIDC_ISSUER else "", "sso_only": settings.SSO_ONLY}
+
+    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response: HttpResponse = self.get(request) if settings.SSO_ONLY else super().post(request, *args, **kwargs)
+        return response
+
+
+sign_in = SignInView.as_view()
+
+
+def only_sign_on(request: HttpRequest, **_: Any) -> HttpResponse:
+    """Answers in place of the pages that sign in or up in another way, with SSO_ONLY."""
+    return redirect("account_login")
 
 
 class EmailView(allauth.EmailView):  # type: ignore[misc]

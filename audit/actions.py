@@ -27,6 +27,8 @@ class Action(TextChoices):
     FACTOR_ADDED = "factor_added", "second factor added"
     FACTOR_REMOVED = "factor_removed", "second factor removed"
     FACTORS_RESET = "factors_reset", "second factors reset"
+    SIGN_ON_LINKED = "sign_on_linked", "sign-on linked"
+    LINK_MADE = "link_made", "sign-in link created"
     SESSIONS_ENDED = "sessions_ended", "sessions ended"
     CODES_REPLACED = "codes_replaced", "recovery codes replaced"
 

@@ -147,13 +147,14 @@ ACCOUNT_RATE_LIMITS = {  # besides allauth's others, which are on
     "reset_password": "20/m/ip,5/m/key,10/d/key",
     "confirm_email": "1/180s/key,10/d/key",
     "manage_email": "10/m/user,100/d/user",
+    "sign_on": "60/m/ip",
 }
 
 # Second factors (accounts/mfa)
 REQUIRE_MFA = env.subset("REQUIRE_MFA", env.ROLES)
 MFA_ADAPTER = "accounts.mfa.adapter.MFAAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
-MFA_PASSKEY_LOGIN_ENABLED = True  # instead of the password and a second factor: it is both
+MFA_PASSKEY_LOGIN_ENABLED = not env.flag("SSO_ONLY", False)  # a passkey is both password and second factor
 MFA_TOTP_ISSUER = "backstagetest1"
 MFA_TOTP_TOLERANCE = 1  # also the code before and after, as clocks differ (RFC 6238, section 5.2)
 MFA_RATE_LIMITS = {"webauthn_login": "60/m/ip"}  # a sign-in counts twice; an office has one address
@@ -170,6 +171,40 @@ MFA_FORMS = {
 SIGN_UP = env.choice("SIGN_UP", "invited", ("open", "invited", "closed"))
 SIGN_UP_DOMAINS = [each.lower().lstrip("@") for each in env.words("SIGN_UP_DOMAINS")]
 INVITATION_DAYS = min(365, int(env.number("INVITATION_DAYS", 7, minimum=1)))  # until an invitation expires
+
+# Sign-on by OpenID Connect (accounts/sso). Without an issuer, none of its code is imported.
+OIDC_ISSUER = env.issuer("OIDC_ISSUER")
+OIDC_CLIENT_ID = env.text("OIDC_CLIENT_ID")
+OIDC_CLIENT_SECRET = env.text("OIDC_CLIENT_SECRET")
+OIDC_NAME = env.text("OIDC_NAME", "single sign-on")
+OIDC_ROLES = env.claim_roles("OIDC_ROLES")
+SSO_ONLY = env.flag("SSO_ONLY", False)
+if OIDC_ISSUER and not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET):
+    raise env.ConfigError("OIDC_ISSUER is set, and requires OIDC_CLIENT_ID and OIDC_CLIENT_SECRET. See .env.example.")
+if SSO_ONLY and not OIDC_ISSUER:
+    raise env.ConfigError("SSO_ONLY is true, and requires OIDC_ISSUER: nobody could sign in. See .env.example.")
+if SSO_ONLY:
+    SIGN_UP = "closed"
+if OIDC_ISSUER:
+    INSTALLED_APPS += ["allauth.socialaccount", "allauth.socialaccount.providers.openid_connect"]
+    SOCIALACCOUNT_ADAPTER = "accounts.sso.adapter.SignOnAdapter"
+    SOCIALACCOUNT_EMAIL_VERIFICATION = "none"  # the provider has verified the address
+    SOCIALACCOUNT_LOGIN_ON_GET = True  # a form would be stopped by the CSP, as it leads to another site
+    SOCIALACCOUNT_REQUESTS_TIMEOUT = 4  # seconds
+    SOCIALACCOUNT_PROVIDERS = {
+        "openid_connect": {
+            "provider_class": "accounts.sso.provider.Provider",
+            "APPS": [
+                {
+                    "provider_id": "oidc",
+                    "name": OIDC_NAME,
+                    "client_id": OIDC_CLIENT_ID,
+                    "secret": OIDC_CLIENT_SECRET,
+                    "settings": {"server_url": OIDC_ISSUER, "oauth_pkce_enabled": True},
+                }
+            ],
+        }
+    }
 LOGIN_URL = reverse_lazy("account_login")
 LOGIN_REDIRECT_URL = "/"
 ADMIN_URL = env.path("ADMIN_URL", "admin/")

@@ -315,6 +315,41 @@ def subset(name: str, allowed: tuple[str, ...]) -> list[str]:
     return values
 
 
+class ClaimRole(NamedTuple):
+    """A role that a claim of the OpenID provider gives, in one environment or ("") in all of them."""
+
+    claim: str
+    value: str
+    role: str
+    environment: str
+
+
+def claim_roles(name: str) -> list[ClaimRole]:
+    """Returns what claims give which roles: CLAIM:VALUE=ROLE or CLAIM:VALUE=ROLE@ENVIRONMENT, separated by commas.
+
+    The value may contain colons and equals signs, but no comma. Raises ConfigError.
+    """
+    found = []
+    for word in split(read(name, "", "claim_roles")):
+        pattern = rf"([A-Za-z0-9_./-]+):(.+)=({'|'.join(ROLES)})(?:@([a-z0-9][a-z0-9-]*))?"
+        parts = re.fullmatch(pattern, word)
+        if not parts:
+            raise invalid(name, "words such as groups:sre=maintainer or groups:dev=deployer@staging")
+        found.append(ClaimRole(*parts.groups(default="")))
+    return found
+
+
+def issuer(name: str) -> str:
+    """Returns the address of an OpenID provider, perhaps with a path, without a slash at its end; "" for none.
+
+    Raises ConfigError, also for http to another machine: whoever is in between could sign in as anybody.
+    """
+    value = service(name, read(name, "", "issuer"), "https://id.example.com/realms/team")
+    if not is_private(value):
+        raise invalid(name, "https://, because over http:// anyone in between can sign in as anybody")
+    return value
+
+
 def choice(name: str, default: str, allowed: tuple[str, ...]) -> str:
     """Returns one of `allowed`. Raises ConfigError."""
     value = read(name, default, "choice")
