@@ -13,6 +13,7 @@ from allauth.account.decorators import secure_admin_login
 from allauth.account.models import EmailAddress
 from allauth.mfa import admin as mfa_admin  # registers Authenticator, which is removed below
 from allauth.usersessions import admin as usersessions_admin  # registers UserSession, likewise
+from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -124,6 +125,11 @@ class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]
 
 admin.site.unregister(Group)
 admin.site.unregister(EmailAddress)
+if settings.OIDC_ISSUER:
+    from allauth.socialaccount import admin as socialaccount_admin
+
+    for model in ("SocialAccount", "SocialApp", "SocialToken"):  # who edits links could sign in as anybody
+        admin.site.unregister(getattr(socialaccount_admin, model))
 admin.site.unregister(usersessions_admin.UserSession)  # whose keys are what signs people in
 admin.site.unregister(mfa_admin.Authenticator)  # who edits second factors could sign in as their owner
 

@@ -179,8 +179,8 @@ OIDC_CLIENT_SECRET = env.text("OIDC_CLIENT_SECRET")
 OIDC_NAME = env.text("OIDC_NAME", "single sign-on")
 OIDC_ROLES = env.claim_roles("OIDC_ROLES")
 SSO_ONLY = env.flag("SSO_ONLY", False)
-if OIDC_ISSUER and not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET):
-    raise env.ConfigError("OIDC_ISSUER is set, and requires OIDC_CLIENT_ID and OIDC_CLIENT_SECRET. See .env.example.")
+if OIDC_ISSUER and not OIDC_CLIENT_ID:
+    raise env.ConfigError("OIDC_ISSUER is set, and requires OIDC_CLIENT_ID. See .env.example.")
 if SSO_ONLY and not OIDC_ISSUER:
     raise env.ConfigError("SSO_ONLY is true, and requires OIDC_ISSUER: nobody could sign in. See .env.example.")
 if SSO_ONLY:

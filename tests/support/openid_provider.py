@@ -39,7 +39,7 @@ def serve(port: int) -> None:
         decoded = jwt.decode(said, own)
         header, claims = decoded.header, decoded.claims | LIES[sub]
         if sub == "unsigned":
-            return jwt.encode({"alg": "none"}, claims, None, algorithms=["none"])
+            return jwt.encode({"alg": "none"}, claims, jwk.OctKey.generate_key(), algorithms=["none"])
         return jwt.encode(
             header, claims, jwk.RSAKey.generate_key() if sub == "wrong-key" else own, algorithms=["RS256"]
         )
