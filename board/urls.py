@@ -1,11 +1,13 @@
 from django.urls import URLPattern, path
 
-from board import decisions, views
+from board import decisions, tokens, views
 
 urlpatterns: list[URLPattern] = [
     path("", views.home, name="home"),
     path("deployments/", views.deployments, name="deployments"),
     path("deployments/<int:key>/", views.deployment, name="deployment"),
     path("deployments/<int:key>/decide/", decisions.decide, name="decide"),
+    path("tokens/", tokens.page, name="tokens"),
+    path("tokens/<int:key>/revoke/", tokens.revoke, name="revoke_token"),
     path("insights/", views.insights, name="insights"),
 ]

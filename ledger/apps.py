@@ -1,7 +1,8 @@
 from typing import Any
 
 from django.apps import AppConfig
-from django.db.models.signals import post_migrate
+from django.conf import settings
+from django.db.models.signals import post_migrate, pre_delete
 
 
 class LedgerConfig(AppConfig):
@@ -17,9 +18,11 @@ class LedgerConfig(AppConfig):
     def ready(self) -> None:
         import ledger.metrics  # noqa: F401  # declared before the first scrape: its series are there from the start
 
+        from ledger import tokens
         from ledger.environments import environment_configs
 
         environment_configs()  # an invalid file stops the process at its start
+        pre_delete.connect(tokens.revoke_those_of, sender=settings.AUTH_USER_MODEL)
         post_migrate.connect(follow_file, sender=self)
 
 

@@ -478,10 +478,17 @@ class ApiToken(models.Model):
     may_take_over = models.BooleanField(
         default=False, help_text="May also continue deployments in its environments that it did not create."
     )
+    may_request = models.BooleanField(default=True, help_text="May create deployments.")
+    may_record = models.BooleanField(default=True, help_text="May start, continue and finish them, and report locks.")
+    # Empty if a command made it. What the owner may no longer do, the token may not either; see usable().
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="api_tokens"
+    )
     created = models.DateTimeField(auto_now_add=True)
     expires = models.DateTimeField(null=True, blank=True)
     revoked = models.DateTimeField(null=True, blank=True)
     last_used = models.DateTimeField(null=True, blank=True, help_text="Accurate to one minute.")
+    last_address = models.CharField(max_length=45, blank=True, help_text="Where it was last used from.")
 
     class Meta:
         ordering = ("name",)

@@ -4,6 +4,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Q
@@ -30,6 +31,9 @@ def make(
     *,
     may_register: bool = False,
     may_take_over: bool = False,
+    may_request: bool = True,
+    may_record: bool = True,
+    owner: Any = None,
     actor: str = "",
     request: HttpRequest | None = None,
 ) -> tuple[ApiToken, str]:
@@ -40,9 +44,14 @@ def make(
     Raises IntegrityError if the name is taken.
     """
     token = PREFIX + secrets.token_urlsafe(32)
-    rights = {"may_register": may_register, "may_take_over": may_take_over}
+    rights = {
+        "may_register": may_register,
+        "may_take_over": may_take_over,
+        "may_request": may_request,
+        "may_record": may_record,
+    }
     with transaction.atomic():
-        row = ApiToken.objects.create(name=name, digest=digest(token), expires=expires, **rights)
+        row = ApiToken.objects.create(name=name, digest=digest(token), expires=expires, owner=owner, **rights)
         row.environments.set(environments)
         names = ", ".join(row.environments.order_by("order").values_list("name", flat=True))
         granted = [right.replace("_", " ") for right, given in rights.items() if given]
@@ -72,17 +81,22 @@ def rotate(
     return row, token
 
 
-def find(token: str) -> ApiToken | None:
-    """Returns the row of an active token, and records that it was used; None for any other."""
+def usable(row: ApiToken) -> bool:
+    """Returns whether the token's owner may still do what every token may: read everything. True without an owner."""
+    return row.owner is None or row.owner.is_active and row.owner.has_perm("ledger.view_people")
+
+
+def find(token: str, address: str = "") -> ApiToken | None:
+    """Returns the row of an active token, and records that it was used, from `address`; None for any other."""
     if not token.startswith(PREFIX):
         return None
-    row = ApiToken.objects.filter(digest=digest(token)).first()
+    row = ApiToken.objects.select_related("owner").filter(digest=digest(token)).first()
     now = timezone.now()
-    if row is None or row.state(now) != "active":
+    if row is None or row.state(now) != "active" or not usable(row):
         return None
     if row.last_used is None or row.last_used <= now - LAST_USED_INTERVAL:
         ApiToken.objects.filter(Q(last_used=None) | Q(last_used__lte=now - LAST_USED_INTERVAL), pk=row.pk).update(
-            last_used=now
+            last_used=now, last_address=address[:45]
         )
     return row
 
@@ -96,3 +110,9 @@ def revoke(name: str, *, actor: str = "", request: HttpRequest | None = None) ->
         if ended:
             audit.record(Action.TOKEN_REVOKED, actor=actor, target=name, request=request)
     return ended
+
+
+def revoke_those_of(instance: Any, **_: Any) -> None:
+    """Revokes the tokens of a user who is about to be deleted: without an owner they would be anybody's."""
+    for name in ApiToken.objects.filter(owner=instance.pk, revoked=None).values_list("name", flat=True):
+        revoke(name, actor="deletion of the owner")

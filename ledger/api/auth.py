@@ -32,7 +32,7 @@ class Bearer(HttpBearer):
         return found
 
     def authenticate(self, request: HttpRequest, token: str) -> ApiToken:
-        found = tokens.find(token)
+        found = tokens.find(token, request.META.get("REMOTE_ADDR", ""))
         if found is None:
             challenge = 'Bearer error="invalid_token"'
             raise unauthorized(
@@ -76,8 +76,27 @@ def token_of(request: HttpRequest) -> ApiToken:
 def in_scope(request: HttpRequest, environment: str) -> None:
     """Raises Problem (403) unless the request's token is valid for `environment`."""
     token = token_of(request)
-    if not token.environments.filter(name=environment).exists():
+    found = token.environments.filter(name=environment).first()
+    if found is None:
         raise Problem(403, "out-of-scope", f"The token {token.name} is not valid for {environment}.")
+    if token.owner and not token.owner.has_perm("ledger.request_deployment", found):
+        detail = f"The owner of the token {token.name} may no longer deploy to {environment}."
+        raise Problem(403, "out-of-scope", detail)
+
+
+def may_request(request: HttpRequest, environment: str) -> None:
+    """Raises Problem (403) unless the request's token may create deployments in `environment`."""
+    in_scope(request, environment)
+    if not token_of(request).may_request:
+        raise Problem(403, "may-not-request", f"The token {token_of(request).name} may not create deployments.")
+
+
+def may_record(request: HttpRequest, environment: str) -> None:
+    """Raises Problem (403) unless the request's token may report what happens in `environment`."""
+    in_scope(request, environment)
+    if not token_of(request).may_record:
+        detail = f"The token {token_of(request).name} may request deployments, and not report what becomes of them."
+        raise Problem(403, "may-not-record", detail)
 
 
 def owner_of(token: ApiToken) -> Any:
@@ -100,7 +119,7 @@ def may_break_glass(request: HttpRequest, environment: str) -> None:
 def may_register(request: HttpRequest) -> None:
     """Raises Problem (403) unless the request's token may register releases."""
     token = token_of(request)
-    if not token.may_register:
+    if not token.may_register or token.owner and not token.owner.has_perm("ledger.request_deployment"):
         raise Problem(
             403,
             "may-not-register",
@@ -119,7 +138,7 @@ def may_change(request: HttpRequest, key: int) -> None:
     """
     token = token_of(request)
     environment, creator = Deployment.objects.values_list("environment__name", "token").get(pk=key)
-    in_scope(request, environment)
+    may_record(request, environment)
     if creator != token.name and not token.may_take_over:
         who = f"the token {creator}" if creator else "a command"
         raise Problem(

@@ -17,10 +17,11 @@ from ledger.api import problems
 from ledger.api.auth import (
     Bearer,
     Session,
-    in_scope,
     may_break_glass,
     may_change,
+    may_record,
     may_register,
+    may_request,
     owner_of,
     token_of,
 )
@@ -124,7 +125,7 @@ def read_environment(request: HttpRequest, name: Path[EnvironmentName]) -> HttpR
 @api.put("/environments/{name}/lock", response={200: EnvironmentOut, **errors(403, 404)}, summary="Report a lock")
 def report_lock(request: HttpRequest, name: Path[EnvironmentName], body: NewLock) -> HttpResponse:
     """Reports that deployments there are blocked by hand. It ends with DELETE, or with the next deployment there."""
-    in_scope(request, name)
+    may_record(request, name)
     rules.report_lock(name, body.holder, body.reason, body.since)
     return read_environment(request, name)
 
@@ -136,7 +137,7 @@ def report_lock(request: HttpRequest, name: Path[EnvironmentName], body: NewLock
 )
 def delete_lock(request: HttpRequest, name: Path[EnvironmentName]) -> HttpResponse:
     """Changes nothing if no lock was reported."""
-    in_scope(request, name)
+    may_record(request, name)
     rules.report_unlock(name)
     return read_environment(request, name)
 
@@ -209,7 +210,7 @@ def create_deployment(request: HttpRequest, body: NewDeployment, idempotency_key
     requires approvals, creates a waiting one, or returns the one that waits for the same already. That can be started
     once `standing.approved` is true.
     """
-    in_scope(request, body.environment)
+    may_request(request, body.environment)
     if body.break_glass:
         may_break_glass(request, body.environment)
     owner = owner_of(token_of(request))

@@ -58,6 +58,7 @@ NOT_ENTERED = {
     "ledger.Deployment.finished_token": "the name of a token, by its own rule",
     "ledger.Step.token": "the name of a token, by its own rule",
     "ledger.ApiToken.digest": "a hash of ours",
+    "ledger.ApiToken.last_address": "an address of a connection",
     "ledger.IdempotencyKey.key": "visible ASCII by the API's own pattern; shown to nobody",
     "ledger.IdempotencyKey.request": "a hash of ours",
     "ledger.IdempotencyKey.location": "an address of ours",
