@@ -12,7 +12,7 @@ class AccountsConfig(AppConfig):
         from allauth.mfa.signals import authenticator_added, authenticator_removed, authenticator_reset
         from allauth.mfa.signals import authentication_failed as factor_failed
 
-        from accounts import audited, members, roles, sessions, signals
+        from accounts import audited, members, own_data, roles, sessions, signals
 
         user_signed_up.connect(signals.count_registration)
         email_confirmed.connect(signals.release_address)
@@ -24,5 +24,6 @@ class AccountsConfig(AppConfig):
         authenticator_removed.connect(signals.factor_removed)
         authenticator_reset.connect(signals.codes_replaced)
         pre_delete.connect(members.before_deletion, sender="accounts.User")
+        pre_delete.connect(own_data.forget_sign_on, sender="accounts.User")
         post_delete.connect(members.after_deletion, sender="accounts.User")
         post_delete.connect(signals.remove_avatar, sender="accounts.User")

@@ -12,6 +12,9 @@ from accounts.mfa.urls import urlpatterns as mfa
 ours: list[URLPattern | URLResolver] = [
     path("accounts/profile/", views.profile, name="profile"),
     path("accounts/sessions/", views.own_sessions, name="sessions"),
+    path("accounts/data/", views.own_data_page, name="own_data"),
+    path("accounts/data/export/", views.export, name="export"),
+    path("accounts/data/delete/", views.delete_account, name="delete"),
     path("members/", members_views.listing, name="members"),
     path("members/invite/", members_views.invite, name="invite"),
     path("members/invitations/<int:key>/revoke/", members_views.revoke_invitation, name="revoke_invitation"),

@@ -7,20 +7,22 @@ from typing import Any
 
 from allauth.account import views as allauth
 from allauth.account.adapter import get_adapter
+from allauth.account.decorators import reauthentication_required
 from allauth.decorators import rate_limit
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.files.storage import default_storage
 from django.db import transaction
-from django.http import FileResponse, Http404, HttpRequest, HttpResponse
+from django.http import FileResponse, Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from accounts import addresses, avatars, sessions
+from accounts import addresses, avatars, own_data, sessions
 from accounts.adapter import MailNotSent
 from accounts.forms import ProfileForm
+from accounts.members import LastMaintainer
 from accounts.models import User
 from audit import record
 from audit.actions import Action
@@ -149,6 +151,42 @@ def own_sessions(request: HttpRequest) -> HttpResponse:
         return redirect("accounts:sessions")
     found = [(each, sessions.device(each.user_agent)) for each in sessions.active(request.user)]
     return render(request, "accounts/sessions.html", {"sessions": found, "others": len(found) > 1})
+
+
+@never_cache
+@login_required
+@require_safe
+def own_data_page(request: HttpRequest) -> HttpResponse:
+    return render(request, "accounts/own_data.html")
+
+
+@never_cache
+@login_required
+@reauthentication_required(app="accounts")  # type: ignore[untyped-decorator]
+def export(request: HttpRequest) -> HttpResponse:
+    """Returns what is stored about the user; asks for the password again, as a session may be somebody else's."""
+    assert isinstance(request.user, User)
+    response = JsonResponse(own_data.export(request.user), json_dumps_params={"indent": 2, "ensure_ascii": False})
+    response["Content-Disposition"] = 'attachment; filename="backstagetest1.json"'
+    return response
+
+
+@never_cache
+@login_required
+@reauthentication_required(app="accounts")  # type: ignore[untyped-decorator]
+def delete_account(request: HttpRequest) -> HttpResponse:
+    """Deletes the user's account on POST; asks for the password again. Other methods lead to the page that asks."""
+    assert isinstance(request.user, User)
+    if request.method != "POST" or "sure" not in request.POST:
+        return redirect("accounts:own_data")
+    try:
+        own_data.delete(User.objects.get(pk=request.user.pk), request)
+    except LastMaintainer as reason:
+        messages.error(request, str(reason))
+        return redirect("accounts:own_data")
+    request.session.flush()
+    messages.success(request, "Your account was deleted.")
+    return redirect("account_login")
 
 
 @require_safe

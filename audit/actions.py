@@ -29,6 +29,7 @@ class Action(TextChoices):
     FACTORS_RESET = "factors_reset", "second factors reset"
     SIGN_ON_LINKED = "sign_on_linked", "sign-on linked"
     LINK_MADE = "link_made", "sign-in link created"
+    ACCOUNT_DELETED = "account_deleted", "account deleted"
     SESSIONS_ENDED = "sessions_ended", "sessions ended"
     CODES_REPLACED = "codes_replaced", "recovery codes replaced"
 

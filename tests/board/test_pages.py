@@ -224,6 +224,7 @@ STRANGERS_PAGES = [
 MEMBERS_PAGES = [
     "/accounts/profile/",
     "/accounts/sessions/",
+    "/accounts/data/",
     "/accounts/email/",
     "/accounts/reauthenticate/",
     "/accounts/password/change/",
