@@ -1,6 +1,5 @@
 """Every role, every action, in its own and another environment, by page and token: as docs/access.md's table says."""
 
-import re
 from collections.abc import Callable
 
 import pytest
@@ -144,7 +143,6 @@ def test_who_may_do_what_is_as_documented(action: str, who: str, held: str | Non
 
 def clear() -> None:
     """Removes what the attempt has made, so that the next one is judged by what it makes itself."""
-    from accounts.models import Invitation
 
     ApiToken.objects.all().delete()
     Invitation.objects.all().delete()
