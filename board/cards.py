@@ -12,8 +12,9 @@ from django.db.models import prefetch_related_objects
 from accounts.roles import Scope
 from board import answers, databases
 from board.databases import Databases
-from ledger import queries
+from ledger import freezes, queries
 from ledger.environments import EnvironmentConfig, config_of, environment_configs
+from ledger.freezes import State
 from ledger.models import IN_FLIGHT, Deployment, Environment
 from metrics.budgets import Budget, budgets
 from statuspage.readings import Reading, readings
@@ -92,6 +93,7 @@ class Card:
     budget: ErrorBudget | None = None
     production: bool = False
     databases: Databases | None = None
+    freeze: State = State()
 
     @property
     def drifted(self) -> bool:
@@ -113,7 +115,7 @@ def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Car
     environments = queries.board()
     shown = [each for row in environments for each in (row.in_flight, row.failed) if each]
     prefetch_related_objects(shown, "steps")
-    current_readings = readings()
+    current_readings, frozen = readings(), freezes.states(environments, now)
     result = []
     for row in environments:
         advice = None
@@ -126,7 +128,8 @@ def board_cards(now: datetime, *, people: Scope, until: float = 0.0) -> list[Car
         config = config_of(row.name)
         budget, pair = error_budget(config, until), databases.result(config, until)
         underway = progress(row.in_flight, now)
-        result.append(Card(row, reading, underway, advice, shown_people, budget, config.production, pair))
+        state = frozen[row.pk]
+        result.append(Card(row, reading, underway, advice, shown_people, budget, config.production, pair, state))
     return result
 
 

@@ -15,7 +15,7 @@ from django.conf import settings
 from django.db import DataError, Error, IntegrityError, connection
 from django.utils import timezone
 
-from ledger import queries, rules
+from ledger import freezes, queries, rules
 from ledger.models import IN_FLIGHT, Deployment, Environment, Release
 
 TIMEOUT = 5.0  # seconds that the API gets to answer
@@ -73,6 +73,9 @@ class Ledger(Protocol):
 
     def promotion(self, version: str, environment: str) -> tuple[bool, str]:
         """Whether the release may be deployed there without a hotfix, and why, in a sentence."""
+
+    def freeze(self, environment: str) -> str:
+        """Why nothing begins there now, until when and how to pass, in sentences; empty if it is not frozen."""
 
     def succeeded(self, version: str, environment: str) -> bool:
         """Whether a deployment of the version has succeeded there."""
@@ -158,6 +161,13 @@ class DatabaseLedger:
             raise LedgerUnavailable(f"its database has no environment {environment}; run manage.py migrate")
         found = rules.promotion(row, version)
         return found.allowed, found.text
+
+    @database_errors()
+    def freeze(self, environment: str) -> str:
+        """By the rows."""
+        row = Environment.objects.filter(name=environment).first()
+        found = freezes.active(row) if row else None
+        return found.sentence(environment) if found else ""
 
     @database_errors()
     def succeeded(self, version: str, environment: str) -> bool:
@@ -323,6 +333,14 @@ class RemoteLedger:
         """GET /api/environments/NAME/promotable/VERSION."""
         found = self.ask(f"environments/{environment}/promotable/{version}")
         return bool(found["allowed"]), str(found["text"])
+
+    def freeze(self, environment: str) -> str:
+        """From the environment; one of an older release has none."""
+        found = self.ask(f"environments/{environment}").get("freeze")
+        if not found:
+            return ""
+        until = datetime.fromisoformat(found["until"]) if found["until"] else None
+        return freezes.sentence(environment, until, str(found["reason"]))
 
     def succeeded(self, version: str, environment: str) -> bool:
         """By a search for the version, which finds longer ones as well."""

@@ -23,7 +23,7 @@ from settings.text import clean
 
 TRIES = 3  # attempts to record what is left at the end
 PAUSE = 2.0  # seconds between them
-TEMPORARY = ("environment-busy", "conflict")  # codes of refusals that pass by themselves
+TEMPORARY = ("environment-busy", "frozen", "conflict")  # codes of refusals that pass by themselves
 REPLAYED = ("step", "finish")  # methods of Ledger that a kept file may name
 OWN_STEPS = {
     steps.MIGRATE,
@@ -56,13 +56,15 @@ class Recorder:
     # Before anything is changed
 
     def check_promotion(self) -> str:
-        """Checks the promotion rule. Returns a note. Raises DeployRefused if the release has not succeeded where it
-        must first, or if the ledger is unavailable and cannot say so.
+        """Checks the promotion rule, and that there is no freeze. Returns a note. Raises DeployRefused in a freeze, if
+        the release has not succeeded where it must first, or if the ledger is unavailable and cannot say so.
         """
         request = self.request
         try:
             if request.kind == "rollback":
                 return "rollbacks skip the promotion check"
+            if not request.break_glass and not self.resumes() and (why := self.ledger.freeze(request.environment)):
+                raise DeployRefused(why)
             allowed, text = self.ledger.promotion(request.release, request.environment)
             if allowed:
                 return text

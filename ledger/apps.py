@@ -27,12 +27,15 @@ class LedgerConfig(AppConfig):
 
 
 def follow_file(using: str, **_: Any) -> None:
-    """Makes the rows of the environments what environments.toml says; also after `manage.py flush`."""
+    """Makes the rows of the environments what environments.toml says, also after `manage.py flush`; and the windows of
+    weekly freezes.
+    """
     from django.db import connections
 
     from audit.models import Entry
     from ledger.environment_rows import follow_file
-    from ledger.models import Environment, Promotion
+    from ledger.freezes import extend
+    from ledger.models import Environment, FreezeWindow, Promotion
 
     connection = connections[using]
     with connection.cursor() as cursor:
@@ -40,3 +43,5 @@ def follow_file(using: str, **_: Any) -> None:
     needed = {model._meta.db_table for model in (Environment, Promotion, Entry)}
     if needed <= tables:  # not migrated back to before there were any
         follow_file(using)
+    if FreezeWindow._meta.db_table in tables:
+        extend(using=using)

@@ -14,6 +14,7 @@ from django.db import models
 from django.db.models import F, Q
 
 from ledger import versions
+from ledger.weekly import Weekly
 from audit.pagination import Page, paginate
 from settings import text
 
@@ -464,6 +465,117 @@ class Lock(models.Model):
 
     def __str__(self) -> str:
         return f"{self.environment} held by {self.holder}"
+
+
+class Freeze(models.Model):
+    """A time in which nothing begins in an environment but rollbacks and what breaks the glass: once, from `starts` to
+    `ends`, or each week. ledger.freezes writes it; it never changes, but may be ended early.
+    """
+
+    class Day(models.IntegerChoices):
+        MONDAY = 0
+        TUESDAY = 1
+        WEDNESDAY = 2
+        THURSDAY = 3
+        FRIDAY = 4
+        SATURDAY = 5
+        SUNDAY = 6
+
+    environment = models.ForeignKey(
+        Environment, models.PROTECT, null=True, blank=True, related_name="freezes", help_text="Empty for all of them."
+    )
+    reason = models.CharField(max_length=200, validators=[text.one_line])
+    starts = models.DateTimeField(null=True, blank=True)
+    ends = models.DateTimeField(null=True, blank=True)
+    start_day = models.PositiveSmallIntegerField(null=True, blank=True, choices=Day.choices)
+    start_time = models.TimeField(null=True, blank=True)
+    end_day = models.PositiveSmallIntegerField(null=True, blank=True, choices=Day.choices)
+    end_time = models.TimeField(null=True, blank=True)
+    zone = models.CharField(
+        "time zone", max_length=64, blank=True, help_text="Of a weekly freeze, as in Europe/Berlin."
+    )
+    actor = models.CharField(max_length=300, help_text="Who added it.")
+    created = models.DateTimeField()
+    ended_early = models.DateTimeField(null=True, blank=True)
+    ended_by = models.CharField(max_length=300, blank=True)
+
+    environment_id: int | None
+
+    class Meta:
+        ordering = ("-pk",)
+        default_permissions = ()
+        permissions = [("change_freeze", "Can freeze environments, and end a freeze")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(
+                    starts__isnull=False,
+                    ends__isnull=False,  # as a condition that is NULL holds
+                    ends__gt=F("starts"),
+                    start_day=None,
+                    start_time=None,
+                    end_day=None,
+                    end_time=None,
+                    zone="",
+                )
+                | Q(
+                    ~Q(zone=""),
+                    starts=None,
+                    ends=None,
+                    start_day__isnull=False,
+                    start_day__range=(0, 6),
+                    start_time__isnull=False,
+                    end_day__isnull=False,
+                    end_day__range=(0, 6),
+                    end_time__isnull=False,
+                ),
+                name="ledger_freeze_once_or_weekly",
+            ),
+            models.CheckConstraint(
+                condition=Q(ended_early=None, ended_by="")
+                | Q(~Q(ended_by=""), ended_early__isnull=False, ended_early__gte=F("created")),
+                name="ledger_freeze_ended_by_somebody",
+            ),
+            models.CheckConstraint(condition=Q(reason__regex=r"\S"), name="ledger_freeze_has_a_reason"),
+        ]
+
+    def __str__(self) -> str:
+        return f"freeze {self.pk}"
+
+    @property
+    def weekly(self) -> Weekly | None:
+        """When it comes again; None if it is once."""
+        given = (self.start_day, self.start_time, self.end_day, self.end_time)
+        return None if None in given else Weekly(*given, self.zone)  # type: ignore[arg-type]
+
+    @property
+    def when(self) -> str:
+        """When it is, in words."""
+        if self.starts and self.ends:
+            return f"{self.starts:%Y-%m-%d %H:%M}Z to {self.ends:%Y-%m-%d %H:%M}Z"
+        return f"weekly, {self.weekly}"
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether it has ended."""
+        return self.ended_early is not None or bool(self.ends and self.ends <= now)
+
+
+class FreezeWindow(models.Model):
+    """One week of a weekly freeze, for the trigger, which knows no time zones."""
+
+    freeze = models.ForeignKey(Freeze, models.PROTECT, related_name="windows", db_index=False)
+    starts = models.DateTimeField()
+    ends = models.DateTimeField()
+
+    class Meta:
+        default_permissions = ()
+        indexes = [models.Index(fields=["freeze", "ends"], name="ledger_freeze_windows")]
+        constraints = [
+            models.UniqueConstraint(fields=["freeze", "starts", "ends"], name="ledger_freeze_window_once"),
+            models.CheckConstraint(condition=Q(ends__gt=F("starts")), name="ledger_freeze_window_has_a_length"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.freeze} from {self.starts}"
 
 
 class ApiToken(models.Model):

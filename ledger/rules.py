@@ -20,7 +20,7 @@ from django.utils import timezone
 
 import audit
 from audit.actions import Action
-from ledger import humanize, metrics, versions
+from ledger import freezes, humanize, metrics, versions
 from ledger.models import DIGEST, IN_FLIGHT, RESULTS, Deployment, Environment, Lock, Release, Step
 from ledger.queries import Standing, is_current, live, standing, stays_of, succeeded
 
@@ -150,7 +150,7 @@ def create(
     settings may have been others.
 
     Raises Environment.DoesNotExist, Release.DoesNotExist, Invalid, and RuleViolation: environment-gone,
-    environment-busy, not-promotable, never-live, already-live.
+    environment-busy, frozen, not-promotable, never-live, already-live.
     """
     if hotfix and not reason.strip():
         raise Invalid("reason", "A hotfix requires a reason.")
@@ -181,6 +181,8 @@ def create(
                 f"Deployment {busy.pk} of {busy.release} to {environment} is {busy.status}. Wait for it to finish, "
                 "or report it as failed if its pipeline is gone.",
             )
+        if not waits:
+            check_not_frozen(target, kind, break_glass)
         previous = live(target)
         validate(target, wanted, kind, hotfix, previous, revision, at)
         if waits:
@@ -217,6 +219,15 @@ def create(
                 details={"digest": digest, "token": token, "reason": reason.strip()},
             )
         return created
+
+
+def check_not_frozen(environment: Environment, kind: str, break_glass: bool) -> None:
+    """Raises RuleViolation (frozen) unless such a deployment may begin in the environment now."""
+    if kind == Deployment.Kind.ROLLBACK or break_glass:
+        return
+    freezes.extend(ahead=freezes.HORIZON / 2)
+    if found := freezes.active(environment):
+        raise RuleViolation("frozen", found.sentence(environment.name))
 
 
 def report_lock(environment: str, holder: str, reason: str, since: datetime) -> None:
@@ -293,7 +304,9 @@ def promotion(environment: Environment, version: str, at: datetime | None = None
 
 
 def start(key: int, *, at: datetime | None = None) -> Deployment:
-    """Starts a pending deployment, and returns it. Raises Deployment.DoesNotExist and RuleViolation (wrong-state)."""
+    """Starts a pending deployment, and returns it. Raises Deployment.DoesNotExist, and RuleViolation:
+    wrong-state, frozen.
+    """
     with violations_in_the_database(), transaction.atomic():
         deployment = locked(key)
         now = at or timezone.now()
@@ -304,6 +317,7 @@ def start(key: int, *, at: datetime | None = None) -> Deployment:
             raise RuleViolation(
                 "wrong-state", f"Deployment {key} is {label(deployment)}; only a pending deployment can be started."
             )
+        check_not_frozen(deployment.environment, deployment.kind, deployment.break_glass)
         deployment.status = Deployment.Status.RUNNING
         deployment.started = now
         deployment.save(update_fields=["status", "started"])
@@ -451,5 +465,7 @@ BY_CONSTRAINT = {
     "ledger_approval": ("not-approved", "The deployment has not been approved."),
     "ledger_own_approval": ("own-request", "Nobody decides about what they have asked for."),
     "ledger_decision": ("wrong-state", "This deployment cannot be decided about any more."),
+    "ledger_frozen": ("frozen", "The environment is frozen."),
+    "ledger_freeze_lapsed": ("frozen", f"The environment is frozen: {freezes.LAPSED}."),
     "ledger_order": ("wrong-state", "A deployment goes from pending to running to finished."),
 }

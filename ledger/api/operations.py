@@ -9,10 +9,11 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
+from django.utils import timezone
 from ninja import NinjaAPI, Path, Query, Schema
 from ninja.openapi.schema import OpenAPISchema
 
-from ledger import approvals, models, queries, rules
+from ledger import approvals, freezes, models, queries, rules
 from ledger.api import problems
 from ledger.api.auth import (
     Bearer,
@@ -114,12 +115,15 @@ def url_of(deployment: models.Deployment) -> str:
 @api.get("/environments", response={200: EnvironmentList, **errors()}, summary="List environments")
 def list_environments(request: HttpRequest) -> HttpResponse:
     """Every environment with its live deployment and the one that is pending or running."""
-    return answer(EnvironmentList(items=[EnvironmentOut.of(row) for row in queries.board(recent=0)]))
+    rows = queries.board(recent=0)
+    states = freezes.states(rows, timezone.now())
+    return answer(EnvironmentList(items=[EnvironmentOut.of(row, states[row.pk]) for row in rows]))
 
 
 @api.get("/environments/{name}", response={200: EnvironmentOut, **errors(404)}, summary="Get an environment")
 def read_environment(request: HttpRequest, name: Path[EnvironmentName]) -> HttpResponse:
-    return answer(EnvironmentOut.of(queries.board(models.Environment.objects.filter(name=name), recent=0)[0]))
+    (row,) = queries.board(models.Environment.objects.filter(name=name), recent=0)
+    return answer(EnvironmentOut.of(row, freezes.states([row], timezone.now())[row.pk]))
 
 
 @api.put("/environments/{name}/lock", response={200: EnvironmentOut, **errors(403, 404)}, summary="Report a lock")

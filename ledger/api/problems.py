@@ -22,6 +22,7 @@ TYPES = {
     "unknown-release": "The release is not registered.",
     "environment-gone": "environments.toml no longer has the environment.",
     "environment-busy": "Another deployment to the environment is pending or running.",
+    "frozen": "The environment is frozen: only rollbacks begin, and hotfixes that break the glass.",
     "not-promotable": "The release has not succeeded where the environment is promoted from, and this is not a hotfix.",
     "not-approved": "The deployment has not been approved, or its approval has ended.",
     "own-request": "Nobody decides about what they have asked for.",

@@ -9,7 +9,7 @@ from django.utils import timezone
 from ninja import Header, Schema
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, StringConstraints
 
-from ledger import environments, models, queries, versions
+from ledger import environments, freezes, models, queries, versions
 from settings import text
 
 MAX_KEY = 2**63 - 1
@@ -318,6 +318,18 @@ class LockOut(Schema):
     since: datetime
 
 
+class FreezeOut(Schema):
+    since: datetime
+    until: Annotated[
+        datetime | None, Field(description="Null if nobody knows: the windows of a weekly freeze have run out.")
+    ]
+    reason: str
+
+    @classmethod
+    def of(cls, found: freezes.Frozen | None) -> "FreezeOut | None":
+        return cls(since=found.since, until=found.until, reason=found.freeze.reason) if found else None
+
+
 class EnvironmentOut(Schema):
     name: str
     order: int
@@ -336,9 +348,13 @@ class EnvironmentOut(Schema):
     in_flight: Annotated[DeploymentOut | None, Field(description="The deployment that is pending or running.")]
     waiting: Annotated[list[DeploymentOut], Field(description="Those that wait for approval, latest first.")]
     lock: Annotated[LockOut | None, Field(description="The deployment lock, while it is held by hand.")]
+    freeze: Annotated[
+        FreezeOut | None, Field(description="While nothing begins but rollbacks and hotfixes that break the glass.")
+    ]
+    next_freeze: Annotated[FreezeOut | None, Field(description="The next one that starts within 24 hours.")]
 
     @classmethod
-    def of(cls, row: models.Environment) -> "EnvironmentOut":
+    def of(cls, row: models.Environment, state: freezes.State) -> "EnvironmentOut":
         fields = ("name", "order", "purpose", "data", "access", "deployment", "colour")
         lock = getattr(row, "lock", None)
         return cls(
@@ -350,6 +366,8 @@ class EnvironmentOut(Schema):
             current=DeploymentOut.of(row.current) if row.current else None,
             in_flight=DeploymentOut.of(row.in_flight) if row.in_flight else None,
             lock=LockOut.from_orm(lock) if lock else None,
+            freeze=FreezeOut.of(state.active),
+            next_freeze=FreezeOut.of(state.upcoming),
         )
 
 

@@ -59,6 +59,19 @@ def format_seconds(seconds: float | None) -> str:
 
 
 @register.filter
+def ahead(then: datetime) -> str:
+    """Formats how far ahead a time is, as in "2 h" or "12 min"."""
+    minutes = max(1, round((then - timezone.now()).total_seconds() / 60))
+    return f"{round(minutes / 60)} h" if minutes >= 90 else f"{minutes} min"
+
+
+@register.filter
+def is_far(then: datetime) -> bool:
+    """Tells whether a time is so far ahead that its weekday does not name it."""
+    return then - timezone.now() > timedelta(days=6)
+
+
+@register.filter
 def deployment_kind(deployment: Deployment) -> str:
     """Formats the strategy and what is special about the deployment, as in "rollback, rolling"."""
     if deployment.kind == Deployment.Kind.ROLLBACK:

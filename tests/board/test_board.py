@@ -304,7 +304,7 @@ def changed(client: Client, url: str, has: dict[str, str]) -> list[str]:
 def test_an_open_board_is_sent_what_has_changed_and_nothing_else(client: Client) -> None:
     deployed("testing", "1.0")
     has = fragments(text_of(client, "/"))
-    parts = ("health", "now", "in-flight", "undecided", "past", "rollback")
+    parts = ("health", "freeze", "now", "in-flight", "undecided", "past", "rollback")
     per_environment = [f"{part}-{name}" for name in names() for part in parts]
     assert list(has) == ["summary", *per_environment, "checks", "checked"]
     assert changed(client, "/", has) == []
@@ -618,7 +618,7 @@ def test_no_page_takes_more_queries_or_more_room_when_there_are_more_rows(client
         rules.finish(running.pk, "succeeded")
     assert costs[0] == costs[1]
     stranger = {name: cost for (name, who), cost in costs[1].items() if who == "stranger"}
-    assert stranger == {"board": 7, "poll": 7, "list": 2, "detail": 3, "insights": 3}
+    assert stranger == {"board": 8, "poll": 8, "list": 2, "detail": 3, "insights": 3}
     assert (
-        costs[1]["board", "member"] == 14
+        costs[1]["board", "member"] == 15
     ), "the account, its permissions, and the rollback target of each where nothing is in flight"

@@ -194,7 +194,7 @@ def test_no_answer_takes_more_queries_when_there_are_more_rows(
     for number in range(count):
         deployed("testing", f"1.{number}", at=START + timedelta(hours=number))
     pipeline.get("environments")  # notes that the token was used
-    for path, statements in (("deployments", 2), ("environments", 6), ("environments/testing/rollback-targets", 3)):
+    for path, statements in (("deployments", 2), ("environments", 7), ("environments/testing/rollback-targets", 3)):
         with django_assert_num_queries(statements):
             assert pipeline.get(path).status_code == 200
 
