@@ -1,6 +1,6 @@
 from django.urls import URLPattern, path
 
-from board import decisions, tokens, views
+from board import decisions, freezes, tokens, views
 
 urlpatterns: list[URLPattern] = [
     path("", views.home, name="home"),
@@ -9,5 +9,7 @@ urlpatterns: list[URLPattern] = [
     path("deployments/<int:key>/decide/", decisions.decide, name="decide"),
     path("tokens/", tokens.page, name="tokens"),
     path("tokens/<int:key>/revoke/", tokens.revoke, name="revoke_token"),
+    path("freezes/", freezes.page, name="freezes"),
+    path("freezes/<int:key>/end/", freezes.end, name="end_freeze"),
     path("insights/", views.insights, name="insights"),
 ]
