@@ -227,6 +227,20 @@ def test_the_audit_log_is_sound(staff: Window) -> None:
     staff.inspect()
 
 
+def test_a_freeze_is_added_and_ended(staff: Window) -> None:
+    staff.go("/freezes/", "Freezes")
+    form = staff.main.get_by_role("region", name="Freeze each week")
+    form.get_by_label("Environment").select_option("testing")
+    form.get_by_label("Reason").fill("Weekend")
+    form.get_by_label("Start time").fill("16:00")
+    form.get_by_label("End time").fill("08:00")
+    staff.press("Freeze each week")
+    staff.page.get_by_text("Freeze added").wait_for()
+    staff.inspect()
+    staff.press("End the freeze Weekend")
+    staff.page.get_by_text("No freezes.").wait_for()
+
+
 def test_the_other_pages_are_sound(staff: Window, window: Window) -> None:
     staff.go("/accounts/password/change/", "Change your password")
     staff.go("/accounts/logout/", "Sign out?")
