@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 LEFT_OUT = {
     "accounts.User_user_permissions": "permissions given in the admin; they say nothing that the roles do not",
     "accounts.ResetLink": "the secret part of a link",
+    "ledger.ApiToken": "what the tokens page shows; it is of use only here",
     "ledger.Approval": "part of the deployment's record, which the board shows; it keeps the name",
     "admin.LogEntry": "what staff changed in the admin; it is about others, and kept with it",
 }

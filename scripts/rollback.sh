@@ -823,7 +823,10 @@ look_up() { # Sets environment and production, by environments.toml if it has th
       elif [[ $line =~ ^production\ *=\ *true ]]; then
         places="$places$name "
       elif [[ $line =~ ^(namespace|context)\ *=\ *[\"\']([A-Za-z0-9._/:@-]*)[\"\'] ]]; then
-        if [[ ${BASH_REMATCH[1]} == namespace ]]; then its_namespace=${BASH_REMATCH[2]}; else its_context=${BASH_REMATCH[2]}; fi
+        case ${BASH_REMATCH[1]} in
+          namespace) its_namespace=${BASH_REMATCH[2]} ;;
+          context) its_context=${BASH_REMATCH[2]} ;;
+        esac
       fi
     done < <(cat "$file" && printf '\n[end]\n')
     if [[ $places == ' ' ]]; then places=" $last "; fi # as ledger/environments.py has it

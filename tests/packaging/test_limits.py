@@ -23,11 +23,16 @@ from pydantic import ValidationError as Malformed
 from pydantic.fields import FieldInfo
 
 from accounts import forms as account_forms
+from accounts import members_forms
 from accounts.models import ResetLink, User
+from accounts.roles import Scope
+from audit import forms as audit_forms
+from audit.models import Entry
 from board import forms as board_forms
+from board import freezes, tokens
 from ledger import rules
 from ledger.api import schemas
-from ledger.models import ApiToken, Deployment, Lock, Release, Step
+from ledger.models import ApiToken, Approval, Deployment, Environment, Freeze, Lock, Release, Step
 from settings import text
 from statuspage import forms as statuspage_forms
 from statuspage.models import IncidentUpdate
@@ -48,10 +53,14 @@ NOT_ENTERED = {
         (f"audit.Entry.{name}" for name in ("action", "actor", "address", "environment", "target")),
         "written by audit.record() alone, which cleans what it is given",
     ),
-    "ledger.Environment.purpose": "rows of a migration, which nobody edits",
-    "ledger.Environment.data": "rows of a migration, which nobody edits",
-    "ledger.Environment.access": "rows of a migration, which nobody edits",
-    "ledger.Environment.deployment": "rows of a migration, which nobody edits",
+    **dict.fromkeys(
+        (f"ledger.Environment.{name}" for name in ("name", "purpose", "data", "access", "deployment")),
+        "rows that follow environments.toml, which is read strictly",
+    ),
+    "ledger.Approval.digest": "that of the deployment, which it is compared with",
+    "ledger.Freeze.zone": "a time zone that exists",
+    "ledger.Freeze.actor": "an account's address, or who ran the command",
+    "ledger.Freeze.ended_by": "an account's address, or who ran the command",
     "statuspage.IncidentUpdate.author": "an account's name or address, by their own rule",
     "ledger.Release.token": "the name of a token, by its own rule",
     "ledger.Deployment.token": "the name of a token, by its own rule",
@@ -97,7 +106,7 @@ def test_no_reason_is_left_for_a_text_that_is_gone() -> None:
 # allauth's forms that write nothing but hashes, and those that it has and we do not use.
 FORMS_OF_OURS = [
     each
-    for module in (account_forms, board_forms, statuspage_forms)
+    for module in (account_forms, members_forms, audit_forms, board_forms, freezes, tokens, statuspage_forms)
     for _, each in inspect.getmembers(module, inspect.isclass)
     if issubclass(each, forms.BaseForm) and each.__module__ == module.__name__
 ]
@@ -109,17 +118,26 @@ GOES_TO: dict[tuple[str, str], tuple[type[models.Model], str]] = {
     ("ResetPasswordForm", "email"): (ResetLink, "address"),
     ("DeploymentFilters", "search"): (Release, "version"),
     ("DeploymentFilters", "actor"): (Deployment, "actor"),
+    ("EntryFilters", "actor"): (Entry, "actor"),
+    ("EntryFilters", "environment"): (Entry, "environment"),
+    ("InvitationForm", "email"): (User, "email"),
+    ("EachWeek", "zone"): (Freeze, "zone"),
+    **{(name, "reason"): (Freeze, "reason") for name in ("FreezeForm", "Once", "EachWeek")},
     ("NewIncident", "message"): (IncidentUpdate, "message"),
     ("NewUpdate", "message"): (IncidentUpdate, "message"),
 }
 
 
 def fields_of(form: Any) -> dict[str, forms.Field]:
-    made = form(user=User()) if issubclass(form, AddEmailForm) else form()
+    given: dict[str, Any] = {"user": User()} if issubclass(form, AddEmailForm) else {}
+    if issubclass(form, freezes.FreezeForm | tokens.TokenForm):
+        given["allowed"] = Scope(None)
+    made = form(**given)
     found: dict[str, forms.Field] = made.fields
     return found
 
 
+@pytest.mark.django_db
 @pytest.mark.parametrize("form", FORMS_OF_OURS, ids=lambda form: form.__name__)
 def test_every_text_of_a_form_has_the_rule_and_the_limit_of_its_row(form: type[forms.BaseForm]) -> None:
     for name, field in fields_of(form).items():
@@ -171,9 +189,12 @@ ROWS: dict[type[Schema], type[models.Model]] = {
     schemas.NewLock: Lock,
     schemas.StepReport: Step,
     schemas.DeploymentQuery: Deployment,
+    schemas.Decision: Approval,
 }
 ELSEWHERE = {
+    (schemas.NewDeployment, "environment"): (Environment, "name"),
     (schemas.NewDeployment, "release"): (Release, "version"),
+    (schemas.DeploymentQuery, "environment"): (Environment, "name"),
     (schemas.DeploymentQuery, "search"): (Release, "version"),
     (schemas.DeploymentQuery, "cursor"): None,  # read, and never stored
     (schemas.Ending, "result"): None,  # one of the model's own states

@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.django_db]  # whose database has the
 
 TOKEN = "bst1_of-a-pipeline-that-registers-releases"
 TOKENS = """
-insert into ledger_apitoken (name, digest, may_register, may_take_over, created) values ('load', %s, true, false, now())
+insert into ledger_apitoken (name, digest, may_register, may_take_over, may_request, may_record, created, last_address)
+values ('load', %s, true, false, true, true, now(), '')
 """
 CLIENTS = 8
 RATE = 30.0  # requests a second of each client, if the machine gives as many
