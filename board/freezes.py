@@ -94,7 +94,11 @@ class EachWeek(FreezeForm):
     end_day = forms.TypedChoiceField(label="End day", choices=Freeze.Day.choices, coerce=int, initial=0)
     end_time = forms.TimeField(label="End time", widget=TimeOfDay())
     zone = forms.CharField(
-        label="Time zone", max_length=64, initial=settings.TIME_ZONE, help_text="As in Europe/Berlin."
+        label="Time zone",
+        max_length=64,
+        initial=settings.TIME_ZONE,
+        validators=[text.one_line],
+        help_text="As in Europe/Berlin.",
     )
 
     @property
