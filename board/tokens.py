@@ -33,9 +33,9 @@ class TokenForm(forms.ModelForm):  # type: ignore[type-arg]
         model = ApiToken
         fields = ("name", "environments", "may_request", "may_record", "may_register")
         labels = {
-            "may_request": "May request deployments",
-            "may_record": "May report what becomes of its own deployments",
-            "may_register": "May register releases",
+            "may_request": "Request deployments",
+            "may_record": "Report the progress of its own deployments",
+            "may_register": "Register releases",
         }
         help_texts = {"name": "The pipeline that uses it. A name is never given twice.", "environments": ""}
         widgets = {"environments": forms.CheckboxSelectMultiple}
@@ -49,6 +49,11 @@ class TokenForm(forms.ModelForm):  # type: ignore[type-arg]
             field.queryset = field.queryset.filter(name__in=allowed.names)
             del self.fields["may_register"]  # releases are for every environment
         field.required = True
+
+    @property
+    def abilities(self) -> list[forms.BoundField]:
+        """What the token may do, shown as one group."""
+        return [self[name] for name in self.fields if name.startswith("may_")]
 
 
 def may_make(request: HttpRequest) -> Scope:
