@@ -21,8 +21,8 @@ def label(entry: Entry) -> str:
 
 
 def details(entry: Entry) -> str:
-    """Returns the details on one line."""
-    return ", ".join(f"{name}: {value}" for name, value in entry.details.items())
+    """Returns the details that are not empty, on one line."""
+    return ", ".join(f"{name}: {value}" for name, value in entry.details.items() if value)
 
 
 def row(entry: Entry) -> list[str]:

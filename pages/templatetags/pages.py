@@ -4,10 +4,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django import template
+from django.contrib.auth.models import AnonymousUser
 from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from accounts.models import User
+from accounts.roles import environments_with
 from ledger import humanize
 from ledger.models import Deployment
 from pages import fragments
@@ -31,6 +34,12 @@ STATUS_STYLES = {
     "unreachable": ("warn", "warn", ""),
     "unknown": ("idle", "idle", "not monitored"),
 }
+
+
+@register.filter
+def may_somewhere(user: User | AnonymousUser, permission: str) -> bool:
+    """Returns whether the visitor has the permission, everywhere or in some environment. Raises django.db.Error."""
+    return environments_with(user, permission) != frozenset()
 
 
 @register.filter

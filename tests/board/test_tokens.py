@@ -97,3 +97,17 @@ def test_tokens_of_others_are_for_maintainers() -> None:
     assert eve.post(f"/tokens/{key}/revoke/").status_code == eve.post("/tokens/999999/revoke/").status_code == 404
     assert create(token) == 201
     assert root.post(f"/tokens/{key}/revoke/").status_code == 302 and create(token) == 401
+
+
+@pytest.mark.parametrize(
+    ("role", "elsewhere", "shown"), [("viewer", "deployer", True), ("viewer", "", False), ("", "deployer", False)]
+)
+def test_the_menu_links_to_it_for_who_may_make_tokens_in_some_environment(
+    role: str, elsewhere: str, shown: bool
+) -> None:
+    ada = member(role or None)
+    if elsewhere:
+        roles.assign(ada, Role(elsewhere), "testing")
+    client = client_of(ada)
+    assert ('href="/tokens/"' in client.get("/").content.decode()) == shown
+    assert (client.get("/tokens/").status_code == 200) == shown
