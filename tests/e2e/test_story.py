@@ -124,6 +124,7 @@ def test_up_brings_two_colours_back_to_one(own: Stack) -> None:
     assert live(own).startswith(second) and live(own) in run(own, "deployments").splitlines()[1]
 
 
+@pytest.mark.full
 def test_after_a_stop_the_stack_comes_back_and_what_it_runs_is_recorded(own: Stack) -> None:
     third = commit(own, "A third")
     run(own, "deploy", "--watch", "3")  # the version is left to git

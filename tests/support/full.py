@@ -2,12 +2,16 @@
 
 import pytest
 
+chosen = False  # whether --full was given
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run in full length what is long by nature, as each night")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    global chosen
+    chosen = config.getoption("--full")
     config.addinivalue_line("markers", "full: repeats, at length, what a shorter test shows; runs with --full only")
 
 
