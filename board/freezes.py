@@ -1,4 +1,4 @@
-"""The page of the freezes: everybody with a role sees them, maintainers add and end them."""
+"""The page of the freezes: who has a role sees those of where it is held, and maintainers add and end them."""
 
 from typing import Any
 
@@ -122,8 +122,8 @@ def ends(row: Freeze, allowed: Scope) -> bool:
 @login_required
 def page(request: HttpRequest) -> HttpResponse:
     """Lists the freezes; a POST adds one. 422 if the form is invalid."""
-    allowed = may_change(request)
-    if not (scope(request.user, "ledger.view_people") or allowed) or request.method == "POST" and not allowed:
+    allowed, seen = may_change(request), scope(request.user, "ledger.view_people")
+    if not (seen or allowed) or request.method == "POST" and not allowed:
         raise PermissionDenied
     shown: list[FreezeForm] = []
     status = 200
@@ -137,7 +137,11 @@ def page(request: HttpRequest) -> HttpResponse:
             status = 422
         shown.append(form)
     now = timezone.now()
-    rows = [{"freeze": row, "ends": ends(row, allowed)} for row in freezes.standing(now).select_related("environment")]
+    rows = [
+        {"freeze": row, "ends": ends(row, allowed)}
+        for row in freezes.standing(now).select_related("environment")
+        if row.environment is None or row.environment.name in seen
+    ]
     bound = next((form for form in shown if form.is_bound), None)
     return render(request, "board/freezes.html", {"forms": shown, "rows": rows, "form": bound}, status=status)
 
