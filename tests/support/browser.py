@@ -80,7 +80,7 @@ class Window:
         self.inspect()
 
     def inspect(self) -> None:
-        """Asserts that axe finds nothing, narrow in light and wide in dark colours, and that nothing scrolls sideways."""
+        """Asserts that axe finds nothing, narrow and light, wide and dark, and that nothing scrolls sideways."""
         self.page.evaluate(AXE)
         for width, scheme, rules in LOOKS if full.chosen else LOOKS[::2]:
             self.page.set_viewport_size({"width": width, "height": 800})
