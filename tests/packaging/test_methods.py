@@ -38,3 +38,16 @@ def test_no_address_takes_a_method_that_it_is_not_for() -> None:
                 if answer.status_code not in (404, 405) or answer.status_code == 405 and method in answer["Allow"]:
                     taken.append(f"{method} {address}: {answer.status_code}")
     assert not taken, "\n".join(taken)
+
+
+# The API asks for a token of its own; probes and metrics take no form at all.
+WITHOUT_A_FORM = ("/api/", "/health/", "/metrics")
+
+
+def test_no_address_takes_a_form_without_its_csrf_token() -> None:
+    root = Client(enforce_csrf_checks=True)
+    root.force_login(User.objects.create_superuser("root@example.com", "x"))
+    found = sorted(set(addresses(get_resolver().url_patterns)))
+    assert {"/tokens/", "/freezes/", "/members/invite/", "/accounts/login/"} <= set(found)
+    taken = {each: root.post(each).status_code for each in found if not each.startswith(WITHOUT_A_FORM)}
+    assert {each: code for each, code in taken.items() if code not in (403, 404)} == {}
