@@ -50,8 +50,8 @@ def signed_out(request: HttpRequest, user: User | None, **_: Any) -> None:
 
 
 def sign_in_failed(credentials: Mapping[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
-    """Records which account somebody failed to enter. What is no account's address may be a password that was typed
-    into the wrong field, so only a digest of it is kept, by which attempts with the same word can be told.
+    """Records a failed sign-in and its account. Text that is no account's address may be a password typed into the
+    wrong field, so only a digest of it is kept: enough to recognize repeated attempts.
     """
     word = str(credentials.get("email") or credentials.get("username") or "").strip().lower()
     account = addresses.owners(word).first() if word else None

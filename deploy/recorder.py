@@ -56,8 +56,8 @@ class Recorder:
     # Before anything is changed
 
     def check_promotion(self) -> str:
-        """Checks the promotion rule, and that there is no freeze. Returns a note. Raises DeployRefused in a freeze, if
-        the release has not succeeded where it must first, or if the ledger is unavailable and cannot say so.
+        """Checks the promotion rule and the freezes. Returns a note. Raises DeployRefused if the environment is frozen,
+        the release has not succeeded where it must first, or the ledger is unavailable and cannot tell.
         """
         request = self.request
         try:

@@ -134,7 +134,7 @@ def names() -> tuple[str, ...]:
 
 
 def config_of(name: str) -> EnvironmentConfig:
-    """Returns the environment's section; the defaults if the file has none, as for a row that is no longer in it."""
+    """Returns the environment's section, or the defaults if the file has none, as after it was removed."""
     return environment_configs().get(name) or EnvironmentConfig(name)
 
 

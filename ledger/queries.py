@@ -73,7 +73,7 @@ def add_undecided(rows: list[Environment]) -> None:
 
 
 def unreviewed() -> Q:
-    """Returns the condition for deployments that went without approval, and that nobody has reviewed yet."""
+    """Returns the condition for deployments that broke the glass and have not been reviewed yet."""
     reviews = Approval.objects.filter(deployment=OuterRef("pk"), verdict=Approval.Verdict.REVIEWED)
     return Q(~Exists(reviews), break_glass=True)
 

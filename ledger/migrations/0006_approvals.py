@@ -1,8 +1,8 @@
 """The approvals, and the triggers that let no deployment run without those that its environment requires.
 
-ledger_approval            a deployment to an environment with approvals waits, and runs only once as many different people
-                           have approved that digest, not too long ago, nobody has rejected it, and nothing else went live
-                           there meanwhile; rollbacks, and hotfixes that break the glass, do not wait
+ledger_approval            a deployment to an environment with approvals waits. It runs once enough people have approved its
+                           digest, if no approval has expired, nobody has rejected it and nothing else has gone live there
+                           since. Rollbacks, and hotfixes that break the glass, do not wait
 ledger_own_approval        nobody decides about what they have asked for
 ledger_decision            only a waiting deployment is approved or rejected, with its digest; only one that broke the glass
                            is reviewed; decisions never change, except that the account of one may be deleted

@@ -2,8 +2,7 @@
 
 ledger_frozen              a deployment does not begin while its environment is frozen, unless it is a rollback,
                            or a hotfix that breaks the glass
-ledger_freeze_lapsed       nor if a weekly freeze has no window that ends after now: then nobody has made them, and it
-                           would end without anybody's decision
+ledger_freeze_lapsed       nor while a weekly freeze has no window left, as it would otherwise end unnoticed
 ledger_freeze_fixed        a freeze never changes, but for its early end, once; it and its windows are never deleted
 
 The time is the database's, whatever the row claims. On PostgreSQL, whoever adds a freeze holds an advisory lock that those

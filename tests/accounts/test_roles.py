@@ -184,7 +184,7 @@ def test_the_command_grants_revokes_and_lists() -> None:
     assert run("grant", user.email.upper(), "maintainer") == f"{user.email.upper()} is maintainer everywhere.\n"
     run("grant", user.email, "deployer", "--environment", "staging")
     assert run("list") == f"{user.email}: maintainer everywhere, deployer in staging\n"
-    assert "no longer deployer in staging" in run("revoke", user.email, "--environment", "staging")
+    assert "no longer has the role deployer in staging" in run("revoke", user.email, "--environment", "staging")
     assert roles.held(user) == {"": Role.MAINTAINER}
 
 

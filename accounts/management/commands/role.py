@@ -51,7 +51,7 @@ class Command(DocumentedCommand):
             before = members.set_role(account(email), None, environment)
         if before is None:
             raise CommandError(f"{email} has no role {where(environment)}. List the roles with manage.py role list.")
-        self.stdout.write(f"{email} is no longer {before} {where(environment)}.")
+        self.stdout.write(f"{email} no longer has the role {before} {where(environment)}.")
 
     def list(self, **_: Any) -> None:
         people = roles.with_a_role().order_by("email")
