@@ -1,22 +1,17 @@
 """Two processes decide at once, on PostgreSQL: ten times, a hundred in the full form."""
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.utils import timezone
 
 from ledger import rules
 from ledger.models import Approval, Deployment, Environment
 from tests.support.ledgers import deployed
 from tests.support.people import member
-from tests.support.servers import PATIENCE, ROOT
+from tests.support.processes import Process
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
@@ -49,42 +44,16 @@ for line in sys.stdin:
 """
 
 
-class Other:
-    """Another process with the test's database."""
-
-    def __init__(self) -> None:
-        given = connection.settings_dict
-        url = f"postgres://{given['USER']}:{given['PASSWORD']}@{given['HOST']}:{given['PORT']}/{given['NAME']}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=ROOT, env=os.environ | {"DATABASE_URL": url}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert self.answer() == "ready"
-
-    def ask(self, *words: Any) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(json.dumps(words) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-    def end(self) -> None:
-        self.process.communicate(timeout=PATIENCE)
-
-
 @pytest.fixture
-def two() -> Iterator[tuple[Other, Other]]:
-    pair = Other(), Other()
+def two() -> Iterator[tuple[Process, Process]]:
+    pair = Process(PROGRAM), Process(PROGRAM)
     yield pair
     for each in pair:
         each.end()
 
 
 def test_whoever_is_first_decides_and_nothing_runs_that_was_not_approved(
-    two: tuple[Other, Other], request: pytest.FixtureRequest
+    two: tuple[Process, Process], request: pytest.FixtureRequest
 ) -> None:
     deployed("staging", "1.0", at=timezone.now() - timedelta(hours=3))
     ann, bob = member("approver"), member("approver")

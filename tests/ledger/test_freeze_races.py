@@ -1,8 +1,5 @@
 """A freeze is added while a deployment begins, by two processes on PostgreSQL: 10 times, a hundred in the full form."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,13 +10,14 @@ from django.utils import timezone
 from ledger import freezes, rules
 from ledger.models import Deployment, Freeze
 from tests.support.ledgers import deployed
-from tests.support.servers import PATIENCE, ROOT, eventually
+from tests.support.processes import Process
+from tests.support.servers import eventually
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.slow]
 
 # Each line of the input is what to do; the answer is "done" or the refusal. `begin` writes without the rules.
 PROGRAM = """
-import sys
+import json, sys
 from datetime import timedelta
 import django
 django.setup()
@@ -34,10 +32,10 @@ def freeze():
     freezes.add(None, "Audit", "ann", ends=timezone.now() + timedelta(hours=1))
 
 for line in sys.stdin:
-    act, _, key = line.strip().partition(" ")
+    act, *key = json.loads(line)
     try:
         if act == "begin":
-            Deployment.objects.filter(pk=key).update(status="running", started=timezone.now())
+            Deployment.objects.filter(pk=key[0]).update(status="running", started=timezone.now())
         elif act == "hold":
             with transaction.atomic():
                 freeze()
@@ -53,35 +51,9 @@ for line in sys.stdin:
 """
 
 
-class Other:
-    """Another process with the test's database."""
-
-    def __init__(self) -> None:
-        given = connection.settings_dict
-        url = f"postgres://{given['USER']}:{given['PASSWORD']}@{given['HOST']}:{given['PORT']}/{given['NAME']}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM],
-            cwd=ROOT, env=os.environ | {"DATABASE_URL": url}, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
-        assert self.answer() == "ready"
-
-    def ask(self, words: str) -> None:
-        assert self.process.stdin
-        self.process.stdin.write(f"{words}\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-    def end(self) -> None:
-        self.process.communicate(timeout=PATIENCE)
-
-
 @pytest.fixture
-def two() -> Iterator[tuple[Other, Other]]:
-    pair = Other(), Other()
+def two() -> Iterator[tuple[Process, Process]]:
+    pair = Process(PROGRAM), Process(PROGRAM)
     yield pair
     for each in pair:
         each.end()
@@ -100,14 +72,14 @@ def advisory_waits() -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def test_what_begins_has_begun_before_the_freeze(two: tuple[Other, Other], request: pytest.FixtureRequest) -> None:
+def test_what_begins_has_begun_before_the_freeze(two: tuple[Process, Process], request: pytest.FixtureRequest) -> None:
     deployed("development", "1.0")
     freezing, beginning = two
     seen: set[str] = set()
     for turn in range(100 if request.config.getoption("full") else 10):
         row = pending()
-        for process, words in ((freezing, "freeze"), (beginning, f"begin {row.pk}"))[:: -1 if turn % 2 else 1]:
-            process.ask(words)
+        for process, words in ((freezing, ("freeze",)), (beginning, ("begin", row.pk)))[:: -1 if turn % 2 else 1]:
+            process.ask(*words)
         said: tuple[Any, Any] = freezing.answer(), beginning.answer()
         row.refresh_from_db()
         starts = Freeze.objects.get(ended_early=None).starts
@@ -120,13 +92,13 @@ def test_what_begins_has_begun_before_the_freeze(two: tuple[Other, Other], reque
     assert seen
 
 
-def test_a_freeze_that_is_not_committed_yet_is_waited_for(two: tuple[Other, Other]) -> None:
+def test_a_freeze_that_is_not_committed_yet_is_waited_for(two: tuple[Process, Process]) -> None:
     deployed("development", "1.0")
     freezing, beginning = two
     row = pending()
     freezing.ask("hold")
     assert freezing.answer() == "held"
-    beginning.ask(f"begin {row.pk}")
+    beginning.ask("begin", row.pk)
     eventually(advisory_waits)
-    freezing.ask("")
+    freezing.ask()
     assert (freezing.answer(), beginning.answer()) == ("done", "ledger_frozen")

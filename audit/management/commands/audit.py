@@ -15,7 +15,7 @@ from rich.text import Text
 from audit import retention, table
 from audit.actions import Action
 from audit.models import Entry
-from health.management import tables
+from health.management import moments, tables
 from health.management.base import DocumentedCommand
 
 EXAMPLES = """\
@@ -115,12 +115,8 @@ def moment(option: str, value: str, now: datetime) -> datetime:
     if age := re.fullmatch(r"([0-9]{1,4})([mhdw])", value):
         return now - timedelta(**{UNITS[age[2]]: int(age[1])})
     try:
-        found = datetime.fromisoformat(value)
-        found = found if found.tzinfo else found.replace(tzinfo=UTC)
-        if not 2000 <= found.astimezone(UTC).year <= 2100:
-            raise ValueError
-        return found
-    except (ValueError, OverflowError):
+        return moments.moment(value)
+    except ValueError:
         raise CommandError(
             f"{option} {value} is not valid; expected an age such as 12h or 7d, or a time such as 2026-11-29 or "
             "2026-11-29T16:00Z.",

@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime, time, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -11,7 +11,7 @@ from django.utils import timezone
 from rich.text import Text
 
 from audit.operators import holder
-from health.management import tables
+from health.management import moments, tables
 from health.management.base import DocumentedCommand
 from ledger import durations, freezes
 from ledger.environments import names
@@ -126,12 +126,8 @@ class Command(DocumentedCommand):
 def moment(option: str, value: str) -> datetime:
     """Returns the time that `value` names, in UTC unless it says otherwise. Raises CommandError."""
     try:
-        found = datetime.fromisoformat(value)
-        found = found if found.tzinfo else found.replace(tzinfo=UTC)
-        if not 2000 <= found.astimezone(UTC).year <= 2100:
-            raise ValueError
-        return found
-    except (ValueError, OverflowError):
+        return moments.moment(value)
+    except ValueError:
         raise CommandError(
             f"{option} {value} is not valid; expected a time such as 2026-12-23T16:00Z.", returncode=2
         ) from None
